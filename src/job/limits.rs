@@ -1,0 +1,22 @@
+//! Every fixed limit of the system, with its unit in the name and the reason for its value.
+
+/// Identifiers: long enough for a UUID with a prefix, short enough for four of them in a subject.
+pub const TOKEN_LENGTH_MAX: usize = 64;
+/// One request body. Pictures travel as object keys, so only text has to fit.
+pub const REQUEST_BYTES_MAX: usize = 128 * 1024;
+/// A prompt, in Unicode characters. Text encoders read 77 tokens; anything longer is a mistake.
+pub const PROMPT_CHARACTERS_MAX: usize = 2000;
+/// Denoising steps of one image.
+pub const STEPS_MAX: u32 = 100;
+/// Guidance below 1 has no meaning; above 20 it only saturates.
+pub const GUIDANCE_MAX: f32 = 20.0;
+/// Images of one job; each is a unit of scheduling of its own.
+pub const IMAGES_MAX: u32 = 8;
+/// Integers above 2^53 - 1 change silently in JSON readers that hold numbers as doubles.
+pub const SEED_MAX: u64 = (1 << 53) - 1;
+/// Echoed metadata, as compact JSON.
+pub const METADATA_BYTES_MAX: usize = 4096;
+/// Real failures after which a job is dead-lettered.
+pub const FAILURES_MAX: u32 = 3;
+/// The grid of widths and heights when the model demands no coarser one.
+pub const SIZE_MULTIPLE: u32 = 8;

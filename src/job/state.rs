@@ -1,0 +1,249 @@
+//! The life of a job as one total transition function, used live and when a record is read back.
+//!
+//! | from \ step | claim | give back | retry | complete | fail | cancel |
+//! |---|---|---|---|---|---|---|
+//! | pending | processing | – | – | – | failed | cancelled |
+//! | processing | processing (taken over) | pending | pending, one failure more | completed | failed | cancelled |
+//! | completed, failed, cancelled | – | – | – | – | – | – |
+//!
+//! It does not know who may take a step: that is the fence, the revision of the record in the bucket.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::id::{InvalidToken, WorkerId};
+
+/// Where a job stands, in the words that users read everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    /// Accepted; no worker has it.
+    Pending,
+    /// A worker has it.
+    Processing,
+    /// Its images are stored.
+    Completed,
+    /// It will never have images; the error says why.
+    Failed,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+impl Status {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing will change any more.
+    pub fn is_terminal(self) -> bool {
+        match self {
+            Self::Completed | Self::Failed | Self::Cancelled => true,
+            Self::Pending | Self::Processing => false,
+        }
+    }
+}
+
+/// A job's state, with what must survive the process that holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobState {
+    /// Where it stands.
+    pub status: Status,
+    /// The worker that holds it; only while processing.
+    pub worker: Option<WorkerId>,
+    /// Times a worker claimed it.
+    pub attempts: u32,
+    /// Attempts that ended in a failure of the world; crashes and hand-overs are not failures.
+    pub failures: u32,
+}
+
+/// What can happen to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobStep {
+    /// A worker takes it, from the queue or from a worker whose lease has run out.
+    Claim {
+        /// The new holder.
+        worker: WorkerId,
+    },
+    /// The holder hands it back unharmed.
+    GiveBack,
+    /// The holder hands it back after a failure of the world.
+    Retry,
+    /// Its images are stored.
+    Complete,
+    /// It can never complete.
+    Fail,
+    /// Somebody wants it stopped.
+    Cancel,
+}
+
+/// A step that the state does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a job that is {} cannot {step}", status.as_str())]
+pub struct IllegalStep {
+    /// Where the job stands.
+    pub status: Status,
+    /// What was asked of it.
+    pub step: JobStep,
+}
+
+impl fmt::Display for JobStep {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claim { worker } => write!(formatter, "be claimed by {worker}"),
+            Self::GiveBack => formatter.write_str("be given back"),
+            Self::Retry => formatter.write_str("be retried"),
+            Self::Complete => formatter.write_str("complete"),
+            Self::Fail => formatter.write_str("fail"),
+            Self::Cancel => formatter.write_str("be cancelled"),
+        }
+    }
+}
+
+impl JobState {
+    /// The state of a job that nobody has claimed yet.
+    pub fn accepted() -> Self {
+        Self { status: Status::Pending, worker: None, attempts: 0, failures: 0 }
+    }
+
+    /// The state after `step`.
+    ///
+    /// # Errors
+    /// [`IllegalStep`] when the table above has no entry.
+    pub fn next(&self, step: JobStep) -> Result<Self, IllegalStep> {
+        let ended = |status| Self { status, worker: None, ..self.clone() };
+        match (self.status, step) {
+            (Status::Pending | Status::Processing, JobStep::Claim { worker }) => Ok(Self {
+                status: Status::Processing,
+                worker: Some(worker),
+                attempts: self.attempts.saturating_add(1),
+                failures: self.failures,
+            }),
+            (Status::Processing, JobStep::GiveBack) => Ok(ended(Status::Pending)),
+            (Status::Processing, JobStep::Retry) => {
+                Ok(Self { failures: self.failures.saturating_add(1), ..ended(Status::Pending) })
+            }
+            (Status::Processing, JobStep::Complete) => Ok(ended(Status::Completed)),
+            (Status::Pending | Status::Processing, JobStep::Fail) => Ok(ended(Status::Failed)),
+            (Status::Pending | Status::Processing, JobStep::Cancel) => Ok(ended(Status::Cancelled)),
+            (Status::Pending, step @ (JobStep::GiveBack | JobStep::Retry | JobStep::Complete))
+            | (Status::Completed | Status::Failed | Status::Cancelled, step) => {
+                Err(IllegalStep { status: self.status, step })
+            }
+        }
+    }
+}
+
+macro_rules! word {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+
+        impl $name {
+            /// Every value, most urgent first.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidToken;
+
+            fn from_str(text: &str) -> Result<Self, InvalidToken> {
+                match text { $($text => Ok(Self::$variant),)+ _ => Err(InvalidToken) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+word! {
+    /// How urgent a request is.
+    Priority {
+        /// Before everything else.
+        High = "high",
+        /// The usual.
+        Normal = "normal",
+        /// When nothing else waits.
+        Low = "low",
+    }
+}
+
+word! {
+    /// Which machines may run a request.
+    Pool {
+        /// Any, spot machines included.
+        Any = "any",
+        /// Only machines that are not taken away.
+        OnDemand = "ondemand",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker() -> WorkerId {
+        "w1".parse().unwrap()
+    }
+
+    fn state(status: Status) -> JobState {
+        let worker = (status == Status::Processing).then(worker);
+        JobState { status, worker, attempts: 2, failures: 1 }
+    }
+
+    #[test]
+    fn the_table_is_the_function() {
+        use Status::{Cancelled, Completed, Failed, Pending, Processing};
+        let steps = [
+            JobStep::Claim { worker: worker() },
+            JobStep::GiveBack,
+            JobStep::Retry,
+            JobStep::Complete,
+            JobStep::Fail,
+            JobStep::Cancel,
+        ];
+        let table = [
+            (Pending, [Some(Processing), None, None, None, Some(Failed), Some(Cancelled)]),
+            (
+                Processing,
+                [Some(Processing), Some(Pending), Some(Pending), Some(Completed), Some(Failed), Some(Cancelled)],
+            ),
+            (Completed, [None; 6]),
+            (Failed, [None; 6]),
+            (Cancelled, [None; 6]),
+        ];
+        for (from, row) in table {
+            for (step, expected) in steps.iter().zip(row) {
+                let next = state(from).next(step.clone());
+                assert_eq!(next.as_ref().ok().map(|state| state.status), expected, "{from:?} {step:?}");
+                if let Ok(next) = next {
+                    assert_eq!(next.worker.is_some(), next.status == Processing, "{from:?} {step:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_retry_counts_as_a_failure_and_only_a_claim_as_an_attempt() {
+        let processing = state(Status::Processing);
+        assert_eq!(processing.next(JobStep::Retry).unwrap().failures, 2);
+        assert_eq!(processing.next(JobStep::GiveBack).unwrap().failures, 1);
+        assert_eq!(processing.next(JobStep::Claim { worker: worker() }).unwrap().attempts, 3);
+        assert_eq!(processing.next(JobStep::Complete).unwrap().attempts, 2);
+    }
+}

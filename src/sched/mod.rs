@@ -1,0 +1,27 @@
+//! The scheduler is a value: time and facts go in, effects come out.
+//!
+//! The contract with the loop that drives it:
+//!
+//! 1. [`Scheduler::handle`] takes the time and one [`Input`].
+//! 2. [`Scheduler::poll_effect`] is drained to `None` before the next `handle`.
+//! 3. `handle` with [`Input::Tick`] follows no later than [`Scheduler::next_deadline`]; spurious ticks are harmless.
+//! 4. When [`Scheduler::exit`] answers, the loop ends.
+//!
+//! It knows neither NATS nor candle, reads no clock, draws no randomness and is not async: the same value runs under
+//! tokio in production and in a seeded world in `tests/sim`.
+
+mod batch;
+mod lease;
+mod message;
+mod pulls;
+mod retry;
+mod scheduler;
+mod time;
+
+pub use batch::BatchKey;
+pub use message::{
+    Acted, Action, Claim, Effect, EngineReport, EngineWork, Input, Lane, Offer, PullOutcome, RowKey, Ticket,
+    Transition, Verdict,
+};
+pub use scheduler::{Config, Exit, Scheduler};
+pub use time::Mono;

@@ -1,0 +1,113 @@
+//! How many messages to ask each consumer for.
+//!
+//! Every consumer has a pull for one message open while there is a free row, so that nothing waits for a poll. Only a
+//! consumer that filled its last pull is asked for as many as rows are free. So a worker holds at most one message per
+//! consumer more than it has rows for.
+
+use super::retry::FAILED_PULL;
+use super::time::Mono;
+
+#[derive(Clone, Debug, Default)]
+struct LaneState {
+    outstanding: u32,
+    filled_last: bool,
+    not_before: Mono,
+}
+
+/// The pulls of all consumers, in the order of their urgency.
+#[derive(Clone, Debug)]
+pub(super) struct Pulls {
+    lanes: Vec<LaneState>,
+}
+
+impl Pulls {
+    pub(super) fn new(lanes: usize) -> Self {
+        Self { lanes: vec![LaneState::default(); lanes] }
+    }
+
+    /// A message came.
+    pub(super) fn delivered(&mut self, lane: usize) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.outstanding = lane.outstanding.saturating_sub(1);
+            lane.filled_last = lane.outstanding == 0;
+        }
+    }
+
+    /// The pull ended without being filled.
+    pub(super) fn expired(&mut self, lane: usize) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            *lane = LaneState::default();
+        }
+    }
+
+    /// The pull did not work.
+    pub(super) fn failed(&mut self, lane: usize, now: Mono) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            *lane = LaneState { not_before: now.after(FAILED_PULL), ..LaneState::default() };
+        }
+    }
+
+    /// What to ask for when `free` rows have no message yet: pairs of consumer and number.
+    pub(super) fn plan(&mut self, now: Mono, free: u32) -> Vec<(usize, u32)> {
+        let asked: u32 = self.lanes.iter().filter(|lane| lane.filled_last).map(|lane| lane.outstanding).sum();
+        let mut left = free.saturating_sub(asked);
+        let mut plan = Vec::new();
+        if left == 0 {
+            return plan;
+        }
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            if lane.outstanding > 0 || lane.not_before > now {
+                continue;
+            }
+            let max = if lane.filled_last { left.max(1) } else { 1 };
+            if lane.filled_last {
+                left = left.saturating_sub(max);
+            }
+            lane.outstanding = max;
+            plan.push((index, max));
+        }
+        plan
+    }
+
+    /// When a consumer may be asked again that may not now.
+    pub(super) fn next_deadline(&self, now: Mono) -> Option<Mono> {
+        self.lanes.iter().map(|lane| lane.not_before).filter(|not_before| *not_before > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Mono = Mono::ZERO;
+
+    #[test]
+    fn an_idle_worker_asks_each_consumer_for_one() {
+        let mut pulls = Pulls::new(3);
+        assert_eq!(pulls.plan(NOW, 8), [(0, 1), (1, 1), (2, 1)]);
+        assert_eq!(pulls.plan(NOW, 8), []);
+    }
+
+    #[test]
+    fn a_consumer_that_delivers_is_asked_for_all_free_rows() {
+        let mut pulls = Pulls::new(3);
+        pulls.plan(NOW, 8);
+        pulls.delivered(1);
+        assert_eq!(pulls.plan(NOW, 7), [(1, 7)]);
+        pulls.delivered(1);
+        assert_eq!(pulls.plan(NOW, 6), []);
+        pulls.expired(1);
+        assert_eq!(pulls.plan(NOW, 6), [(1, 1)]);
+    }
+
+    #[test]
+    fn a_full_worker_asks_nobody_and_a_refusing_consumer_is_left_alone_for_a_while() {
+        let mut pulls = Pulls::new(1);
+        assert_eq!(pulls.plan(NOW, 0), []);
+        pulls.plan(NOW, 1);
+        pulls.failed(0, NOW);
+        assert_eq!(pulls.plan(NOW, 1), []);
+        let later = pulls.next_deadline(NOW).unwrap();
+        assert_eq!(pulls.plan(later, 1), [(0, 1)]);
+    }
+}

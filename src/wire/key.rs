@@ -1,0 +1,8 @@
+//! Where the images of a job are stored. The same job always gets the same keys, so a repeated upload changes nothing.
+
+use crate::job::{JobId, OutputFormat, Tenant};
+
+/// `<tenant>/<job>/<index>.<extension>`.
+pub fn image(tenant: &Tenant, job: &JobId, index: u32, format: OutputFormat) -> String {
+    format!("{tenant}/{job}/{index}.{}", format.extension())
+}

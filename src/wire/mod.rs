@@ -1,0 +1,14 @@
+//! The bus protocol: subjects, headers, requests, events, records and object keys.
+//!
+//! The only place that knows how anything of ours looks outside the process: every (de)serialisation of a message and
+//! every subject literal is here. It does no I/O; times come in as milliseconds since the Unix epoch.
+
+pub mod event;
+pub mod header;
+pub mod key;
+pub mod manifest;
+pub mod record;
+pub mod request;
+pub mod schema;
+pub mod subject;
+pub mod time;

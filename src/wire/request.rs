@@ -1,0 +1,304 @@
+//! Requests: JSON bodies, read with every violation reported at once.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
+use crate::job::{Draft, JobId, JobSpec, ModelManifest, OutputFormat, Priority, SamplerKind, Tenant, Violation};
+
+/// The body of a request. Only `prompt` is required; the model's defaults fill the rest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Darkroom request")]
+pub struct RequestDocument {
+    /// The job's id; the same as the header `Nats-Msg-Id` when both are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_-]{1,64}$"))]
+    pub id: Option<String>,
+    /// What to draw.
+    #[schemars(length(min = 1, max = 2000))]
+    pub prompt: String,
+    /// What to avoid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2000))]
+    pub negative_prompt: Option<String>,
+    /// Denoising steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub num_inference_steps: Option<u32>,
+    /// Classifier-free guidance; 1 is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 20.0))]
+    pub guidance_scale: Option<f32>,
+    /// Pixels; a multiple of 8 (or coarser) within the model's limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("multipleOf" = 8))]
+    pub width: Option<u32>,
+    /// Pixels; a multiple of 8 (or coarser) within the model's limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("multipleOf" = 8))]
+    pub height: Option<u32>,
+    /// Decides the noise of image 0; image n has seed + n. Derived from the job's id when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 9_007_199_254_740_983_u64))]
+    pub seed: Option<u64>,
+    /// Images of this job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 8))]
+    pub num_images: Option<u32>,
+    /// The sampler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "lcm"]))]
+    pub scheduler: Option<String>,
+    /// How the images are stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["png", "jpeg", "webp"]))]
+    pub output_format: Option<String>,
+    /// How urgent it is; the same as in the subject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["high", "normal", "low"]))]
+    pub priority: Option<String>,
+    /// A small picture with the progress of every n-th step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub previews: Option<u32>,
+    /// Anything that fits in 4096 bytes of JSON; comes back with every durable event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, Value>>,
+}
+
+/// What decides how a body is read, besides the body.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The model's limits and defaults.
+    pub manifest: &'a ModelManifest,
+    /// The tenant of the subject.
+    pub tenant: &'a Tenant,
+    /// The priority of the subject.
+    pub priority: Priority,
+    /// The header `Nats-Msg-Id`, unchecked.
+    pub message_id: Option<&'a str>,
+    /// The sequence of the message in the request stream; names jobs that name none.
+    pub stream_sequence: u64,
+}
+
+/// A request that can be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Its id.
+    pub job: JobId,
+    /// What to do.
+    pub spec: JobSpec,
+    /// Echoed with events.
+    pub metadata: Option<Map<String, Value>>,
+    /// SHA-256 of the canonical body, in hexadecimal digits: tells a repeated request from another one.
+    pub digest: String,
+}
+
+/// A request that cannot be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// Its id: the one it names if that is an id, else the one of its stream sequence.
+    pub job: JobId,
+    /// Every broken rule, at least one.
+    pub violations: Vec<Violation>,
+    /// SHA-256 of the body as it came.
+    pub digest: String,
+}
+
+/// Reads one request.
+///
+/// # Errors
+/// [`Refusal`] with every broken rule, for any bytes whatever.
+pub fn parse(body: &[u8], context: &Context<'_>) -> Result<Request, Refusal> {
+    let mut violations = Vec::new();
+    let mut fields = body_fields(body, &mut violations);
+
+    let id_in_body = take_text(&mut fields, "id", &mut violations);
+    let job = job_id(context, id_in_body.as_deref(), &mut violations);
+    let draft = Draft {
+        prompt: take_text(&mut fields, "prompt", &mut violations),
+        negative_prompt: take_text(&mut fields, "negative_prompt", &mut violations),
+        width: take_u32(&mut fields, "width", &mut violations),
+        height: take_u32(&mut fields, "height", &mut violations),
+        num_inference_steps: take_u32(&mut fields, "num_inference_steps", &mut violations),
+        guidance_scale: take(&mut fields, "guidance_scale", "a number", &mut violations, |value| {
+            #[expect(clippy::cast_possible_truncation, reason = "out of range becomes infinite, which is refused")]
+            value.as_f64().map(|number| number as f32)
+        }),
+        seed: take(&mut fields, "seed", "a whole number", &mut violations, Value::as_u64),
+        num_images: take_u32(&mut fields, "num_images", &mut violations),
+        scheduler: take_name(&mut fields, "scheduler", SamplerKind::ALL, SamplerKind::as_str, &mut violations),
+        output_format: take_name(
+            &mut fields,
+            "output_format",
+            OutputFormat::ALL,
+            OutputFormat::as_str,
+            &mut violations,
+        ),
+        previews: take_u32(&mut fields, "previews", &mut violations),
+    };
+    let priority = take_name(&mut fields, "priority", Priority::ALL, Priority::as_str, &mut violations);
+    if let Some(priority) = priority.filter(|priority| *priority != context.priority) {
+        violations.push(Violation::new("priority", priority, format!("{} as in the subject", context.priority)));
+    }
+    let metadata = take(&mut fields, "metadata", "an object", &mut violations, |value| value.as_object().cloned());
+    if let Some(metadata) = &metadata {
+        let bytes = serde_json::to_vec(metadata).map_or(usize::MAX, |json| json.len());
+        if bytes > METADATA_BYTES_MAX {
+            let allowed = format!("up to {METADATA_BYTES_MAX} bytes of JSON");
+            violations.push(Violation::new("metadata", format!("{bytes} bytes"), allowed));
+        }
+    }
+    for (field, value) in &fields {
+        violations.push(Violation::new(field_name(field), value, "no such field"));
+    }
+
+    // A prompt of the wrong type, and a body without fields, are reported already: no second violation for them.
+    let mut check = draft.clone();
+    if check.prompt.is_none() && violations.iter().any(|found| found.field == "prompt" || found.field == "body") {
+        check.prompt = Some("-".to_owned());
+    }
+    let spec = JobSpec::check(&check, context.manifest, seed_of(context.tenant, &job), &mut violations);
+    match spec {
+        Some(spec) if violations.is_empty() => Ok(Request { job, spec, metadata, digest: canonical_digest(body) }),
+        _ => Err(Refusal { job, violations, digest: canonical_digest(body) }),
+    }
+}
+
+/// SHA-256 of the body with its keys in order, or of the bytes when they are not JSON.
+pub fn canonical_digest(body: &[u8]) -> String {
+    let canonical = serde_json::from_slice::<BTreeMap<String, Value>>(body)
+        .ok()
+        .and_then(|fields| serde_json::to_vec(&fields).ok())
+        .unwrap_or_else(|| body.to_vec());
+    hexadecimal(&Sha256::digest(&canonical))
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+        }
+        text
+    })
+}
+
+/// The seed of a job that names none: the same for every attempt, and small enough to type.
+fn seed_of(tenant: &Tenant, job: &JobId) -> u64 {
+    let hash = Sha256::digest(format!("{tenant}/{job}"));
+    u64::from(u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]))
+}
+
+fn body_fields(body: &[u8], violations: &mut Vec<Violation>) -> Map<String, Value> {
+    if body.len() > REQUEST_BYTES_MAX {
+        let allowed = format!("up to {REQUEST_BYTES_MAX} bytes");
+        violations.push(Violation::new("body", format!("{} bytes", body.len()), allowed));
+        return Map::new();
+    }
+    let text = match std::str::from_utf8(body) {
+        Ok(text) => text,
+        Err(error) => {
+            let value = format!("not UTF-8 at byte {}", error.valid_up_to());
+            violations.push(Violation::new("body", value, "a JSON object in UTF-8"));
+            return Map::new();
+        }
+    };
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(fields)) => fields,
+        Ok(other) => {
+            violations.push(Violation::new("body", kind_of(&other), "a JSON object"));
+            Map::new()
+        }
+        Err(error) => {
+            violations.push(Violation::new("body", format!("not JSON: {error}"), "a JSON object"));
+            Map::new()
+        }
+    }
+}
+
+fn job_id(context: &Context<'_>, in_body: Option<&str>, violations: &mut Vec<Violation>) -> JobId {
+    let mut named = None;
+    for (field, text) in [("Nats-Msg-Id", context.message_id), ("id", in_body)] {
+        let Some(text) = text else { continue };
+        match text.parse::<JobId>() {
+            Ok(job) if named.as_ref().is_some_and(|earlier| *earlier != job) => {
+                violations.push(Violation::new(field, job, "the same id as in the header Nats-Msg-Id"));
+            }
+            Ok(job) => named = Some(job),
+            Err(error) => violations.push(Violation::new(field, text, error.to_string())),
+        }
+    }
+    named.unwrap_or_else(|| JobId::from_stream_sequence(context.stream_sequence))
+}
+
+/// Takes one field: absent and `null` are gaps, anything that `read` cannot use is a violation.
+fn take<T>(
+    fields: &mut Map<String, Value>,
+    name: &str,
+    allowed: &str,
+    violations: &mut Vec<Violation>,
+    read: impl FnOnce(&Value) -> Option<T>,
+) -> Option<T> {
+    let value = fields.remove(name)?;
+    if value.is_null() {
+        return None;
+    }
+    let read = read(&value);
+    if read.is_none() {
+        violations.push(Violation::new(name, shown(&value), allowed));
+    }
+    read
+}
+
+fn take_text(fields: &mut Map<String, Value>, name: &str, violations: &mut Vec<Violation>) -> Option<String> {
+    take(fields, name, "a string", violations, |value| value.as_str().map(str::to_owned))
+}
+
+fn take_u32(fields: &mut Map<String, Value>, name: &str, violations: &mut Vec<Violation>) -> Option<u32> {
+    take(fields, name, "a whole number", violations, |value| value.as_u64().and_then(|number| number.try_into().ok()))
+}
+
+fn take_name<T: Copy>(
+    fields: &mut Map<String, Value>,
+    name: &str,
+    all: &[T],
+    as_str: impl Fn(T) -> &'static str,
+    violations: &mut Vec<Violation>,
+) -> Option<T> {
+    let allowed = all.iter().map(|value| as_str(*value)).collect::<Vec<_>>().join(", ");
+    take(fields, name, &allowed, violations, |value| {
+        let text = value.as_str()?;
+        all.iter().copied().find(|candidate| as_str(*candidate) == text)
+    })
+}
+
+/// A value as a violation shows it: prompts and other long texts never in full.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("\"{text}\""),
+        Value::Number(number) => number.to_string(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => kind_of(value).to_owned(),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A field name that a client made up, shortened.
+fn field_name(name: &str) -> String {
+    name.chars().take(64).collect()
+}

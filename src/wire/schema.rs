@@ -1,0 +1,20 @@
+//! JSON schemas of requests and events, generated from the types; `nats/schema/` holds them and a test compares.
+
+use schemars::schema_for;
+use serde_json::Value;
+
+use super::event::{Accepted, Cancelled, CloudEvent, Completed, Failed, Progress, Started};
+use super::request::RequestDocument;
+
+/// Every schema with the name of its file in `nats/schema/`.
+pub fn all() -> Vec<(&'static str, Value)> {
+    vec![
+        ("request.json", schema_for!(RequestDocument).to_value()),
+        ("event.accepted.json", schema_for!(CloudEvent<Accepted>).to_value()),
+        ("event.started.json", schema_for!(CloudEvent<Started>).to_value()),
+        ("event.progress.json", schema_for!(CloudEvent<Progress>).to_value()),
+        ("event.completed.json", schema_for!(CloudEvent<Completed>).to_value()),
+        ("event.failed.json", schema_for!(CloudEvent<Failed>).to_value()),
+        ("event.cancelled.json", schema_for!(CloudEvent<Cancelled>).to_value()),
+    ]
+}

@@ -1,0 +1,130 @@
+//! Every subject, stream, bucket and consumer name.
+
+use crate::job::{JobId, ModelName, Pool, Priority, Tenant};
+
+/// The stream of requests: a work queue.
+pub const STREAM_REQUESTS: &str = "DARKROOM_REQ";
+/// The stream of durable events.
+pub const STREAM_EVENTS: &str = "DARKROOM_EV";
+/// The stream that keeps the last progress of each job.
+pub const STREAM_PROGRESS: &str = "DARKROOM_PROG";
+/// The stream of dead letters.
+pub const STREAM_DEAD_LETTERS: &str = "DARKROOM_DLQ";
+/// The stream of the two consumer advisories that speak of lost messages.
+pub const STREAM_ADVISORIES: &str = "DARKROOM_ADV";
+/// The bucket with one record per job.
+pub const BUCKET_JOBS: &str = "darkroom_jobs";
+/// All requests.
+pub const ALL_REQUESTS: &str = "darkroom.req.>";
+
+const REQUEST_PREFIX: &str = "darkroom.req.";
+
+/// Where a request goes: `darkroom.req.<model>.<priority>.<pool>.<tenant>`.
+pub fn request(model: &ModelName, priority: Priority, pool: Pool, tenant: &Tenant) -> String {
+    format!("{REQUEST_PREFIX}{model}.{priority}.{pool}.{tenant}")
+}
+
+/// What the durable consumer of (model, priority, pool) filters: the requests of every tenant.
+pub fn request_filter(model: &ModelName, priority: Priority, pool: Pool) -> String {
+    format!("{REQUEST_PREFIX}{model}.{priority}.{pool}.*")
+}
+
+/// The name of the durable consumer of (model, priority, pool).
+pub fn consumer(model: &ModelName, priority: Priority, pool: Pool) -> String {
+    format!("{model}-{priority}-{pool}")
+}
+
+/// A durable or progress event of a job, by kind.
+pub fn event(tenant: &str, job: &JobId, kind: &str) -> String {
+    format!("darkroom.ev.{tenant}.{job}.{kind}")
+}
+
+/// All durable events of a job.
+pub fn events_of_job(tenant: &Tenant, job: &JobId) -> String {
+    format!("darkroom.ev.{tenant}.{job}.>")
+}
+
+/// Step progress of a job.
+pub fn progress(tenant: &Tenant, job: &JobId) -> String {
+    format!("darkroom.prog.{tenant}.{job}")
+}
+
+/// Dead letters of a model and tenant; both are tokens of the request's subject, valid as they are.
+pub fn dead_letter(model: &str, tenant: &str) -> String {
+    format!("darkroom.dlq.{model}.{tenant}")
+}
+
+/// The key of a job's record in [`BUCKET_JOBS`].
+pub fn record_key(tenant: &Tenant, job: &JobId) -> String {
+    format!("{tenant}.{job}")
+}
+
+/// A request's subject, as far as it could be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestSubject {
+    /// The model token.
+    pub model: ModelName,
+    /// The priority token.
+    pub priority: Priority,
+    /// The pool token.
+    pub pool: Pool,
+    /// The tenant token.
+    pub tenant: Tenant,
+}
+
+impl RequestSubject {
+    /// Reads a request subject; `None` when a token is missing, left over or not one we know.
+    pub fn parse(subject: &str) -> Option<Self> {
+        let mut tokens = subject.strip_prefix(REQUEST_PREFIX)?.split('.');
+        let parsed = Self {
+            model: tokens.next()?.parse().ok()?,
+            priority: tokens.next()?.parse().ok()?,
+            pool: tokens.next()?.parse().ok()?,
+            tenant: tokens.next()?.parse().ok()?,
+        };
+        tokens.next().is_none().then_some(parsed)
+    }
+}
+
+/// The model and tenant tokens of any request subject, for answers to what cannot be parsed; `unknown` where missing.
+pub fn model_and_tenant_tokens(subject: &str) -> (&str, &str) {
+    let mut tokens = subject.strip_prefix(REQUEST_PREFIX).unwrap_or("").split('.');
+    let model = tokens.next().filter(|token| !token.is_empty()).unwrap_or("unknown");
+    (model, tokens.nth(2).unwrap_or("unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_subjects_read_back() {
+        for priority in Priority::ALL {
+            for pool in Pool::ALL {
+                let subject = RequestSubject {
+                    model: "shapes".parse().unwrap(),
+                    priority: *priority,
+                    pool: *pool,
+                    tenant: "t-1".parse().unwrap(),
+                };
+                let text = request(&subject.model, *priority, *pool, &subject.tenant);
+                assert_eq!(RequestSubject::parse(&text), Some(subject));
+            }
+        }
+    }
+
+    #[test]
+    fn other_subjects_are_refused_but_still_tell_model_and_tenant() {
+        for (subject, tokens) in [
+            ("darkroom.req.shapes.urgent.any.t", ("shapes", "t")),
+            ("darkroom.req.shapes.high.any", ("shapes", "unknown")),
+            ("darkroom.req.shapes.high.any.t.more", ("shapes", "t")),
+            ("darkroom.req.shapes.high.any.t!", ("shapes", "t!")),
+            ("darkroom.req.", ("unknown", "unknown")),
+            ("other", ("unknown", "unknown")),
+        ] {
+            assert_eq!(RequestSubject::parse(subject), None, "{subject}");
+            assert_eq!(model_and_tenant_tokens(subject), tokens, "{subject}");
+        }
+    }
+}
