@@ -3,7 +3,31 @@
 //! [`Engine`] has no tensor in its signature, so nothing outside this module knows candle. The engine does not know
 //! NATS, jobs, tenants or time: a row is one image, named by a number that the caller picked.
 
+mod config;
+mod device;
+mod digest;
+mod error;
+mod image;
+mod kernels;
+mod layers;
+mod manifest;
+mod model;
+mod noise;
+mod preview;
+mod sampler;
+mod text;
+mod unet;
+mod vae;
+mod weights;
+
 use crate::job::{Fault, ImageSpec, ModelManifest};
+
+pub use device::{DeviceChoice, UnknownDevice};
+pub use error::LoadError;
+pub use image::encode;
+pub use manifest::{OVERRIDES_FILE, read_manifest};
+pub use model::{RenderError, Rendered, StableDiffusion, load};
+pub use unet::Unet;
 
 /// Names one image in the engine from [`Engine::admit`] to [`Engine::release`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

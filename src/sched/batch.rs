@@ -16,7 +16,7 @@ pub struct BatchKey {
     pub height: u32,
 }
 
-/// Rows that step together: of one key, and alone where a batch with them has failed before.
+/// Rows that step together: of one key, and alone where they or a batch with them have failed before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Group {
     pub(super) key: BatchKey,

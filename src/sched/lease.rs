@@ -29,9 +29,11 @@ impl Lease {
         self.extend_at = now.after(self.ack_wait / 3);
     }
 
-    /// The extension that left at `sent` reached the server.
+    /// The extension that left at `sent` reached the server. One that left too late is answered, but saves nothing.
     pub(super) fn extended(&mut self, sent: Mono) {
-        self.confirmed = self.confirmed.max(sent);
+        if !self.is_presumed_lost(sent) {
+            self.confirmed = self.confirmed.max(sent);
+        }
     }
 
     /// Whether the server may have handed the message to somebody else.
@@ -56,5 +58,7 @@ mod tests {
         lease.extended(second(10));
         assert!(!lease.is_presumed_lost(second(39)));
         assert!(lease.is_presumed_lost(second(40)));
+        lease.extended(second(40));
+        assert!(lease.is_presumed_lost(second(41)), "an extension after the lease saves nothing");
     }
 }

@@ -29,7 +29,8 @@ impl Pulls {
     pub(super) fn delivered(&mut self, lane: usize) {
         if let Some(lane) = self.lanes.get_mut(lane) {
             lane.outstanding = lane.outstanding.saturating_sub(1);
-            lane.filled_last = lane.outstanding == 0;
+            // Until the pull ends, what is left of it counts as asked for.
+            lane.filled_last |= lane.outstanding == 0;
         }
     }
 

@@ -307,6 +307,10 @@ impl Scheduler {
         match (&action, fault.class) {
             (Action::Store, FaultClass::Retry) if held.tries < retry::STORE_TRIES_MAX => {}
             (Action::Store, _) => return self.fail(ticket, fault),
+            // The record cannot be read, by nobody: what cannot be claimed must not wait silently.
+            (Action::Claim, FaultClass::Reject) => {
+                return self.begin(ticket, VecDeque::from([Action::DeadLetter, Action::Settle(Verdict::Term)]));
+            }
             // Nothing is decided yet and the message goes to somebody else by itself.
             (Action::Claim, _) if lease_lost => return self.forget(ticket),
             (
@@ -386,12 +390,16 @@ impl Scheduler {
         };
         let mut tickets: Vec<Ticket> =
             rows.iter().filter_map(|row| self.rows.get(row)).map(|row| row.ticket).collect();
+        tickets.sort_unstable();
         tickets.dedup();
         match fault.class {
             FaultClass::Fatal => {
-                // Whoever was alone with the engine is suspected; batch mates and bystanders are not.
-                if let [suspect] = tickets[..] {
-                    self.fail(suspect, Fault { class: FaultClass::Retry, ..fault.clone() });
+                // Whoever was in the step is suspected; bystanders are not. A batch says nothing of its members, so none
+                // of them fails for good by it, but each counts a failure and is alone the next time.
+                let suspicion = Fault { class: FaultClass::Retry, ..fault.clone() };
+                match tickets[..] {
+                    [suspect] => self.fail(suspect, suspicion),
+                    _ => tickets.iter().for_each(|suspect| self.end(*suspect, Transition::Retry(suspicion.clone()))),
                 }
                 self.drain(Exit::Fatal(fault));
             }
@@ -442,18 +450,19 @@ impl Scheduler {
     fn advance(&mut self, ticket: Ticket) {
         let Some(held) = self.held.get_mut(&ticket) else { return };
         match held.todo.pop_front() {
-            // A message that may be somebody else's by now must not be given back: that would deliver it once more.
-            Some(Action::Settle(Verdict::Nak(_))) if held.lease.is_presumed_lost(self.now) => self.forget(ticket),
             Some(action) => self.act(ticket, action),
             None => self.forget(ticket),
         }
     }
 
     fn act(&mut self, ticket: Ticket, action: Action) {
-        if let Some(held) = self.held.get_mut(&ticket) {
-            held.phase = Phase::Acting(action.clone());
-            self.effects.push_back(Effect::Act { ticket, action });
+        let Some(held) = self.held.get_mut(&ticket) else { return };
+        if matches!(action, Action::Settle(Verdict::Nak(_))) && held.lease.is_presumed_lost(self.now) {
+            // A message that may be somebody else's by now must not be given back: that would deliver it once more.
+            return self.forget(ticket);
         }
+        held.phase = Phase::Acting(action.clone());
+        self.effects.push_back(Effect::Act { ticket, action });
     }
 
     fn forget(&mut self, ticket: Ticket) {
@@ -557,7 +566,10 @@ impl Scheduler {
         let wanted: u32 = self
             .held
             .values()
-            .filter(|held| matches!(held.phase, Phase::Active | Phase::Acting(Action::Claim)))
+            .filter(|held| match &held.phase {
+                Phase::Active => true,
+                Phase::Acting(action) | Phase::Trying { action, .. } => *action == Action::Claim,
+            })
             .map(|held| held.offer.images - held.images_decoded)
             .sum();
         self.config.images_in_batch_max.saturating_sub(wanted)
@@ -596,7 +608,8 @@ impl Scheduler {
         }
         self.row_keys += 1;
         let row = RowKey(self.row_keys);
-        let group = Group { key: held.offer.key, alone: None };
+        // What has failed before may take a batch down with it.
+        let group = Group { key: held.offer.key, alone: (held.failures > 0).then_some(row) };
         self.rows
             .insert(row, Row { ticket: *ticket, image, group, stage: RowStage::Admitting, step: 0, steps: 0 });
         Some(EngineWork::Admit { row, ticket: *ticket, image })

@@ -1,1 +1,22 @@
-//! The shell.
+//! The imperative shell: NATS, object storage, telemetry, the clock, the engine's thread and the event loop.
+//!
+//! It carries out what `sched` decides and translates with `wire`; it holds no policy of its own.
+
+pub mod bus;
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod deadletter;
+pub mod events;
+pub mod metrics;
+pub mod records;
+pub mod shutdown;
+pub mod store;
+pub mod supervisor;
+pub mod telemetry;
+pub mod topology;
+
+#[cfg(feature = "engine")]
+pub mod engine_thread;
+#[cfg(feature = "engine")]
+pub mod worker;

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::job::{Fault, JobId, Violation};
+use crate::job::{Fault, JobId, Status, Violation};
 
 use super::time::rfc3339;
 
@@ -49,6 +49,16 @@ impl EventKind {
         match self {
             Self::Completed | Self::Failed | Self::Cancelled => true,
             Self::Accepted | Self::Started | Self::Progress => false,
+        }
+    }
+
+    /// The kind of the event that a terminal state is announced by.
+    pub fn of_terminal(status: Status) -> Option<Self> {
+        match status {
+            Status::Completed => Some(Self::Completed),
+            Status::Failed => Some(Self::Failed),
+            Status::Cancelled => Some(Self::Cancelled),
+            Status::Pending | Status::Processing => None,
         }
     }
 

@@ -1,1 +1,87 @@
-fn main() {}
+//! The `generate` function: pulls requests of one model, makes their images, stores and announces them.
+//!
+//! Everything but its options is in the library: `shell::worker` drives, `sched` decides, `engine` draws.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use darkroom::engine::{self, Engine};
+use darkroom::job::{Pool, WorkerId};
+use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
+use darkroom::shell::{bus, shutdown, store, telemetry, worker};
+
+/// Turns requests on NATS JetStream into images, for one model, until there is nothing to do.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    #[command(flatten)]
+    bus: BusOptions,
+    #[command(flatten)]
+    store: StoreOptions,
+    /// The model: a diffusers directory
+    #[arg(long, env = "DARKROOM_MODEL", value_name = "DIR")]
+    model: PathBuf,
+    /// Where to compute: auto, cpu or cuda
+    #[arg(long, env = "DARKROOM_DEVICE", default_value = "auto")]
+    device: engine::DeviceChoice,
+    /// Which requests to take: `any`, `ondemand` or both; a machine that may be taken away serves only `any`
+    #[arg(long, env = "DARKROOM_POOLS", value_delimiter = ',', default_value = "any,ondemand")]
+    pools: Vec<Pool>,
+    /// Name of this worker in records and events; made from the process id when absent
+    #[arg(long, env = "DARKROOM_WORKER")]
+    worker: Option<WorkerId>,
+    /// Images denoised at the same time; the model's own limit when absent
+    #[arg(long, env = "DARKROOM_BATCH")]
+    batch: Option<u32>,
+    /// Exit with 0 when there was nothing to do for so long, as `30s`; never when absent
+    #[arg(long, env = "DARKROOM_EXIT_WHEN_IDLE", value_parser = parse_duration, value_name = "DURATION")]
+    exit_when_idle: Option<Duration>,
+    /// Time between SIGTERM and the end: what can be finished is, the rest is given back
+    #[arg(long, env = "DARKROOM_GRACE", default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
+    grace: Duration,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure(&error.into()),
+    };
+    let telemetry = match telemetry::start("darkroom-generate", "info") {
+        Ok(telemetry) => telemetry,
+        Err(error) => return failure(&error.into()),
+    };
+    let outcome = runtime.block_on(run(options));
+    telemetry.flush();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure(&error),
+    }
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal().context("signals cannot be handled")?;
+    let name = options.worker.map_or_else(|| format!("generate-{}", std::process::id()).parse(), Ok)?;
+    let store = store::open(&options.store)?;
+    let bus = bus::connect(&options.bus, &format!("darkroom-{name}")).await?;
+    let config = worker::Config {
+        worker: name,
+        pools: options.pools,
+        images_in_batch_max: options.batch,
+        exit_when_idle: options.exit_when_idle,
+        grace: options.grace,
+    };
+    let (model, device) = (options.model, options.device);
+    let load = move || engine::load(&model, device).map(|engine| Box::new(engine) as Box<dyn Engine>);
+    worker::run(config, load, bus, store, stop).await?;
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "telemetry may not be there to say it")]
+fn failure(error: &anyhow::Error) -> ExitCode {
+    eprintln!("darkroom-generate: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,99 @@
+//! One denoising step of our UNet against candle-transformers' own on the same weights, in turns, in one process.
+//!
+//! `cargo bench --bench unet [-- DIRECTORY]`; without a directory, the committed model `shapes`. Both compute the two
+//! rows of guidance for the model's own picture size. Prints medians and their ratio; it judges nothing.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::stable_diffusion::unet_2d::{BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig};
+use darkroom::engine::{DeviceChoice, load};
+
+/// Turns of each engine that count, after one that does not.
+const TURNS: usize = 40;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let shapes = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/local/models/shapes"));
+    // Cargo passes `--bench` to benchmarks.
+    let directory = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map_or(shapes, PathBuf::from);
+    let device = Device::Cpu;
+    let ours = load(&directory, DeviceChoice::Cpu)?;
+
+    let text = std::fs::read_to_string(directory.join("unet/config.json"))?;
+    let config: serde_json::Value = serde_json::from_str(&text)?;
+    let number = |field: &str| config[field].as_u64().ok_or_else(|| format!("no number `{field}`")).map(|n| n as usize);
+    let channels = config["block_out_channels"].as_array().ok_or("no block_out_channels")?;
+    let blocks = channels
+        .iter()
+        .enumerate()
+        .map(|(index, channels)| BlockConfig {
+            out_channels: channels.as_u64().unwrap_or(0) as usize,
+            use_cross_attn: (config["down_block_types"][index] == "CrossAttnDownBlock2D").then_some(1),
+            attention_head_dim: config["attention_head_dim"][index]
+                .as_u64()
+                .or(config["attention_head_dim"].as_u64())
+                .unwrap_or(8) as usize,
+        })
+        .collect();
+    let weights = std::fs::read(directory.join("unet/diffusion_pytorch_model.safetensors"))?;
+    let theirs = UNet2DConditionModel::new(
+        VarBuilder::from_buffered_safetensors(weights, DType::F32, &device)?,
+        number("in_channels")?,
+        number("out_channels")?,
+        false,
+        UNet2DConditionModelConfig {
+            blocks,
+            layers_per_block: number("layers_per_block")?,
+            norm_num_groups: number("norm_num_groups")?,
+            cross_attention_dim: number("cross_attention_dim")?,
+            use_linear_projection: config["use_linear_projection"] == true,
+            ..UNet2DConditionModelConfig::default()
+        },
+    )?;
+
+    let side = number("sample_size")?;
+    let latents = wave((2, number("in_channels")?, side, side), &device)?;
+    let context = wave((2, 77, number("cross_attention_dim")?), &device)?;
+    let channels_first = context.transpose(1, 2)?.contiguous()?;
+    let timestep = 500.0;
+
+    let mut times = [Vec::new(), Vec::new()];
+    let mut worst = 0.0_f32;
+    for turn in 0..=TURNS {
+        #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+        let start = Instant::now();
+        let mine = ours.unet().forward(&latents, &[timestep, timestep], &channels_first)?;
+        let middle = start.elapsed();
+        let other = theirs.forward(&latents, f64::from(timestep), &context)?;
+        let end = start.elapsed();
+        worst = worst.max((mine - other)?.abs()?.max_all()?.to_scalar::<f32>()?);
+        if turn > 0 {
+            times[0].push(middle);
+            times[1].push(end - middle);
+        }
+    }
+    let [mine, other] = times.map(median);
+    #[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
+    {
+        println!("latents {side}x{side}, 2 rows, {TURNS} turns, medians");
+        println!("darkroom            {:8.2} ms", mine.as_secs_f64() * 1e3);
+        println!("candle-transformers {:8.2} ms", other.as_secs_f64() * 1e3);
+        println!("ratio               {:8.3}", mine.as_secs_f64() / other.as_secs_f64());
+        println!("largest difference  {worst:8.1e}");
+    }
+    Ok(())
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Values between -1.5 and 1.5 that look like nothing in particular.
+fn wave(shape: impl Into<candle_core::Shape>, device: &Device) -> candle_core::Result<Tensor> {
+    let shape = shape.into();
+    let values: Vec<f32> = (0..shape.elem_count()).map(|index| (index as f32 * 0.7).sin() * 1.5).collect();
+    Tensor::from_vec(values, shape, device)
+}

@@ -1,0 +1,340 @@
+//! The inner loops of the CPU path, as candle operations: what candle does in many passes over memory, in one.
+//!
+//! All of them take contiguous f32 tensors. Other devices never come here: each layer has a plain version for them.
+//! Nothing here depends on the number of threads, so neither do pixels.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, Layout, Result, Shape, bail};
+use rayon::prelude::*;
+
+/// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
+const LANES: usize = 16;
+
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("the operation needs a contiguous tensor"),
+    }
+}
+
+fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (layout.contiguous_offsets(), storage) {
+        (Some((start, end)), CpuStorage::F32(values)) => Ok(&mut values[start..end]),
+        _ => bail!("the operation needs a contiguous f32 tensor"),
+    }
+}
+
+/// `e^x` within 2 units in the last place, without branches. (The system's is scalar, and differs by system.)
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // Adding it rounds to an integer, which then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let power = rounded - ROUND;
+    // ln 2 in two parts, so that the remainder is exact.
+    let rest = x - power * 0.693_359_4 + power * 2.121_944_4e-4;
+    let series = 1.987_569_2e-4;
+    let series = series * rest + 1.398_199_9e-3;
+    let series = series * rest + 8.333_452e-3;
+    let series = series * rest + 4.166_579_6e-2;
+    let series = series * rest + 1.666_666_5e-1;
+    let series = series * rest + 5e-1;
+    let value = series * rest * rest + rest + 1.0;
+    f32::from_bits(value.to_bits().wrapping_add(rounded.to_bits() << 23))
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// `x` times the normal distribution's cumulative function, with the error function of Abramowitz and Stegun 7.1.26
+/// (absolute error below 2e-7).
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let series = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
+    let erf = 1.0 - series * exp(-z * z);
+    0.5 * x * (1.0 + erf.copysign(x))
+}
+
+fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().map(|value| term(*value)).sum();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(*value);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The patches that a 3×3 convolution with padding 1 looks at, as columns of a matrix, with a row of ones for the bias.
+///
+/// `(b, c, h, w)` becomes `(b, 9 c + 1, rows * output width)`.
+pub(super) struct Patches {
+    /// Pixels from one output pixel to the next.
+    pub(super) stride: usize,
+    /// How often each input pixel is repeated in both directions before the convolution.
+    pub(super) repeat: usize,
+    /// Which rows of the output.
+    pub(super) rows: std::ops::Range<usize>,
+}
+
+impl CustomOp1 for Patches {
+    fn name(&self) -> &'static str {
+        "patches"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, channels, height, width) = layout.shape().dims4()?;
+        let input = values(storage, layout)?;
+        let (full_height, full_width) = (height * self.repeat, width * self.repeat);
+        let output_width = (full_width - 1) / self.stride + 1;
+        let columns = self.rows.len() * output_width;
+        let patch = channels * 9 + 1;
+        let mut output = vec![0.0; batch * patch * columns];
+        output.par_chunks_mut(columns).enumerate().for_each(|(index, row)| {
+            let (image, tap) = (index / patch, index % patch);
+            if tap == patch - 1 {
+                row.fill(1.0);
+                return;
+            }
+            let (channel, down, right) = (tap / 9, tap % 9 / 3, tap % 3);
+            let plane = &input[(image * channels + channel) * height * width..][..height * width];
+            for (y, line) in self.rows.clone().zip(row.chunks_exact_mut(output_width)) {
+                let source_y = (y * self.stride + down).wrapping_sub(1);
+                if source_y >= full_height {
+                    continue;
+                }
+                let source = &plane[source_y / self.repeat * width..][..width];
+                if self.stride == 1 && self.repeat == 1 {
+                    match right {
+                        0 => line[1..].copy_from_slice(&source[..width - 1]),
+                        1 => line.copy_from_slice(source),
+                        _ => line[..width - 1].copy_from_slice(&source[1..]),
+                    }
+                } else {
+                    for (x, value) in line.iter_mut().enumerate() {
+                        let source_x = (x * self.stride + right).wrapping_sub(1);
+                        if source_x < full_width {
+                            *value = source[source_x / self.repeat];
+                        }
+                    }
+                }
+            }
+        });
+        Ok((CpuStorage::F32(output), Shape::from((batch, patch, columns))))
+    }
+}
+
+/// Group normalisation of `(b, c, h, w)`, optionally of the input plus a value per channel, optionally with SiLU after.
+pub(super) struct GroupNorm {
+    pub(super) groups: usize,
+    pub(super) eps: f32,
+    pub(super) silu: bool,
+}
+
+impl GroupNorm {
+    fn run(&self, input: &[f32], shape: &Shape, affine: &[f32], shift: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let channels = shape.dims()[1];
+        let plane = shape.elem_count() / shape.dims()[0] / channels;
+        let width = channels / self.groups;
+        let (weight, bias) = affine.split_at(channels);
+        let mut output = vec![0.0; input.len()];
+        let run = |(index, (output, input)): (usize, (&mut [f32], &[f32]))| {
+            let first = index % self.groups * width;
+            let offset = |channel: usize| shift.map_or(0.0, |shift| shift[index / self.groups * channels + first + channel]);
+            let count = (width * plane) as f32;
+            let planes = || input.chunks_exact(plane).enumerate();
+            let mean = planes().map(|(c, x)| sum(x, |x| x) + offset(c) * plane as f32).sum::<f32>() / count;
+            let squares: f32 = planes()
+                .map(|(channel, plane)| {
+                    let centre = mean - offset(channel);
+                    sum(plane, |x| (x - centre) * (x - centre))
+                })
+                .sum();
+            let inverse = 1.0 / (squares / count + self.eps).sqrt();
+            for ((channel, input), output) in planes().zip(output.chunks_exact_mut(plane)) {
+                let scale = weight[first + channel] * inverse;
+                let constant = bias[first + channel] + (offset(channel) - mean) * scale;
+                if self.silu {
+                    for (output, x) in output.iter_mut().zip(input) {
+                        *output = silu(x * scale + constant);
+                    }
+                } else {
+                    for (output, x) in output.iter_mut().zip(input) {
+                        *output = x * scale + constant;
+                    }
+                }
+            }
+        };
+        let size = width * plane;
+        output.par_chunks_mut(size).zip(input.par_chunks(size)).enumerate().for_each(run);
+        Ok((CpuStorage::F32(output), shape.clone()))
+    }
+}
+
+impl CustomOp2 for GroupNorm {
+    fn name(&self) -> &'static str {
+        "group-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, affine: &CpuStorage, affine_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(values(x, x_l)?, x_l.shape(), values(affine, affine_l)?, None)
+    }
+}
+
+impl CustomOp3 for GroupNorm {
+    fn name(&self) -> &'static str {
+        "group-norm-shifted"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_l: &Layout,
+        affine: &CpuStorage,
+        affine_l: &Layout,
+        shift: &CpuStorage,
+        shift_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.run(values(x, x_l)?, x_l.shape(), values(affine, affine_l)?, Some(values(shift, shift_l)?))
+    }
+}
+
+/// Layer normalisation of `(b, d, t)` over `d`.
+pub(super) struct LayerNorm {
+    pub(super) eps: f32,
+}
+
+impl CustomOp2 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, affine: &CpuStorage, affine_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, width, tokens) = x_l.shape().dims3()?;
+        let (input, affine) = (values(x, x_l)?, values(affine, affine_l)?);
+        let (weight, bias) = affine.split_at(width);
+        let mut output = vec![0.0; input.len()];
+        let size = width * tokens;
+        output.par_chunks_mut(size).zip(input.par_chunks(size)).for_each(|(output, input)| {
+            let mut mean = vec![0.0; tokens];
+            for line in input.chunks_exact(tokens) {
+                mean.iter_mut().zip(line).for_each(|(mean, x)| *mean += x);
+            }
+            mean.iter_mut().for_each(|mean| *mean /= width as f32);
+            let mut inverse = vec![0.0; tokens];
+            for line in input.chunks_exact(tokens) {
+                for ((square, x), mean) in inverse.iter_mut().zip(line).zip(&mean) {
+                    *square += (x - mean) * (x - mean);
+                }
+            }
+            inverse.iter_mut().for_each(|square| *square = 1.0 / (*square / width as f32 + self.eps).sqrt());
+            let lines = output.chunks_exact_mut(tokens).zip(input.chunks_exact(tokens));
+            for ((output, line), (weight, bias)) in lines.zip(weight.iter().zip(bias)) {
+                for (((output, x), mean), inverse) in output.iter_mut().zip(line).zip(&mean).zip(&inverse) {
+                    *output = (x - mean) * inverse * weight + bias;
+                }
+            }
+        });
+        Ok((CpuStorage::F32(output), x_l.shape().clone()))
+    }
+}
+
+/// Softmax of `scale * x` over the last dimension, in place.
+pub(super) struct Softmax {
+    pub(super) scale: f32,
+}
+
+impl InplaceOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let width = layout.dims().last().copied().unwrap_or(1);
+        values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            let chunks = line.chunks_exact(LANES);
+            let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            for chunk in chunks {
+                lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.max(*x));
+            }
+            let largest = lanes.into_iter().fold(rest, f32::max);
+            line.iter_mut().for_each(|x| *x = exp((*x - largest) * self.scale));
+            let inverse = 1.0 / sum(line, |x| x);
+            line.iter_mut().for_each(|x| *x *= inverse);
+        });
+        Ok(())
+    }
+}
+
+/// Adds to `(b, c, …)`, in place, a tensor of the same shape or one value per channel.
+pub(super) struct Accumulate;
+
+impl InplaceOp2 for Accumulate {
+    fn name(&self) -> &'static str {
+        "accumulate"
+    }
+
+    fn cpu_fwd(&self, target: &mut CpuStorage, target_l: &Layout, other: &CpuStorage, other_l: &Layout) -> Result<()> {
+        let other = values(other, other_l)?;
+        let target = values_mut(target, target_l)?;
+        if other.len() == target.len() {
+            target.iter_mut().zip(other).for_each(|(target, other)| *target += other);
+            return Ok(());
+        }
+        let plane = target_l.dims()[2..].iter().product::<usize>();
+        for (index, line) in target.chunks_exact_mut(plane).enumerate() {
+            let value = other[index % other.len()];
+            line.iter_mut().for_each(|target| *target += value);
+        }
+        Ok(())
+    }
+}
+
+/// The gated linear unit of transformer layers: `(b, 2 d, t)` becomes `first half * gelu(second half)`.
+pub(super) struct GatedGelu;
+
+impl CustomOp1 for GatedGelu {
+    fn name(&self) -> &'static str {
+        "gated-gelu"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, width, tokens) = layout.shape().dims3()?;
+        let input = values(storage, layout)?;
+        let half = width / 2 * tokens;
+        let mut output = vec![0.0; batch * half];
+        for (output, input) in output.chunks_exact_mut(half).zip(input.chunks_exact(2 * half)) {
+            let (value, gate) = input.split_at(half);
+            for ((output, value), gate) in output.iter_mut().zip(value).zip(gate) {
+                *output = value * gelu(*gate);
+            }
+        }
+        Ok((CpuStorage::F32(output), Shape::from((batch, width / 2, tokens))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_agree_with_double_precision() {
+        for step in -2000..2000 {
+            let x = step as f32 * 0.01;
+            let wide = f64::from(x);
+            let close = |ours: f32, exact: f64| (f64::from(ours) - exact).abs() <= 1e-6 * exact.abs().max(0.3);
+            assert!(close(exp(x), wide.exp()), "exp({x}) = {}", exp(x));
+            assert!(close(silu(x), wide / (1.0 + (-wide).exp())), "silu({x}) = {}", silu(x));
+        }
+        assert!((gelu(1.0) - 0.841_344_7).abs() < 1e-6 && (gelu(-2.0) + 0.045_500_26).abs() < 1e-6);
+        assert!(exp(f32::NAN).is_nan() && silu(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());
+        assert!(exp(-1000.0) < 1e-37 && exp(1000.0) > 1e38);
+    }
+}

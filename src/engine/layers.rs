@@ -1,0 +1,440 @@
+//! The layers that UNet, VAE and text encoder are made of.
+//!
+//! Activations stay channels-first everywhere, `(b, c, h, w)` or `(b, d, t)` with `t = h * w`: so a linear layer is a
+//! 1×1 convolution is one product `weight (out, in) @ x (b, in, t)`, and nothing is ever transposed or copied between
+//! convolutions and attention. Nothing here knows of a whole model.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::error::LoadError;
+use super::kernels;
+use super::weights::Weights;
+
+/// Matrices of patches up to this size are made whole; larger ones in strips, which bounds memory and spares caches.
+const PATCH_BYTES_MAX: usize = 8 << 20;
+/// Attention scores up to this size are computed at once; more of them query by query.
+const SCORE_BYTES_MAX: usize = 64 << 20;
+
+/// Whether `x` can go to the CPU kernels.
+fn on_cpu(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// `x` plus `other`, which has the same shape or one value per channel. `x` must not be used otherwise: it may change.
+fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
+    if on_cpu(&x) {
+        x.inplace_op2(other, &kernels::Accumulate)?;
+        return Ok(x);
+    }
+    if x.elem_count() == other.elem_count() {
+        return x + other;
+    }
+    let mut shape = vec![1; x.rank()];
+    shape[1] = other.elem_count();
+    x.broadcast_add(&other.reshape(shape)?)
+}
+
+/// SiLU of a small tensor.
+pub(super) fn silu(x: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::silu(x)
+}
+
+/// A product with a matrix, along the channels.
+#[derive(Debug)]
+pub(super) struct Linear {
+    /// `(out, in)`
+    weight: Tensor,
+    /// `(out)`
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(super) fn new(weights: &Weights, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
+        let bias = Some(weights.get(&[outputs], "bias")?);
+        Ok(Self { bias, ..Self::unbiased(weights, inputs, outputs)? })
+    }
+
+    pub(super) fn unbiased(weights: &Weights, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
+        Ok(Self { weight: weights.get(&[outputs, inputs], "weight")?, bias: None })
+    }
+
+    /// A 1×1 convolution is a linear layer whose weights are stored with two more dimensions.
+    pub(super) fn pointwise(weights: &Weights, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
+        let weight = weights.get(&[outputs, inputs, 1, 1], "weight")?.reshape((outputs, inputs))?;
+        Ok(Self { weight, bias: Some(weights.get(&[outputs], "bias")?) })
+    }
+
+    /// `(b, in, t)` to `(b, out, t)`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (outputs, inputs) = self.weight.dims2()?;
+        let y = self.weight.broadcast_as((x.dim(0)?, outputs, inputs))?.matmul(x)?;
+        match &self.bias {
+            Some(bias) => accumulate(y, bias),
+            None => Ok(y),
+        }
+    }
+
+    /// `(b, in, h, w)` to `(b, out, h, w)`.
+    pub(super) fn forward_image(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, _, h, w) = x.dims4()?;
+        self.forward(&x.flatten_from(2)?)?.reshape((b, (), h, w))
+    }
+}
+
+/// What a 3×3 convolution does to the size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resize {
+    Same,
+    /// Every second pixel.
+    Halve,
+    /// Each pixel becomes four before the convolution.
+    Double,
+}
+
+/// A 3×3 convolution with padding 1.
+#[derive(Debug)]
+pub(super) struct Convolution {
+    /// `(out, in, 3, 3)`; on the CPU `(out, 9 in + 1)`, with the bias in the last column.
+    weight: Tensor,
+    bias: Tensor,
+    resize: Resize,
+}
+
+impl Convolution {
+    pub(super) fn new(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        resize: Resize,
+    ) -> std::result::Result<Self, LoadError> {
+        let weight = weights.get(&[outputs, inputs, 3, 3], "weight")?;
+        let bias = weights.get(&[outputs], "bias")?;
+        let weight = if on_cpu(&weight) {
+            Tensor::cat(&[weight.reshape((outputs, 9 * inputs))?, bias.unsqueeze(1)?], 1)?
+        } else {
+            weight
+        };
+        Ok(Self { weight, bias, resize })
+    }
+
+    /// `(b, in, h, w)` to `(b, out, h', w')`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, _, h, w) = x.dims4()?;
+        let (stride, repeat) = match self.resize {
+            Resize::Same => (1, 1),
+            Resize::Halve => (2, 1),
+            Resize::Double => (1, 2),
+        };
+        if !on_cpu(x) {
+            let x = if repeat == 1 { x.clone() } else { x.upsample_nearest2d(h * repeat, w * repeat)? };
+            return accumulate(x.conv2d(&self.weight, 1, stride, 1, 1)?, &self.bias);
+        }
+        let (outputs, patch) = self.weight.dims2()?;
+        let (rows, columns) = ((h * repeat).div_ceil(stride), (w * repeat).div_ceil(stride));
+        let weight = self.weight.broadcast_as((b, outputs, patch))?;
+        let strip = (PATCH_BYTES_MAX / (b * patch * columns * size_of::<f32>())).clamp(1, rows);
+        let mut strips = Vec::with_capacity(rows.div_ceil(strip));
+        for start in (0..rows).step_by(strip) {
+            let patches = kernels::Patches { stride, repeat, rows: start..rows.min(start + strip) };
+            // (b, out, patch) @ (b, patch, pixels of the strip)
+            strips.push(weight.matmul(&x.apply_op1_no_bwd(&patches)?)?);
+        }
+        let output = if strips.len() == 1 { strips.swap_remove(0) } else { Tensor::cat(&strips, 2)? };
+        output.reshape((b, outputs, rows, columns))
+    }
+}
+
+/// What follows a normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activation {
+    None,
+    Silu,
+}
+
+/// Group normalisation over channels and space.
+#[derive(Debug)]
+pub(super) struct GroupNorm {
+    /// Weight and bias: `(2, c)`
+    affine: Tensor,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+}
+
+impl GroupNorm {
+    pub(super) fn new(
+        weights: &Weights,
+        channels: usize,
+        groups: usize,
+        eps: f64,
+        activation: Activation,
+    ) -> std::result::Result<Self, LoadError> {
+        let parts = [weights.get(&[channels], "weight")?, weights.get(&[channels], "bias")?];
+        Ok(Self { affine: Tensor::stack(&parts, 0)?, groups, eps, activation })
+    }
+
+    /// `(b, c, h, w)`, after adding `shift (b, c)` if there is one.
+    pub(super) fn forward(&self, x: &Tensor, shift: Option<&Tensor>) -> Result<Tensor> {
+        if on_cpu(x) {
+            let kernel = kernels::GroupNorm {
+                groups: self.groups,
+                eps: self.eps as f32,
+                silu: self.activation == Activation::Silu,
+            };
+            return match shift {
+                Some(shift) => x.apply_op3_no_bwd(&self.affine, shift, &kernel),
+                None => x.apply_op2_no_bwd(&self.affine, &kernel),
+            };
+        }
+        let x = match shift {
+            Some(shift) => x.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?,
+            None => x.clone(),
+        };
+        let channels = self.affine.dim(1)?;
+        let (weight, bias) = (self.affine.get(0)?, self.affine.get(1)?);
+        let norm = candle_nn::GroupNorm::new(weight, bias, channels, self.groups, self.eps)?;
+        let x = candle_nn::Module::forward(&norm, &x)?;
+        match self.activation {
+            Activation::Silu => x.silu(),
+            Activation::None => Ok(x),
+        }
+    }
+}
+
+/// Layer normalisation over the channels of each token.
+#[derive(Debug)]
+pub(super) struct LayerNorm {
+    /// Weight and bias: `(2, d)`
+    affine: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(super) fn new(weights: &Weights, width: usize, eps: f64) -> std::result::Result<Self, LoadError> {
+        let parts = [weights.get(&[width], "weight")?, weights.get(&[width], "bias")?];
+        Ok(Self { affine: Tensor::stack(&parts, 0)?, eps })
+    }
+
+    /// `(b, d, t)`
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if on_cpu(x) {
+            return x.apply_op2_no_bwd(&self.affine, &kernels::LayerNorm { eps: self.eps as f32 });
+        }
+        let x = x.transpose(1, 2)?.contiguous()?;
+        let y = candle_nn::ops::layer_norm(&x, &self.affine.get(0)?, &self.affine.get(1)?, self.eps as f32)?;
+        y.transpose(1, 2)?.contiguous()
+    }
+}
+
+/// Multi-head attention.
+#[derive(Debug)]
+pub(super) struct Attention {
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+    pub(super) output: Linear,
+    pub(super) heads: usize,
+    /// Whether scores are computed in f32 whatever the number format.
+    pub(super) upcast: bool,
+}
+
+impl Attention {
+    /// `x (b, d, t)` attends to `context (b, e, s)`; `mask (t, s)` is added to the scores.
+    pub(super) fn forward(&self, x: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (b, _, t) = x.dims3()?;
+        let s = context.dim(2)?;
+        // (b, d, t) is (b, heads, d / heads, t): heads are slices of the channels.
+        let split = |x: Tensor, length: usize| x.reshape((b * self.heads, (), length));
+        let (query, key) = (split(self.query.forward(x)?, t)?, split(self.key.forward(context)?, s)?);
+        let value = split(self.value.forward(context)?, s)?;
+        let upcast = |x: Tensor| if self.upcast { x.to_dtype(DType::F32) } else { Ok(x) };
+        let (query, key) = (upcast(query)?, upcast(key)?);
+
+        let chunk = (SCORE_BYTES_MAX / (b * self.heads * s * query.dtype().size_in_bytes())).clamp(1, t);
+        let mut chunks = Vec::with_capacity(t.div_ceil(chunk));
+        for start in (0..t).step_by(chunk) {
+            let length = chunk.min(t - start);
+            let query = if length == t { query.clone() } else { query.narrow(2, start, length)?.contiguous()? };
+            let mask = mask.map(|mask| mask.narrow(0, start, length)).transpose()?;
+            chunks.push(attend(&query, &key, &value, mask.as_ref())?);
+        }
+        let y = if chunks.len() == 1 { chunks.swap_remove(0) } else { Tensor::cat(&chunks, 2)? };
+        self.output.forward(&y.reshape((b, (), t))?)
+    }
+}
+
+/// `query (n, d, t)`, `key (n, d, s)`, `value (n, d, s)` to `(n, d, t)`.
+fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let scale = 1.0 / (query.dim(1)? as f64).sqrt();
+    // (n, t, d) @ (n, d, s)
+    let mut scores = query.transpose(1, 2)?.matmul(key)?;
+    if let Some(mask) = mask {
+        scores = scores.broadcast_add(mask)?;
+    }
+    let weights = if on_cpu(&scores) {
+        scores.inplace_op1(&kernels::Softmax { scale: scale as f32 })?;
+        scores
+    } else {
+        candle_nn::ops::softmax_last_dim(&(scores * scale)?)?.to_dtype(value.dtype())?
+    };
+    // (n, d, s) @ (n, s, t)
+    value.matmul(&weights.transpose(D::Minus1, D::Minus2)?)
+}
+
+/// A residual block of two convolutions, conditioned on the timestep in the UNet.
+#[derive(Debug)]
+pub(super) struct ResidualBlock {
+    norm_1: GroupNorm,
+    convolution_1: Convolution,
+    time: Option<Linear>,
+    norm_2: GroupNorm,
+    convolution_2: Convolution,
+    shortcut: Option<Linear>,
+}
+
+/// What residual blocks of one model have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ResidualShape {
+    pub(super) groups: usize,
+    pub(super) eps: f64,
+    /// Width of the time embedding; none in the VAE.
+    pub(super) time_width: Option<usize>,
+}
+
+impl ResidualBlock {
+    pub(super) fn new(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        shape: ResidualShape,
+    ) -> std::result::Result<Self, LoadError> {
+        let ResidualShape { groups, eps, time_width } = shape;
+        Ok(Self {
+            norm_1: GroupNorm::new(&weights.at("norm1"), inputs, groups, eps, Activation::Silu)?,
+            convolution_1: Convolution::new(&weights.at("conv1"), inputs, outputs, Resize::Same)?,
+            time: time_width.map(|width| Linear::new(&weights.at("time_emb_proj"), width, outputs)).transpose()?,
+            norm_2: GroupNorm::new(&weights.at("norm2"), outputs, groups, eps, Activation::Silu)?,
+            convolution_2: Convolution::new(&weights.at("conv2"), outputs, outputs, Resize::Same)?,
+            shortcut: (inputs != outputs)
+                .then(|| Linear::pointwise(&weights.at("conv_shortcut"), inputs, outputs))
+                .transpose()?,
+        })
+    }
+
+    /// `x (b, c, h, w)`; `time (b, d, 1)` is the time embedding after its SiLU.
+    pub(super) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        let shift = match (&self.time, time) {
+            (Some(layer), Some(time)) => Some(layer.forward(time)?.squeeze(2)?),
+            _ => None,
+        };
+        let y = self.convolution_1.forward(&self.norm_1.forward(x, None)?)?;
+        let y = self.convolution_2.forward(&self.norm_2.forward(&y, shift.as_ref())?)?;
+        match &self.shortcut {
+            Some(shortcut) => accumulate(y, &shortcut.forward_image(x)?),
+            None => accumulate(y, x),
+        }
+    }
+}
+
+/// The feed-forward half of a transformer layer, with its gated non-linearity.
+#[derive(Debug)]
+struct FeedForward {
+    gated: Linear,
+    output: Linear,
+}
+
+impl FeedForward {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.gated.forward(x)?;
+        let y = if on_cpu(&y) {
+            y.apply_op1_no_bwd(&kernels::GatedGelu)?
+        } else {
+            let halves = y.chunk(2, 1)?;
+            (&halves[0] * halves[1].gelu_erf()?)?
+        };
+        self.output.forward(&y)
+    }
+}
+
+#[derive(Debug)]
+struct TransformerLayer {
+    norm_self: LayerNorm,
+    attention_self: Attention,
+    norm_cross: LayerNorm,
+    attention_cross: Attention,
+    norm_feed_forward: LayerNorm,
+    feed_forward: FeedForward,
+}
+
+/// What the transformers of one model have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TransformerShape {
+    pub(super) groups: usize,
+    pub(super) context_width: usize,
+    pub(super) linear_projection: bool,
+    pub(super) upcast: bool,
+}
+
+/// Transformer layers between pixels of an image and the tokens of a prompt.
+#[derive(Debug)]
+pub(super) struct Transformer {
+    norm: GroupNorm,
+    input: Linear,
+    layers: Vec<TransformerLayer>,
+    output: Linear,
+}
+
+impl Transformer {
+    pub(super) fn new(
+        weights: &Weights,
+        width: usize,
+        heads: usize,
+        layers: usize,
+        shape: TransformerShape,
+    ) -> std::result::Result<Self, LoadError> {
+        let projection = if shape.linear_projection { Linear::new } else { Linear::pointwise };
+        let attention = |weights: Weights, context: usize| -> std::result::Result<Attention, LoadError> {
+            Ok(Attention {
+                query: Linear::unbiased(&weights.at("to_q"), width, width)?,
+                key: Linear::unbiased(&weights.at("to_k"), context, width)?,
+                value: Linear::unbiased(&weights.at("to_v"), context, width)?,
+                output: Linear::new(&weights.at("to_out.0"), width, width)?,
+                heads,
+                upcast: shape.upcast,
+            })
+        };
+        let layer = |index: usize| -> std::result::Result<TransformerLayer, LoadError> {
+            let weights = weights.at(&format!("transformer_blocks.{index}"));
+            Ok(TransformerLayer {
+                norm_self: LayerNorm::new(&weights.at("norm1"), width, 1e-5)?,
+                attention_self: attention(weights.at("attn1"), width)?,
+                norm_cross: LayerNorm::new(&weights.at("norm2"), width, 1e-5)?,
+                attention_cross: attention(weights.at("attn2"), shape.context_width)?,
+                norm_feed_forward: LayerNorm::new(&weights.at("norm3"), width, 1e-5)?,
+                feed_forward: FeedForward {
+                    gated: Linear::new(&weights.at("ff.net.0.proj"), width, 8 * width)?,
+                    output: Linear::new(&weights.at("ff.net.2"), 4 * width, width)?,
+                },
+            })
+        };
+        Ok(Self {
+            norm: GroupNorm::new(&weights.at("norm"), width, shape.groups, 1e-6, Activation::None)?,
+            input: projection(&weights.at("proj_in"), width, width)?,
+            layers: (0..layers).map(layer).collect::<std::result::Result<_, _>>()?,
+            output: projection(&weights.at("proj_out"), width, width)?,
+        })
+    }
+
+    /// `x (b, c, h, w)`, `context (b, d, t)`
+    pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let y = self.norm.forward(x, None)?.flatten_from(2)?; // (b, c, h * w)
+        let mut y = self.input.forward(&y)?;
+        for layer in &self.layers {
+            let normed = layer.norm_self.forward(&y)?;
+            y = accumulate(layer.attention_self.forward(&normed, &normed, None)?, &y)?;
+            y = accumulate(layer.attention_cross.forward(&layer.norm_cross.forward(&y)?, context, None)?, &y)?;
+            y = accumulate(layer.feed_forward.forward(&layer.norm_feed_forward.forward(&y)?)?, &y)?;
+        }
+        accumulate(self.output.forward(&y)?.reshape(x.shape())?, x)
+    }
+}

@@ -1,0 +1,155 @@
+//! What a model is called and can do, read from its directory without loading any weights.
+//!
+//! Sizes follow from the configuration of UNet and VAE; `darkroom.toml` beside `model_index.json` may say otherwise. It
+//! decides no pixels: those come from diffusers' own files alone.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::config::{PIPELINE_CLASS, PipelineConfig};
+use super::error::LoadError;
+use crate::job::limits::{GUIDANCE_MAX, SIZE_MULTIPLE, STEPS_MAX, TOKEN_LENGTH_MAX};
+use crate::job::{Defaults, ModelLimits, ModelManifest, ModelName, SamplerKind};
+
+/// The file beside `model_index.json` that may overrule what the configuration implies.
+pub const OVERRIDES_FILE: &str = "darkroom.toml";
+
+/// Steps and guidance of requests that name none, as everybody in the field has them.
+const STEPS_DEFAULT: u32 = 25;
+const GUIDANCE_DEFAULT: f32 = 7.5;
+/// The same for models that were distilled into few steps and have their guidance built in.
+const STEPS_DEFAULT_LCM: u32 = 4;
+const GUIDANCE_DEFAULT_LCM: f32 = 1.0;
+/// Larger pictures than this are refused unless `darkroom.toml` allows them: memory grows with the fourth power.
+const SIDE_MAX: u32 = 1536;
+/// Smaller pictures than this show nothing.
+const SIDE_MIN: u32 = 64;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Overrides {
+    name: Option<String>,
+    limits: LimitOverrides,
+    defaults: DefaultOverrides,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LimitOverrides {
+    side_min: Option<u32>,
+    side_max: Option<u32>,
+    side_multiple: Option<u32>,
+    images_in_batch_max: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DefaultOverrides {
+    width: Option<u32>,
+    height: Option<u32>,
+    num_inference_steps: Option<u32>,
+    guidance_scale: Option<f32>,
+    scheduler: Option<String>,
+}
+
+/// The manifest of the model in `directory`.
+///
+/// # Errors
+/// Any [`LoadError`] but those of weights: all configuration is read and checked.
+pub fn read_manifest(directory: &Path) -> Result<ModelManifest, LoadError> {
+    describe(directory, &PipelineConfig::read(directory)?)
+}
+
+/// The manifest of the model in `directory`, whose configuration is known.
+pub(crate) fn describe(directory: &Path, config: &PipelineConfig) -> Result<ModelManifest, LoadError> {
+    let file = directory.join(OVERRIDES_FILE);
+    let overrides: Overrides = match std::fs::read_to_string(&file) {
+        Ok(text) => toml::from_str(&text).map_err(|source| LoadError::Toml { path: file.clone(), source })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Overrides::default(),
+        Err(source) => return Err(LoadError::Io { path: file, source }),
+    };
+    let invalid = |field: &str, reason: String| LoadError::Invalid { file: file.clone(), field: field.into(), reason };
+
+    // Each level of the UNet but the last halves the latents, and the way up can only double them.
+    let halvings = config.unet.levels.len() - 1;
+    let pixels_per_latent = u32::try_from(config.vae.pixels_per_latent()).unwrap_or(u32::MAX);
+    let grid = pixels_per_latent.saturating_mul(1 << halvings).max(SIZE_MULTIPLE);
+    let trained = u32::try_from(config.unet.sample_size).unwrap_or(u32::MAX).saturating_mul(pixels_per_latent);
+    let side_default = (trained / grid * grid).max(grid);
+
+    let asked = &overrides.limits;
+    let side_multiple = asked.side_multiple.unwrap_or(grid);
+    if side_multiple == 0 || side_multiple % grid != 0 {
+        return Err(invalid("limits.side_multiple", format!("is {side_multiple}, not a multiple of {grid}")));
+    }
+    let on_grid = |side: u32| side / side_multiple * side_multiple;
+    let limits = ModelLimits {
+        side_min: asked.side_min.unwrap_or(SIDE_MIN.next_multiple_of(side_multiple).min(on_grid(side_default))),
+        side_max: asked.side_max.unwrap_or(on_grid((side_default * 2).min(SIDE_MAX.max(side_default)))),
+        side_multiple,
+        images_in_batch_max: asked.images_in_batch_max.unwrap_or(ModelLimits::default().images_in_batch_max),
+    };
+    if limits.side_min == 0 || limits.side_min > limits.side_max || limits.images_in_batch_max == 0 {
+        return Err(invalid("limits", "allow no picture at all".into()));
+    }
+
+    let asked = &overrides.defaults;
+    let scheduler = match &asked.scheduler {
+        Some(name) => name.parse().map_err(|_| {
+            let known: Vec<_> = SamplerKind::ALL.iter().map(|kind| kind.as_str()).collect();
+            invalid("defaults.scheduler", format!("is {name}, not one of {}", known.join(", ")))
+        })?,
+        None => config.scheduler.default_sampler().unwrap_or(SamplerKind::Ddim),
+    };
+    let (steps, guidance) = match scheduler {
+        SamplerKind::Lcm => (STEPS_DEFAULT_LCM, GUIDANCE_DEFAULT_LCM),
+        SamplerKind::Ddim
+        | SamplerKind::Euler
+        | SamplerKind::EulerAncestral
+        | SamplerKind::DpmPlusPlus2M
+        | SamplerKind::DpmPlusPlus2MKarras => (STEPS_DEFAULT, GUIDANCE_DEFAULT),
+    };
+    let defaults = Defaults {
+        width: asked.width.unwrap_or(side_default.clamp(limits.side_min, limits.side_max)),
+        height: asked.height.unwrap_or(side_default.clamp(limits.side_min, limits.side_max)),
+        num_inference_steps: asked.num_inference_steps.unwrap_or(steps),
+        guidance_scale: asked.guidance_scale.unwrap_or(guidance),
+        scheduler,
+    };
+    for (field, side) in [("defaults.width", defaults.width), ("defaults.height", defaults.height)] {
+        if !(limits.side_min..=limits.side_max).contains(&side) || side % side_multiple != 0 {
+            return Err(invalid(field, format!("is {side}, which the limits do not allow")));
+        }
+    }
+    if !(1..=STEPS_MAX).contains(&defaults.num_inference_steps) {
+        return Err(invalid("defaults.num_inference_steps", format!("is not 1 to {STEPS_MAX}")));
+    }
+    if !(1.0..=GUIDANCE_MAX).contains(&defaults.guidance_scale) {
+        return Err(invalid("defaults.guidance_scale", format!("is not 1 to {GUIDANCE_MAX}")));
+    }
+
+    let name = match &overrides.name {
+        Some(name) => name.parse().map_err(|error| invalid("name", format!("{error}")))?,
+        None => name_of(directory)?,
+    };
+    Ok(ModelManifest { name, family: PIPELINE_CLASS.into(), limits, defaults })
+}
+
+/// The name of the directory, as far as a name on the bus can hold it.
+fn name_of(directory: &Path) -> Result<ModelName, LoadError> {
+    // `models/shapes/.` and `.` have a name too.
+    let path =
+        directory.canonicalize().map_err(|source| LoadError::Io { path: directory.to_path_buf(), source })?;
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let token: String = name
+        .chars()
+        .map(|character| if character.is_ascii_alphanumeric() || character == '_' { character } else { '-' })
+        .take(TOKEN_LENGTH_MAX)
+        .collect();
+    token.parse().map_err(|error| LoadError::Invalid {
+        file: directory.into(),
+        field: "the directory's name".into(),
+        reason: format!("{error}; name the model in {OVERRIDES_FILE}"),
+    })
+}

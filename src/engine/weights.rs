@@ -1,0 +1,135 @@
+//! The weights of one part of a model: memory-mapped safetensors, asked for by name and shape.
+//!
+//! Pickle files are never opened. Which tensors there should be is not known here: the layers ask.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Tensor};
+use serde::Deserialize;
+
+use super::config::read_json;
+use super::device::Placement;
+use super::error::LoadError;
+
+/// How diffusers and transformers call the weights of a part.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+/// What the same weights are called as pickle files.
+const PICKLES: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
+
+/// The safetensors files of the part in `directory`, in order.
+///
+/// Full precision goes before `.fp16`, one file before shards.
+///
+/// # Errors
+/// `Pickle` when there is nothing but a pickle file, `Missing` when there is nothing at all.
+pub(crate) fn files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    if !directory.is_dir() {
+        return Err(LoadError::Missing { path: directory.into() });
+    }
+    for variant in ["", ".fp16"] {
+        for stem in STEMS {
+            let single = directory.join(format!("{stem}{variant}.safetensors"));
+            if single.is_file() {
+                return Ok(vec![single]);
+            }
+            let index = directory.join(format!("{stem}.safetensors.index{variant}.json"));
+            if index.is_file() {
+                let mut names: Vec<String> = read_json::<Index>(&index)?.weight_map.into_values().collect();
+                names.sort();
+                names.dedup();
+                let shards: Vec<PathBuf> = names.iter().map(|name| directory.join(name)).collect();
+                return match shards.iter().find(|shard| !shard.is_file()) {
+                    Some(missing) => Err(LoadError::Missing { path: missing.clone() }),
+                    None => Ok(shards),
+                };
+            }
+        }
+    }
+    let entries = std::fs::read_dir(directory).map_err(|source| LoadError::Io { path: directory.into(), source })?;
+    let mut pickles: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| PICKLES.iter().any(|pickle| extension == *pickle)))
+        .collect();
+    pickles.sort();
+    match pickles.into_iter().next() {
+        Some(path) => Err(LoadError::Pickle { path }),
+        None => Err(LoadError::Missing { path: directory.join(format!("{}.safetensors", STEMS[0])) }),
+    }
+}
+
+/// A place in the weights of one part, from which names are relative.
+#[derive(Clone)]
+pub(crate) struct Weights {
+    tensors: Arc<MmapedSafetensors>,
+    path: Arc<PathBuf>,
+    placement: Placement,
+    prefix: String,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Weights").field("path", &self.path).field("prefix", &self.prefix).finish()
+    }
+}
+
+impl Weights {
+    /// Maps `files`, which must stay as they are while the model is loaded.
+    pub(crate) fn open(files: &[PathBuf], placement: Placement) -> Result<Self, LoadError> {
+        for path in files {
+            // One by one first, so that an error names its file.
+            map(&[path]).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
+        }
+        let path = files.first().cloned().unwrap_or_default();
+        let paths: Vec<&PathBuf> = files.iter().collect();
+        let tensors = map(&paths).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
+        Ok(Self { tensors: Arc::new(tensors), path: Arc::new(path), placement, prefix: String::new() })
+    }
+
+    /// The weights below `name`.
+    pub(crate) fn at(&self, name: &str) -> Self {
+        Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
+    }
+
+    /// The same weights on another device or in another number format.
+    pub(crate) fn placed(self, placement: Placement) -> Self {
+        Self { placement, ..self }
+    }
+
+    /// Whether there is a tensor `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.get(&format!("{}{name}", self.prefix)).is_ok()
+    }
+
+    /// The number format of the first tensor, which is that of all in practice.
+    pub(crate) fn stored_dtype(&self) -> DType {
+        let first = self.tensors.tensors().into_iter().next();
+        first.and_then(|(_, view)| DType::try_from(view.dtype()).ok()).unwrap_or(DType::F32)
+    }
+
+    /// The tensor `name` of `shape`, on the device.
+    pub(crate) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, LoadError> {
+        let tensor = format!("{}{name}", self.prefix);
+        let Ok(view) = self.tensors.get(&tensor) else {
+            return Err(LoadError::MissingTensor { path: self.path.as_ref().clone(), tensor });
+        };
+        if view.shape() != shape {
+            let (expected, found) = (shape.to_vec(), view.shape().to_vec());
+            return Err(LoadError::WrongShape { path: self.path.as_ref().clone(), tensor, expected, found });
+        }
+        let loaded = self.tensors.load(&tensor, &self.placement.device)?;
+        Ok(loaded.to_dtype(self.placement.dtype)?)
+    }
+}
+
+#[expect(unsafe_code, reason = "a memory map is undefined behaviour if the file changes under it; models are read-only")]
+fn map(paths: &[&PathBuf]) -> Result<MmapedSafetensors, candle_core::Error> {
+    // SAFETY: the files of a model are not written while a process has it loaded; installing a model makes new files.
+    unsafe { MmapedSafetensors::multi(paths) }
+}

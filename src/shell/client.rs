@@ -1,0 +1,339 @@
+//! What a client does: publish a request, follow its events, look at its record.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::Value;
+
+use crate::job::{Fault, JobId, JobState, ModelName, Pool, Priority, Tenant};
+use crate::wire::event::{self, CloudEvent, EventKind};
+use crate::wire::record::Record;
+use crate::wire::request::{Context, RequestDocument, parse};
+use crate::wire::{header, subject};
+
+use super::bus::{ApiError, Bus, PublishError, chain};
+use super::clock::Clock;
+use super::records::{Changed, Owned, Records};
+use super::topology;
+
+/// How often the record is looked at while events are waited for: they are the quick way, it is the sure one.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// A request on its way.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Whose job.
+    pub tenant: Tenant,
+    /// Its id.
+    pub job: JobId,
+    /// The model.
+    pub model: ModelName,
+    /// Its priority.
+    pub priority: Priority,
+    /// Its pool.
+    pub pool: Pool,
+    /// The body.
+    pub request: RequestDocument,
+}
+
+/// Why a request was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// No consumers for the model.
+    #[error("the model {model} is not served; served are: {}", list(served))]
+    UnknownModel {
+        /// What was asked for.
+        model: ModelName,
+        /// What there is.
+        served: Vec<String>,
+    },
+    /// Rules are broken.
+    #[error("the request is invalid: {}", violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid {
+        /// All of them.
+        violations: Vec<crate::job::Violation>,
+    },
+    /// The id is taken.
+    #[error("the job id {job} belongs to a different request")]
+    Conflict {
+        /// The id.
+        job: JobId,
+    },
+    /// JetStream does not answer.
+    #[error("JetStream does not answer")]
+    Api(#[from] ApiError),
+    /// The record or the stream does not answer.
+    #[error(transparent)]
+    Bus(#[from] Fault),
+    /// The stream did not take it.
+    #[error("the request was not stored")]
+    Publish(#[from] PublishError),
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none; run `darkroom setup --model DIR`".to_owned() } else { names.join(", ") }
+}
+
+/// What became of a submission.
+#[derive(Clone, Debug)]
+pub struct Submitted {
+    /// Its place in the request stream; `None` when the job was there before.
+    pub stream_sequence: Option<u64>,
+    /// Requests of all tenants that wait before it in its consumer.
+    pub pending: u64,
+}
+
+/// Checks a request against its model, makes the job's record, and publishes. The same submission again changes nothing.
+///
+/// # Errors
+/// [`SubmitError`].
+pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result<Submitted, SubmitError> {
+    let Submission { tenant, job, model, priority, pool, request } = submission;
+    let Some(manifest) = topology::manifest_of(bus, model).await? else {
+        let mut served: Vec<String> =
+            topology::served(bus).await?.into_iter().map(|served| served.manifest.name.to_string()).collect();
+        served.dedup();
+        return Err(SubmitError::UnknownModel { model: model.clone(), served });
+    };
+    let body = serde_json::to_vec(request).unwrap_or_default();
+    let context =
+        Context { manifest: &manifest, tenant, priority: *priority, message_id: Some(job.as_str()), stream_sequence: 0 };
+    let parsed =
+        parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
+
+    let records = Records::open(bus).await?;
+    let fresh = Record::accepted(parsed.digest.clone(), model.as_str(), None, clock.unix_ms());
+    if let Changed::Lost | Changed::Unrecorded = records.create(tenant, job, fresh).await?
+        && let Some(Owned { record, .. }) = records.read(tenant, job).await?
+    {
+        if record.request_digest != parsed.digest {
+            return Err(SubmitError::Conflict { job: job.clone() });
+        }
+        // Somebody published it before us, unless nobody has seen it yet: then publishing again is the cure.
+        if record.stream_sequence.is_some() || record.state != JobState::accepted() {
+            return Ok(Submitted { stream_sequence: None, pending: 0 });
+        }
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert(header::MESSAGE_ID, job.as_str());
+    super::telemetry::inject(&mut headers);
+    let to = subject::request(model, *priority, *pool, tenant);
+    let stored = publish_surely(bus, &to, &headers, body.into()).await?;
+    let consumer = subject::consumer(model, *priority, *pool);
+    let pending = topology::served(bus)
+        .await?
+        .into_iter()
+        .find(|served| served.consumer == consumer)
+        .map_or(0, |served| served.pending.saturating_sub(1));
+    Ok(Submitted { stream_sequence: Some(stored.sequence), pending })
+}
+
+/// Publishes until the stream confirms it: the message id makes repeating harmless.
+async fn publish_surely(
+    bus: &Bus,
+    to: &str,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<super::bus::PubAck, PublishError> {
+    const TRIES_MAX: u32 = 4;
+    let mut tries = 1;
+    loop {
+        match bus.publish(to, headers.clone(), body.clone()).await {
+            Err(PublishError::Unconfirmed { .. } | PublishError::NoStream { .. }) if tries < TRIES_MAX => {
+                tokio::time::sleep(Duration::from_millis(200) * tries).await;
+                tries += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// One thing that a watcher sees.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// What happened.
+    pub kind: EventKind,
+    /// The whole event.
+    pub event: CloudEvent<Value>,
+}
+
+/// Why watching ended without a terminal event.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The subscription could not be made, or ended.
+    #[error("the connection to NATS was lost")]
+    Closed,
+    /// The job's record says nothing of it.
+    #[error("there is no job {job} of tenant {tenant}")]
+    Unknown {
+        /// The id.
+        job: JobId,
+        /// Whose.
+        tenant: Tenant,
+    },
+    /// The record does not answer.
+    #[error(transparent)]
+    Bus(#[from] Fault),
+}
+
+/// Follows one job.
+#[derive(Debug)]
+pub struct Watch {
+    bus: Bus,
+    records: Records,
+    tenant: Tenant,
+    job: JobId,
+    events: Subscriber,
+    progress: Subscriber,
+    earlier: VecDeque<Seen>,
+    last_kind: Option<EventKind>,
+}
+
+impl Watch {
+    /// Subscribes first, so that nothing is missed between this call and a submission after it.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub async fn start(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Self, WatchError> {
+        let subscribe = async |to: String| bus.client.subscribe(to).await.map_err(|_| WatchError::Closed);
+        let events = subscribe(subject::events_of_job(tenant, job)).await?;
+        let progress = subscribe(subject::progress(tenant, job)).await?;
+        bus.client.flush().await.map_err(|_| WatchError::Closed)?;
+        Ok(Self {
+            bus: bus.clone(),
+            records: Records::open(bus).await?,
+            tenant: tenant.clone(),
+            job: job.clone(),
+            events,
+            progress,
+            earlier: VecDeque::new(),
+            last_kind: None,
+        })
+    }
+
+    /// Reads what was published before, for a job that was submitted earlier.
+    ///
+    /// # Errors
+    /// [`WatchError::Unknown`] when there is no such job.
+    pub async fn catch_up(&mut self) -> Result<(), WatchError> {
+        if self.records.read(&self.tenant, &self.job).await?.is_none() {
+            return Err(WatchError::Unknown { job: self.job.clone(), tenant: self.tenant.clone() });
+        }
+        for kind in [EventKind::Accepted, EventKind::Started] {
+            if let Some(seen) = self.stored(kind).await? {
+                self.earlier.push_back(seen);
+            }
+        }
+        if let Some(seen) = self.stored_end().await? {
+            self.earlier.push_back(seen);
+        }
+        Ok(())
+    }
+
+    /// The next event; the terminal one is the last.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub async fn next(&mut self) -> Result<Seen, WatchError> {
+        loop {
+            let seen = match self.earlier.pop_front() {
+                Some(seen) => seen,
+                None => tokio::select! {
+                    message = self.events.next() => match decode(message)? { Some(seen) => seen, None => continue },
+                    message = self.progress.next() => match decode(message)? { Some(seen) => seen, None => continue },
+                    () = tokio::time::sleep(LOOK_EVERY) => match self.stored_end().await? {
+                        Some(seen) => seen,
+                        None => continue,
+                    },
+                },
+            };
+            // `accepted` and `started` may be seen twice when catching up.
+            if seen.kind != EventKind::Progress && self.last_kind == Some(seen.kind) {
+                continue;
+            }
+            self.last_kind = Some(seen.kind);
+            return Ok(seen);
+        }
+    }
+
+    async fn stored_end(&self) -> Result<Option<Seen>, WatchError> {
+        let Some(Owned { record, .. }) = self.records.read(&self.tenant, &self.job).await? else { return Ok(None) };
+        match EventKind::of_terminal(record.state.status) {
+            Some(kind) => {
+                if let Some(seen) = self.stored(kind).await? {
+                    return Ok(Some(seen));
+                }
+                // The event has been lost or is still on its way; the record holds its data.
+                let data = record.terminal.unwrap_or_default();
+                let attempts = record.state.attempts;
+                let event = event::envelope(kind, self.tenant.as_str(), &self.job, attempts, 0, data);
+                Ok(Some(Seen { kind, event: CloudEvent { time: record.updated, ..event } }))
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn stored(&self, kind: EventKind) -> Result<Option<Seen>, WatchError> {
+        let stream = self.bus.context.get_stream_no_info(subject::STREAM_EVENTS).await.map_err(|_| WatchError::Closed)?;
+        let on = subject::event(self.tenant.as_str(), &self.job, kind.as_str());
+        match stream.direct_get_last_for_subject(on).await {
+            Ok(message) => Ok(event::decode(&message.payload).ok().map(|event| Seen { kind, event })),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn decode(message: Option<async_nats::Message>) -> Result<Option<Seen>, WatchError> {
+    let message = message.ok_or(WatchError::Closed)?;
+    let Ok(event) = event::decode(&message.payload) else { return Ok(None) };
+    Ok(EventKind::from_type(&event.r#type).map(|kind| Seen { kind, event }))
+}
+
+/// A job and its record.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// `<tenant>.<job>`.
+    pub key: String,
+    /// The record.
+    pub record: Record,
+}
+
+/// The newest records, newest first: `tenant` and at most `limit`.
+///
+/// # Errors
+/// A `Retry` fault when nobody answers.
+pub async fn list_jobs(bus: &Bus, tenant: Option<&Tenant>, limit: usize) -> Result<Vec<Listed>, Fault> {
+    let lost = |error: &(dyn std::error::Error + 'static)| {
+        Fault::retry(crate::job::FaultCode::BusFailed, format!("the jobs' records: {}", chain(error)))
+    };
+    let bucket = bus.context.get_key_value(subject::BUCKET_JOBS).await.map_err(|error| lost(&error))?;
+    if bucket.status().await.map_err(|error| lost(&error))?.values() == 0 {
+        return Ok(Vec::new());
+    }
+    let pattern = tenant.map_or_else(|| ">".to_owned(), |tenant| format!("{tenant}.*"));
+    let mut entries = bucket.watch_with_history(&pattern).await.map_err(|error| lost(&error))?;
+    let mut listed = VecDeque::new();
+    // A tenant without records never gets an entry, so the wait is bounded.
+    while let Ok(Some(entry)) = tokio::time::timeout(Duration::from_secs(2), entries.next()).await {
+        let entry = entry.map_err(|error| lost(&error))?;
+        if let Ok(record) = crate::wire::record::decode(&entry.value) {
+            listed.push_front(Listed { key: entry.key, record });
+            listed.truncate(limit);
+        }
+        if entry.delta == 0 {
+            break;
+        }
+    }
+    Ok(listed.into())
+}
+
+/// The record of one job.
+///
+/// # Errors
+/// A `Retry` fault when nobody answers.
+pub async fn status(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Record>, Fault> {
+    Ok(Records::open(bus).await?.read(tenant, job).await?.map(|owned| owned.record))
+}

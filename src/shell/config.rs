@@ -1,0 +1,35 @@
+//! Options that several programs share, from flags and environment; every default is in `--help`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where NATS is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BusOptions {
+    /// URL of the NATS server: nats://, tls://, ws:// or wss://, with user and password or token where needed
+    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL", global = true)]
+    pub nats: String,
+    /// Credentials file for NATS
+    #[arg(long, env = "NATS_CREDS", value_name = "FILE", global = true)]
+    pub nats_creds: Option<PathBuf>,
+}
+
+/// Where images go.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StoreOptions {
+    /// URL of the object store: file:///path, s3://bucket/prefix, gs://bucket, az://container, memory:///; credentials
+    /// and endpoints from the usual variables (AWS_*, GOOGLE_*, AZURE_*)
+    #[arg(long, env = "DARKROOM_STORE", value_name = "URL")]
+    pub store: String,
+    /// How long presigned URLs are good
+    #[arg(long, env = "DARKROOM_URL_EXPIRES", default_value = "24h", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub url_expires: Duration,
+}
+
+/// Reads a duration as people write it: `30s`, `5m`.
+///
+/// # Errors
+/// humantime's, when it is none.
+pub fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}

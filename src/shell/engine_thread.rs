@@ -1,0 +1,194 @@
+//! The one OS thread that owns the engine.
+//!
+//! Work goes in through a channel and answers come back through another; a panic in the engine becomes a `Fatal` fault,
+//! and the thread ends. The event loop never waits for it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::engine::{Engine, RgbImage, RowId};
+use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest};
+use crate::sched::{EngineReport, RowKey};
+
+use super::clock::Clock;
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Begin an image.
+    Admit {
+        /// Its row.
+        row: RowKey,
+        /// What it shall be.
+        spec: Box<ImageSpec>,
+    },
+    /// One step of several rows, then previews of some.
+    Step {
+        /// The rows.
+        rows: Vec<RowKey>,
+        /// Those to preview.
+        previews: Vec<RowKey>,
+    },
+    /// Latents to pixels.
+    Decode {
+        /// The row.
+        row: RowKey,
+    },
+    /// Forget a row; not answered.
+    Release {
+        /// The row.
+        row: RowKey,
+    },
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub struct Answer {
+    /// For the scheduler.
+    pub outcome: Result<EngineReport, Fault>,
+    /// After `Decode`.
+    pub image: Option<RgbImage>,
+    /// After `Step`: JPEG bytes by row.
+    pub previews: Vec<(RowKey, Vec<u8>)>,
+    /// How long the engine took.
+    pub took: Duration,
+}
+
+/// The sending end of the thread.
+#[derive(Debug)]
+pub struct EngineThread {
+    commands: mpsc::Sender<Command>,
+    /// What the model is called and can do.
+    pub manifest: ModelManifest,
+    /// SHA-256 over the model's files.
+    pub digest: String,
+}
+
+/// Starts the thread, loads the model on it with `load`, warms it up and returns when it is ready for work.
+///
+/// # Errors
+/// Whatever `load` says; a `Fatal` fault when it panics or the warm-up fails.
+pub async fn start<E, L>(
+    load: L,
+    clock: Clock,
+    answer: impl Fn(Answer) + Send + 'static,
+) -> Result<EngineThread, StartError<E>>
+where
+    E: std::error::Error + Send + 'static,
+    L: FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
+{
+    let (commands, inbox) = mpsc::channel();
+    let (ready, loaded) = tokio::sync::oneshot::channel();
+    let body = move || {
+        let mut engine = match catch_unwind(AssertUnwindSafe(load)) {
+            Ok(Ok(engine)) => engine,
+            Ok(Err(error)) => return drop(ready.send(Err(StartError::Load(error)))),
+            Err(_) => return drop(ready.send(Err(StartError::Panicked))),
+        };
+        match catch_unwind(AssertUnwindSafe(|| warm_up(engine.as_mut()))) {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => return drop(ready.send(Err(StartError::WarmUp(fault)))),
+            Err(_) => return drop(ready.send(Err(StartError::Panicked))),
+        }
+        if ready.send(Ok((engine.manifest().clone(), engine.digest().to_owned()))).is_err() {
+            return;
+        }
+        serve(engine.as_mut(), &inbox, clock, &answer);
+    };
+    let spawned = std::thread::Builder::new().name("engine".to_owned()).spawn(body);
+    spawned.map_err(StartError::Thread)?;
+    let (manifest, digest) = loaded.await.map_err(|_| StartError::Panicked)??;
+    Ok(EngineThread { commands, manifest, digest })
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError<E: std::error::Error + 'static> {
+    /// The model could not be loaded.
+    #[error("the model cannot be loaded")]
+    Load(#[source] E),
+    /// Its first image failed.
+    #[error("the model cannot make an image")]
+    WarmUp(#[source] Fault),
+    /// Loading panicked; the message is on standard error.
+    #[error("loading the model panicked")]
+    Panicked,
+    /// The system refused a thread.
+    #[error("the engine's thread cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+impl EngineThread {
+    /// Hands over a command. When the thread is gone nothing happens: its last answer said so.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+}
+
+/// One step and one decode at the default size, so that the first job does not pay for what is only done once.
+fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
+    let defaults = engine.manifest().defaults.clone();
+    let spec = ImageSpec {
+        prompt: "warm-up".to_owned(),
+        negative_prompt: String::new(),
+        width: defaults.width,
+        height: defaults.height,
+        num_inference_steps: 1,
+        guidance_scale: defaults.guidance_scale,
+        seed: 0,
+        scheduler: defaults.scheduler,
+    };
+    let row = RowId(u64::MAX);
+    for _ in 0..engine.admit(row, &spec)? {
+        engine.step(&[row])?;
+    }
+    engine.decode(row)?;
+    engine.release(row);
+    Ok(())
+}
+
+fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock, answer: &dyn Fn(Answer)) {
+    let row_id = |row: &RowKey| RowId(row.0);
+    while let Ok(command) = inbox.recv() {
+        if let Command::Release { row } = &command {
+            engine.release(row_id(row));
+            continue;
+        }
+        let began = clock.now();
+        let done = catch_unwind(AssertUnwindSafe(|| match &command {
+            Command::Admit { row, spec } => {
+                let steps = engine.admit(row_id(row), spec)?;
+                Ok((EngineReport::Admitted { steps }, None, Vec::new()))
+            }
+            Command::Step { rows, previews } => {
+                let ids: Vec<RowId> = rows.iter().map(row_id).collect();
+                engine.step(&ids)?;
+                // A preview that fails is left out: it is worth less than the image.
+                let made =
+                    previews.iter().filter_map(|row| engine.preview(row_id(row)).ok().map(|jpeg| (*row, jpeg)));
+                Ok((EngineReport::Stepped, None, made.collect()))
+            }
+            Command::Decode { row } => {
+                let image = engine.decode(row_id(row))?;
+                Ok((EngineReport::Decoded, Some(image), Vec::new()))
+            }
+            Command::Release { .. } => Ok((EngineReport::Decoded, None, Vec::new())),
+        }));
+        let took = clock.now().since(began);
+        let failed = |fault: Fault| Answer { outcome: Err(fault), image: None, previews: Vec::new(), took };
+        match done {
+            Ok(Ok((report, image, previews))) => answer(Answer { outcome: Ok(report), image, previews, took }),
+            Ok(Err(fault)) => answer(failed(fault)),
+            Err(panic) => {
+                let message = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("without a message");
+                answer(failed(Fault::fatal(FaultCode::EngineLost, format!("the engine panicked: {message}"))));
+                return;
+            }
+        }
+    }
+}

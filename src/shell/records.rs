@@ -1,0 +1,254 @@
+//! Records of jobs in the bucket `darkroom_jobs`: claim, and change by compare-and-set. The revision is the fence.
+
+use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
+use bytes::Bytes;
+
+use crate::job::{Fault, FaultCode, JobId, JobState, JobStep, Status, Tenant, WorkerId};
+use crate::sched::Claim;
+use crate::wire::record::{self, Record};
+use crate::wire::subject;
+use crate::wire::time::rfc3339;
+
+use super::bus::{Bus, chain};
+
+/// How often a claim looks again when others change the record under it.
+const RACES_MAX: usize = 16;
+
+/// The bucket.
+#[derive(Clone, Debug)]
+pub struct Records {
+    bucket: kv::Store,
+}
+
+/// A record with the revision that proves ownership.
+#[derive(Clone, Debug)]
+pub struct Owned {
+    /// What it held when it was read or written.
+    pub record: Record,
+    /// The fence.
+    pub revision: u64,
+}
+
+/// The answer to a claim, with the record unless there is none to look at.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// Whether the job is ours.
+    pub claim: Claim,
+    /// The record as it is now.
+    pub owned: Option<Owned>,
+}
+
+/// What somebody wants to claim.
+#[derive(Clone, Debug)]
+pub struct ClaimRequest {
+    /// Whose job.
+    pub tenant: Tenant,
+    /// Which.
+    pub job: JobId,
+    /// Digest of the request.
+    pub digest: String,
+    /// The model.
+    pub model: String,
+    /// The message.
+    pub stream_sequence: u64,
+    /// How often the server says that it delivered the message: 1 is the first time.
+    pub delivered: i64,
+    /// Who claims.
+    pub worker: WorkerId,
+}
+
+/// How a change of a record ended.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    /// As wished.
+    Won(Owned),
+    /// The record has moved on: it is somebody else's.
+    Lost,
+    /// There is no key to keep a record under.
+    Unrecorded,
+}
+
+/// A word of the key that the bucket refuses, or silence.
+fn unanswered(error: &(dyn std::error::Error + 'static)) -> Fault {
+    Fault::retry(FaultCode::BusFailed, format!("the job's record: {}", chain(error)))
+}
+
+impl Records {
+    /// Opens the bucket.
+    ///
+    /// # Errors
+    /// A `Retry` fault when it does not exist or nobody answers.
+    pub async fn open(bus: &Bus) -> Result<Self, Fault> {
+        let bucket = bus.context.get_key_value(subject::BUCKET_JOBS).await.map_err(|error| unanswered(&error))?;
+        Ok(Self { bucket })
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers; `Reject` when the record cannot be read.
+    pub async fn read(&self, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
+        let entry =
+            self.bucket.entry(subject::record_key(tenant, job)).await.map_err(|error| unanswered(&error))?;
+        match entry {
+            Some(entry) if entry.operation == kv::Operation::Put => {
+                let record = record::decode(&entry.value)
+                    .map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
+                Ok(Some(Owned { record, revision: entry.revision }))
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Makes a record if there is none.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers.
+    pub async fn create(&self, tenant: &Tenant, job: &JobId, record: Record) -> Result<Changed, Fault> {
+        let value = Bytes::from(record::encode(&record));
+        match self.bucket.create(subject::record_key(tenant, job), value).await {
+            Ok(revision) => Ok(Changed::Won(Owned { record, revision })),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists || is_race(&error) => Ok(Changed::Lost),
+            Err(error) => Err(unanswered(&error)),
+        }
+    }
+
+    /// Replaces a record if it still has the revision of `owned`.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers.
+    pub async fn replace(
+        &self,
+        tenant: &Tenant,
+        job: &JobId,
+        owned: &Owned,
+        record: Record,
+    ) -> Result<Changed, Fault> {
+        let key = subject::record_key(tenant, job);
+        let value = Bytes::from(record::encode(&record));
+        match self.bucket.update(&key, value, owned.revision).await {
+            Ok(revision) => Ok(Changed::Won(Owned { record, revision })),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision || is_race(&error) => {
+                // A lost answer to our own write looks like somebody else's: the content tells.
+                match self.read(tenant, job).await? {
+                    Some(found) if found.record == record => Ok(Changed::Won(found)),
+                    Some(_) | None => Ok(Changed::Lost),
+                }
+            }
+            Err(error) => Err(unanswered(&error)),
+        }
+    }
+
+    /// Takes a step in the job's state machine, under the fence.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers.
+    pub async fn step(
+        &self,
+        tenant: &Tenant,
+        job: &JobId,
+        owned: &Owned,
+        step: JobStep,
+        terminal: Option<serde_json::Value>,
+        unix_ms: i64,
+    ) -> Result<Changed, Fault> {
+        let Ok(state) = owned.record.state.next(step) else { return Ok(Changed::Lost) };
+        let record = Record { state, terminal, updated: rfc3339(unix_ms), ..owned.record.clone() };
+        self.replace(tenant, job, owned, record).await
+    }
+
+    /// Makes the failed record of a request that cannot be read, unless its id is another request's.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers.
+    pub async fn refuse(
+        &self,
+        tenant: &Tenant,
+        job: &JobId,
+        fresh: Record,
+        terminal: Option<serde_json::Value>,
+        unix_ms: i64,
+    ) -> Result<Changed, Fault> {
+        for _ in 0..RACES_MAX {
+            let Some(owned) = self.read(tenant, job).await? else {
+                let state = fresh.state.next(JobStep::Fail).unwrap_or_else(|_| fresh.state.clone());
+                let record = Record { state, terminal: terminal.clone(), ..fresh.clone() };
+                match self.create(tenant, job, record).await? {
+                    Changed::Lost => continue,
+                    changed => return Ok(changed),
+                }
+            };
+            let same_message = owned.record.stream_sequence.is_none_or(|found| Some(found) == fresh.stream_sequence);
+            if owned.record.request_digest != fresh.request_digest || !same_message {
+                return Ok(Changed::Lost);
+            }
+            if owned.record.state.status == Status::Failed {
+                return Ok(Changed::Won(owned));
+            }
+            return self.step(tenant, job, &owned, JobStep::Fail, terminal, unix_ms).await;
+        }
+        Ok(Changed::Lost)
+    }
+
+    /// Takes the job if it is to be had.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers, `Reject` when the record is unreadable.
+    pub async fn claim(&self, request: &ClaimRequest, unix_ms: i64) -> Result<Claimed, Fault> {
+        let ClaimRequest { tenant, job, digest, model, stream_sequence, delivered, worker } = request;
+        let claimed = |owned: &Owned| Claimed {
+            claim: Claim::Won { failures: owned.record.state.failures },
+            owned: Some(owned.clone()),
+        };
+        for _ in 0..RACES_MAX {
+            // The usual case first: nobody has heard of this job.
+            if *delivered <= 1 {
+                let fresh = Record::accepted(digest.clone(), model, Some(*stream_sequence), unix_ms);
+                let step = JobStep::Claim { worker: worker.clone() };
+                let state = fresh.state.next(step).unwrap_or_else(|_| JobState::accepted());
+                if let Changed::Won(owned) = self.create(tenant, job, Record { state, ..fresh }).await? {
+                    return Ok(claimed(&owned));
+                }
+            }
+            let Some(owned) = self.read(tenant, job).await? else {
+                let fresh = Record::accepted(digest.clone(), model, Some(*stream_sequence), unix_ms);
+                self.create(tenant, job, fresh).await?;
+                continue;
+            };
+            let Record { state, request_digest, stream_sequence: of_record, .. } = &owned.record;
+            let another_message = of_record.is_some_and(|sequence| sequence != *stream_sequence);
+            let another_holder = state.worker.as_ref().is_some_and(|holder| holder != worker);
+            let claim = if request_digest != digest {
+                Claim::Conflict
+            } else if state.status.is_terminal() {
+                Claim::Ended { dead_letter: state.status == Status::Failed && !another_message }
+            } else if another_message {
+                Claim::Duplicate
+            } else if state.status == Status::Processing && another_holder && *delivered <= 1 {
+                // The server lost count: the holder may be well.
+                Claim::HeldElsewhere
+            } else {
+                let step = JobStep::Claim { worker: worker.clone() };
+                let state = state.next(step).unwrap_or_else(|_| state.clone());
+                let record = Record {
+                    state,
+                    stream_sequence: Some(*stream_sequence),
+                    updated: rfc3339(unix_ms),
+                    ..owned.record.clone()
+                };
+                match self.replace(tenant, job, &owned, record).await? {
+                    Changed::Won(owned) => return Ok(claimed(&owned)),
+                    Changed::Lost | Changed::Unrecorded => continue,
+                }
+            };
+            return Ok(Claimed { claim, owned: Some(owned) });
+        }
+        Err(Fault::retry(FaultCode::BusFailed, "the job's record changes faster than it can be claimed"))
+    }
+}
+
+/// The server's two other words for a lost compare-and-set.
+fn is_race(error: &(dyn std::error::Error + 'static)) -> bool {
+    let text = chain(error);
+    text.contains("10164") || text.contains("10071") || text.contains("wrong last sequence")
+}

@@ -1,0 +1,142 @@
+//! OpenTelemetry: logs to standard error always; traces and metrics over OTLP when an endpoint is configured.
+//!
+//! The endpoint and everything else come from the standard variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …).
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+
+use async_nats::HeaderMap;
+use opentelemetry::global;
+use opentelemetry::metrics::Meter;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// What must be flushed at the end.
+#[derive(Debug)]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
+}
+
+/// Why telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The exporter refused its configuration.
+    #[error("the OTLP exporter cannot be used")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// A subscriber was installed before.
+    #[error("telemetry is set up already")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Sets up logs, and traces and metrics if the environment names an OTLP endpoint. Once per process.
+///
+/// # Errors
+/// [`TelemetryError`].
+pub fn start(service: &'static str, log_default: &str) -> Result<Telemetry, TelemetryError> {
+    let endpoint = |signal: &str| {
+        let named = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+        named("OTEL_EXPORTER_OTLP_ENDPOINT") || named(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))
+    };
+    let resource = Resource::builder()
+        .with_service_name(service)
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .build();
+
+    let traces = if endpoint("TRACES") {
+        let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().build()?;
+        Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.clone()).build())
+    } else {
+        None
+    };
+    let metrics = if endpoint("METRICS") {
+        let exporter = opentelemetry_otlp::MetricExporter::builder().with_http().build()?;
+        let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter).with_resource(resource).build();
+        global::set_meter_provider(provider.clone());
+        Some(provider)
+    } else {
+        None
+    };
+
+    let filter = EnvFilter::try_from_env("DARKROOM_LOG").unwrap_or_else(|_| EnvFilter::new(log_default));
+    let logs = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_filter(filter);
+    let spans = traces.as_ref().map(|provider| {
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("darkroom"))
+            .with_filter(EnvFilter::new("darkroom=info"))
+    });
+    tracing_subscriber::registry().with(spans).with(logs).try_init()?;
+    Ok(Telemetry { traces, metrics })
+}
+
+impl Telemetry {
+    /// Sends what is left. Blocks for as long as the exporter's timeout.
+    pub fn flush(self) {
+        if let Some(traces) = self.traces
+            && let Err(error) = traces.shutdown()
+        {
+            tracing::warn!(%error, "telemetry.flush");
+        }
+        if let Some(metrics) = self.metrics
+            && let Err(error) = metrics.shutdown()
+        {
+            tracing::warn!(%error, "telemetry.flush");
+        }
+    }
+}
+
+/// The meter of all instruments.
+pub fn meter() -> Meter {
+    global::meter("darkroom")
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(async_nats::HeaderValue::as_str)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name.as_ref()).collect()
+    }
+}
+
+struct HeadersMut<'a>(&'a mut HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        self.0.insert(key, value.as_str());
+    }
+}
+
+/// The trace context of a request's headers.
+pub fn extract(headers: Option<&HeaderMap>) -> Context {
+    match headers {
+        Some(headers) => TraceContextPropagator::new().extract(&Headers(headers)),
+        None => Context::new(),
+    }
+}
+
+/// Puts the trace context of the present span into headers; nothing when there is none.
+pub fn inject(headers: &mut HeaderMap) {
+    let context = tracing::Span::current().context();
+    let mut fields = HashMap::new();
+    TraceContextPropagator::new().inject_context(&context, &mut fields);
+    for (name, value) in fields {
+        HeadersMut(headers).set(&name, value);
+    }
+}

@@ -1,0 +1,346 @@
+//! The topology of `nats/` on a server: made where missing, mended where that is allowed, never deleted.
+//!
+//! The files are compiled in, so that they are the one source of truth wherever the program runs.
+
+use std::fmt;
+
+use serde_json::{Map, Value, json};
+
+use crate::job::{ModelManifest, ModelName, Pool, Priority};
+use crate::wire::{manifest, subject};
+
+use super::bus::{ApiError, Bus};
+
+const STREAMS: [&str; 6] = [
+    include_str!("../../nats/streams/DARKROOM_REQ.json"),
+    include_str!("../../nats/streams/DARKROOM_EV.json"),
+    include_str!("../../nats/streams/DARKROOM_PROG.json"),
+    include_str!("../../nats/streams/DARKROOM_DLQ.json"),
+    include_str!("../../nats/streams/DARKROOM_ADV.json"),
+    include_str!("../../nats/buckets/darkroom_jobs.json"),
+];
+const CONSUMER: &str = include_str!("../../nats/consumers/generate.json");
+
+/// What the server refuses to change, or what would strand stored messages.
+const STREAM_FIXED: [&str; 4] = ["name", "subjects", "storage", "retention"];
+const CONSUMER_FIXED: [&str; 5] = ["durable_name", "filter_subject", "deliver_policy", "ack_policy", "replay_policy"];
+
+const STREAM_NOT_FOUND: u64 = 10059;
+const CONSUMER_NOT_FOUND: u64 = 10014;
+const NAME_IN_USE: [u64; 3] = [10058, 10013, 10148];
+
+/// What was found, and done, for one stream or consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// `stream` or `consumer`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of a stream or consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is as the files say.
+    Unchanged,
+    /// It was not there; made, unless only looking.
+    Created,
+    /// These fields differed; mended, unless only looking.
+    Updated(Vec<Difference>),
+    /// These fields differ and must not be changed under stored messages; somebody has to decide.
+    Drifted(Vec<Difference>),
+}
+
+/// One field that is not as the files say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The field.
+    pub field: String,
+    /// What the server has.
+    pub found: Value,
+    /// What the files say.
+    pub wanted: Value,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} is {}, wanted {}", self.field, self.found, self.wanted)
+    }
+}
+
+/// Whether to change anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Create and update.
+    Apply,
+    /// Only look.
+    Check,
+}
+
+/// Compares the server with the files, for the streams, the bucket and the consumers of `models`.
+///
+/// # Errors
+/// [`ApiError`] when JetStream does not answer or refuses.
+pub async fn reconcile(bus: &Bus, models: &[ModelManifest], mode: Mode) -> Result<Vec<Finding>, ApiError> {
+    let mut findings = Vec::new();
+    for text in STREAMS {
+        let wanted = object(text);
+        let name = wanted["name"].as_str().unwrap_or_default().to_owned();
+        let outcome = reconcile_stream(bus, &name, &wanted, mode).await?;
+        findings.push(Finding { kind: "stream", name, outcome });
+    }
+    for model in models {
+        for (priority, pool) in lanes() {
+            let wanted = consumer_config(model, priority, pool);
+            let name = subject::consumer(&model.name, priority, pool);
+            let outcome = reconcile_consumer(bus, &name, &wanted, mode).await?;
+            findings.push(Finding { kind: "consumer", name, outcome });
+        }
+    }
+    Ok(findings)
+}
+
+/// Every (priority, pool), most urgent first.
+pub fn lanes() -> impl Iterator<Item = (Priority, Pool)> {
+    Priority::ALL.iter().flat_map(|priority| Pool::ALL.iter().map(|pool| (*priority, *pool)))
+}
+
+/// A consumer of requests as the server has it.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Its name.
+    pub consumer: String,
+    /// Its model, as `darkroom setup` recorded it.
+    pub manifest: ModelManifest,
+    /// What it filters.
+    pub filter: String,
+    /// Messages that nobody has yet.
+    pub pending: u64,
+    /// Messages that workers have.
+    pub in_flight: u64,
+    /// Open pulls.
+    pub pulls: u64,
+}
+
+/// The consumers of requests that the server has.
+///
+/// # Errors
+/// [`ApiError`].
+pub async fn served(bus: &Bus) -> Result<Vec<Served>, ApiError> {
+    let mut consumers = Vec::new();
+    let mut offset = 0;
+    loop {
+        let subject = format!("CONSUMER.LIST.{}", subject::STREAM_REQUESTS);
+        let page = bus.api(&subject, &json!({ "offset": offset })).await?;
+        let found = page["consumers"].as_array().cloned().unwrap_or_default();
+        offset += found.len();
+        for info in &found {
+            let Some(manifest) = info["config"]["metadata"][manifest::METADATA_KEY].as_str() else { continue };
+            let Some(manifest) = manifest::decode(manifest) else { continue };
+            consumers.push(Served {
+                consumer: info["name"].as_str().unwrap_or_default().to_owned(),
+                manifest,
+                filter: info["config"]["filter_subject"].as_str().unwrap_or_default().to_owned(),
+                pending: info["num_pending"].as_u64().unwrap_or_default(),
+                in_flight: info["num_ack_pending"].as_u64().unwrap_or_default(),
+                pulls: info["num_waiting"].as_u64().unwrap_or_default(),
+            });
+        }
+        if found.is_empty() || offset >= usize::try_from(page["total"].as_u64().unwrap_or_default()).unwrap_or(0) {
+            return Ok(consumers);
+        }
+    }
+}
+
+/// The manifest that `darkroom setup` recorded for a model.
+///
+/// # Errors
+/// [`ApiError`].
+pub async fn manifest_of(bus: &Bus, model: &ModelName) -> Result<Option<ModelManifest>, ApiError> {
+    let name = subject::consumer(model, Priority::Normal, Pool::Any);
+    match bus.api(&format!("CONSUMER.INFO.{}.{name}", subject::STREAM_REQUESTS), &Value::Null).await {
+        Ok(info) => {
+            Ok(info["config"]["metadata"][manifest::METADATA_KEY].as_str().and_then(manifest::decode))
+        }
+        Err(error) if error.code() == Some(CONSUMER_NOT_FOUND) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn reconcile_stream(
+    bus: &Bus,
+    name: &str,
+    wanted: &Map<String, Value>,
+    mode: Mode,
+) -> Result<Outcome, ApiError> {
+    let found = match bus.api(&format!("STREAM.INFO.{name}"), &Value::Null).await {
+        Ok(info) => info["config"].as_object().cloned().unwrap_or_default(),
+        Err(error) if error.code() == Some(STREAM_NOT_FOUND) => {
+            if mode == Mode::Check {
+                return Ok(Outcome::Created);
+            }
+            match bus.api(&format!("STREAM.CREATE.{name}"), &Value::Object(wanted.clone())).await {
+                Ok(_) => return Ok(Outcome::Created),
+                // Somebody else made it in the meantime: look at what they made.
+                Err(error) if error.code().is_some_and(|code| NAME_IN_USE.contains(&code)) => {
+                    let info = bus.api(&format!("STREAM.INFO.{name}"), &Value::Null).await?;
+                    info["config"].as_object().cloned().unwrap_or_default()
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    let outcome = compare(&found, wanted, &STREAM_FIXED);
+    if let (Outcome::Updated(_), Mode::Apply) = (&outcome, mode) {
+        let merged = merge(found, wanted);
+        bus.api(&format!("STREAM.UPDATE.{name}"), &Value::Object(merged)).await?;
+    }
+    Ok(outcome)
+}
+
+async fn reconcile_consumer(
+    bus: &Bus,
+    name: &str,
+    wanted: &Map<String, Value>,
+    mode: Mode,
+) -> Result<Outcome, ApiError> {
+    let stream = subject::STREAM_REQUESTS;
+    let filter = wanted["filter_subject"].as_str().unwrap_or_default();
+    let create = format!("CONSUMER.CREATE.{stream}.{name}.{filter}");
+    let found = match bus.api(&format!("CONSUMER.INFO.{stream}.{name}"), &Value::Null).await {
+        Ok(info) => info["config"].as_object().cloned().unwrap_or_default(),
+        Err(error) if error.code() == Some(CONSUMER_NOT_FOUND) || error.code() == Some(STREAM_NOT_FOUND) => {
+            if mode == Mode::Check {
+                return Ok(Outcome::Created);
+            }
+            let request = json!({ "stream_name": stream, "config": wanted, "action": "create" });
+            match bus.api(&create, &request).await {
+                Ok(_) => return Ok(Outcome::Created),
+                Err(error) if error.code().is_some_and(|code| NAME_IN_USE.contains(&code)) => {
+                    let info = bus.api(&format!("CONSUMER.INFO.{stream}.{name}"), &Value::Null).await?;
+                    info["config"].as_object().cloned().unwrap_or_default()
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    let outcome = compare(&found, wanted, &CONSUMER_FIXED);
+    if let (Outcome::Updated(_), Mode::Apply) = (&outcome, mode) {
+        let request = json!({ "stream_name": stream, "config": merge(found, wanted), "action": "update" });
+        bus.api(&create, &request).await?;
+    }
+    Ok(outcome)
+}
+
+/// The configuration of one consumer: the file with its placeholders filled, and the model's manifest.
+fn consumer_config(model: &ModelManifest, priority: Priority, pool: Pool) -> Map<String, Value> {
+    let text = CONSUMER
+        .replace("{model}", model.name.as_str())
+        .replace("{priority}", priority.as_str())
+        .replace("{pool}", pool.as_str());
+    let mut config = object(&text);
+    config.insert("metadata".to_owned(), json!({ manifest::METADATA_KEY: manifest::encode(model) }));
+    config
+}
+
+fn object(text: &str) -> Map<String, Value> {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+fn compare(found: &Map<String, Value>, wanted: &Map<String, Value>, fixed: &[&str]) -> Outcome {
+    let differences: Vec<Difference> = wanted
+        .iter()
+        .filter(|(field, value)| !is_same(field, found.get(*field), value))
+        .map(|(field, value)| Difference {
+            field: field.clone(),
+            found: found.get(field).cloned().unwrap_or(Value::Null),
+            wanted: value.clone(),
+        })
+        .collect();
+    if differences.is_empty() {
+        Outcome::Unchanged
+    } else if differences.iter().any(|difference| fixed.contains(&difference.field.as_str())) {
+        Outcome::Drifted(differences)
+    } else {
+        Outcome::Updated(differences)
+    }
+}
+
+/// The server leaves out what is at its default, and adds `_nats.` entries to metadata.
+fn is_same(field: &str, found: Option<&Value>, wanted: &Value) -> bool {
+    match (field, found, wanted) {
+        ("metadata", Some(found), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, value)| found.get(key) == Some(value))
+        }
+        (_, Some(found), wanted) => found == wanted,
+        (_, None, wanted) => wanted == &json!(0) || wanted == &json!(false) || wanted == &json!(""),
+    }
+}
+
+fn merge(mut found: Map<String, Value>, wanted: &Map<String, Value>) -> Map<String, Value> {
+    for (field, value) in wanted {
+        match (found.get_mut(field), value) {
+            (Some(Value::Object(old)), Value::Object(new)) if field == "metadata" => old.extend(new.clone()),
+            _ => {
+                found.insert(field.clone(), value.clone());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_json_and_names_what_the_code_means() {
+        let names: Vec<String> =
+            STREAMS.iter().map(|text| object(text)["name"].as_str().unwrap().to_owned()).collect();
+        let expected = [
+            subject::STREAM_REQUESTS.to_owned(),
+            subject::STREAM_EVENTS.to_owned(),
+            subject::STREAM_PROGRESS.to_owned(),
+            subject::STREAM_DEAD_LETTERS.to_owned(),
+            subject::STREAM_ADVISORIES.to_owned(),
+            format!("KV_{}", subject::BUCKET_JOBS),
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn consumers_filter_what_the_subjects_module_says() {
+        let model = ModelManifest {
+            name: "shapes".parse().unwrap(),
+            family: String::new(),
+            limits: crate::job::ModelLimits::default(),
+            defaults: crate::job::Defaults {
+                width: 64,
+                height: 64,
+                num_inference_steps: 1,
+                guidance_scale: 1.0,
+                scheduler: crate::job::SamplerKind::Ddim,
+            },
+        };
+        for (priority, pool) in lanes() {
+            let config = consumer_config(&model, priority, pool);
+            assert_eq!(config["filter_subject"], json!(subject::request_filter(&model.name, priority, pool)));
+            assert_eq!(config["durable_name"], json!(subject::consumer(&model.name, priority, pool)));
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_reported_and_fixed_fields_are_never_mended() {
+        let wanted = object(r#"{"name":"A","max_msgs":5,"max_age":0,"storage":"file"}"#);
+        let found = object(r#"{"name":"A","max_msgs":5,"storage":"file","num_replicas":3}"#);
+        assert_eq!(compare(&found, &wanted, &STREAM_FIXED), Outcome::Unchanged);
+        let found = object(r#"{"name":"A","max_msgs":4,"storage":"file"}"#);
+        assert!(matches!(compare(&found, &wanted, &STREAM_FIXED), Outcome::Updated(fields) if fields.len() == 1));
+        let found = object(r#"{"name":"A","max_msgs":4,"storage":"memory"}"#);
+        assert!(matches!(compare(&found, &wanted, &STREAM_FIXED), Outcome::Drifted(fields) if fields.len() == 2));
+    }
+}

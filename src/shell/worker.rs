@@ -1,0 +1,582 @@
+//! The worker: one scheduler, one engine, and the event loop between them and NATS.
+//!
+//! The loop selects one [`Fact`], tells the scheduler, and applies the effects. Applying starts work and never waits:
+//! whatever takes time is a task whose result comes back as a fact.
+
+mod actions;
+mod pull;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use opentelemetry::trace::TraceContextExt;
+
+use crate::engine::{Engine, RgbImage};
+use crate::job::limits::FAILURES_MAX;
+use crate::job::{Fault, ModelManifest, Pool, Status, WorkerId};
+use crate::sched::{
+    Acted, BatchKey, Claim, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, PullOutcome, RowKey, Scheduler,
+    Ticket,
+};
+use crate::wire::event::{self, EventKind, StoredImage, Timings};
+use crate::wire::request::{Refusal, Request};
+use crate::wire::subject;
+
+use super::bus::Bus;
+use super::clock::Clock;
+use super::engine_thread::{self, Answer, Command, EngineThread, StartError};
+use super::events::Events;
+use super::metrics::Metrics;
+use super::records::{Changed, Claimed, Owned, Records};
+use super::store::Store;
+use super::telemetry;
+use super::topology;
+
+use actions::Delivery;
+
+/// What a worker is told once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name.
+    pub worker: WorkerId,
+    /// What it pulls: `any` also for workers that may be taken away.
+    pub pools: Vec<Pool>,
+    /// Images in the engine at the same time; the model's own limit when absent.
+    pub images_in_batch_max: Option<u32>,
+    /// End when there was nothing to do for so long.
+    pub exit_when_idle: Option<Duration>,
+    /// Time between the wish to end and the end.
+    pub grace: Duration,
+}
+
+/// Why a worker could not begin, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError<E: std::error::Error + 'static> {
+    /// No engine.
+    #[error(transparent)]
+    Engine(#[from] StartError<E>),
+    /// JetStream does not answer, or a stream, bucket or consumer is missing.
+    #[error("{what} is not there; run `darkroom setup`")]
+    Topology {
+        /// What is missing.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The engine broke; every lease was given back.
+    #[error("the engine cannot go on")]
+    Fatal(#[source] Fault),
+}
+
+/// What the loop learns. Each becomes one scheduler input.
+#[derive(Debug)]
+pub(crate) enum Fact {
+    Delivered { lane: usize, message: async_nats::Message },
+    PullEnded { lane: usize, outcome: PullOutcome },
+    PullsStopped,
+    Claimed { ticket: Ticket, outcome: Result<Claimed, Fault> },
+    Stored { ticket: Ticket, outcome: Result<Vec<StoredImage>, Fault>, took: Duration },
+    Recorded { ticket: Ticket, outcome: Result<Changed, Fault> },
+    Acted { ticket: Ticket, outcome: Result<(), Fault> },
+    Extended { ticket: Ticket, sent: Mono },
+    Engine(Box<Answer>),
+    Drain,
+    Tick,
+}
+
+/// What the worker keeps for a job between its delivery and its settlement.
+#[derive(Debug)]
+struct Job {
+    delivery: Delivery,
+    request: Option<Request>,
+    refusal: Option<Refusal>,
+    owned: Option<Owned>,
+    images: Vec<Option<Arc<RgbImage>>>,
+    stored: Vec<StoredImage>,
+    timings: Timings,
+    gpu_ms: f64,
+    claimed_at: Mono,
+    stepping_since: Option<Mono>,
+    span: Span,
+}
+
+struct Worker {
+    config: Config,
+    manifest: ModelManifest,
+    digest: String,
+    lanes: Vec<Lane>,
+    bus: Bus,
+    store: Store,
+    records: Records,
+    events: Events,
+    metrics: Metrics,
+    clock: Clock,
+    engine: EngineThread,
+    loading: Duration,
+    loaded_unix_ms: i64,
+    facts: mpsc::UnboundedSender<Fact>,
+    pulls: Vec<pull::Handle>,
+    tasks: TaskTracker,
+    jobs: HashMap<Ticket, Job>,
+    rows: HashMap<RowKey, Ticket>,
+    previews: HashMap<RowKey, Vec<u8>>,
+    work: Option<(EngineWork, Span)>,
+}
+
+/// Loads the model, then works until there is a reason to stop. `stop` is the wish to end.
+///
+/// # Errors
+/// [`WorkerError`].
+pub async fn run<E, L>(
+    config: Config,
+    load: L,
+    bus: Bus,
+    store: Store,
+    stop: CancellationToken,
+) -> Result<Exit, WorkerError<E>>
+where
+    E: std::error::Error + Send + 'static,
+    L: FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
+{
+    let clock = Clock::start();
+    let (facts, mut inbox) = mpsc::unbounded_channel();
+    let answers = facts.clone();
+    let engine = engine_thread::start(load, clock, move |answer| {
+        let _ = answers.send(Fact::Engine(Box::new(answer)));
+    });
+    let engine = tokio::select! {
+        engine = engine => engine?,
+        () = stop.cancelled() => return Ok(Exit::Drained),
+    };
+    let loading = clock.now().since(Mono::ZERO);
+    let manifest = engine.manifest.clone();
+    tracing::info!(model = %manifest.name, digest = %engine.digest, loading_ms = loading.as_millis(), "worker.ready");
+
+    let records = Records::open(&bus).await.map_err(|fault| WorkerError::Topology {
+        what: format!("the bucket {}", subject::BUCKET_JOBS),
+        source: Box::new(fault),
+    })?;
+    let lanes: Vec<Lane> = topology::lanes()
+        .filter(|(_, pool)| config.pools.contains(pool))
+        .map(|(priority, pool)| Lane { priority, pool })
+        .collect();
+    let mut pulls = Vec::new();
+    let mut ack_wait = Duration::from_secs(30);
+    for (index, lane) in lanes.iter().enumerate() {
+        let consumer = subject::consumer(&manifest.name, lane.priority, lane.pool);
+        let (handle, waits) =
+            pull::start(&bus, &consumer, index, facts.clone()).await.map_err(|source| WorkerError::Topology {
+                what: format!("the consumer {consumer}"),
+                source,
+            })?;
+        ack_wait = waits;
+        pulls.push(handle);
+    }
+
+    let sched_config = crate::sched::Config {
+        lanes: lanes.clone(),
+        images_in_batch_max: config.images_in_batch_max.unwrap_or(manifest.limits.images_in_batch_max),
+        ack_wait,
+        failures_max: FAILURES_MAX,
+        exit_when_idle: config.exit_when_idle,
+        grace: config.grace,
+    };
+    let worker = Worker {
+        metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
+        digest: engine.digest.clone(),
+        events: Events::start(bus.clone(), clock),
+        config,
+        manifest,
+        lanes,
+        bus,
+        store,
+        records,
+        clock,
+        engine,
+        loading,
+        loaded_unix_ms: clock.unix_ms(),
+        facts,
+        pulls,
+        tasks: TaskTracker::new(),
+        jobs: HashMap::new(),
+        rows: HashMap::new(),
+        previews: HashMap::new(),
+        work: None,
+    };
+    worker.drive(Scheduler::new(sched_config, clock.now()), &mut inbox, &stop).await
+}
+
+impl Worker {
+    async fn drive<E: std::error::Error + 'static>(
+        mut self,
+        mut scheduler: Scheduler,
+        inbox: &mut mpsc::UnboundedReceiver<Fact>,
+        stop: &CancellationToken,
+    ) -> Result<Exit, WorkerError<E>> {
+        let mut draining = false;
+        let exit = loop {
+            while let Some(effect) = scheduler.poll_effect() {
+                self.apply(effect);
+            }
+            if let Some(exit) = scheduler.exit() {
+                break exit.clone();
+            }
+            let deadline = scheduler.next_deadline();
+            let fact = self.select(inbox, deadline, stop, &mut draining).await;
+            if let Some(input) = self.learn(fact) {
+                scheduler.handle(self.clock.now(), input);
+            }
+        };
+        tracing::info!(?exit, "worker.exit");
+        self.tasks.close();
+        self.tasks.wait().await;
+        // After the last acknowledgement: whatever is still queued goes out.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.bus.client.flush()).await;
+        match exit {
+            Exit::Fatal(fault) => Err(WorkerError::Fatal(fault)),
+            Exit::Idle | Exit::Drained => Ok(exit),
+        }
+    }
+
+    /// Chooses what happens next; every branch only returns a value.
+    async fn select(
+        &self,
+        inbox: &mut mpsc::UnboundedReceiver<Fact>,
+        deadline: Option<Mono>,
+        stop: &CancellationToken,
+        draining: &mut bool,
+    ) -> Fact {
+        let far = Mono::from_micros(self.clock.now().as_micros() + 3_600_000_000);
+        let wake = self.clock.instant(deadline.unwrap_or(far)).into();
+        tokio::select! {
+            fact = inbox.recv() => fact.unwrap_or(Fact::Tick),
+            () = stop.cancelled(), if !*draining => {
+                *draining = true;
+                Fact::Drain
+            }
+            () = tokio::time::sleep_until(wake) => Fact::Tick,
+        }
+    }
+
+    /// Keeps what the scheduler does not need to know and translates the rest.
+    fn learn(&mut self, fact: Fact) -> Option<Input> {
+        match fact {
+            Fact::Delivered { lane, message } => self.delivered(lane, message),
+            Fact::PullEnded { lane, outcome } => {
+                if outcome == PullOutcome::Expired {
+                    self.metrics.queue_size(&self.pulls[lane].consumer, 0);
+                }
+                Some(Input::PullEnded { lane, outcome })
+            }
+            Fact::PullsStopped => Some(Input::PullsStopped),
+            Fact::Claimed { ticket, outcome } => {
+                let outcome = match outcome {
+                    Ok(Claimed { claim, owned }) => {
+                        if let Some(job) = self.jobs.get_mut(&ticket) {
+                            job.owned = owned;
+                            job.claimed_at = self.clock.now();
+                        }
+                        if matches!(claim, Claim::Won { .. }) {
+                            self.publish_accepted(ticket);
+                        }
+                        Acted::Claimed(claim)
+                    }
+                    Err(fault) => Acted::Failed(fault),
+                };
+                Some(Input::Acted { ticket, outcome })
+            }
+            Fact::Stored { ticket, outcome, took } => {
+                let outcome = match outcome {
+                    Ok(stored) => {
+                        if let Some(job) = self.jobs.get_mut(&ticket) {
+                            job.stored = stored;
+                            job.images.clear();
+                            job.timings.storing_ms = milliseconds(took);
+                        }
+                        Acted::Done
+                    }
+                    Err(fault) => {
+                        tracing::warn!(%fault, "job.store");
+                        Acted::Failed(fault)
+                    }
+                };
+                Some(Input::Acted { ticket, outcome })
+            }
+            Fact::Recorded { ticket, outcome } => {
+                let outcome = match outcome {
+                    Ok(Changed::Won(owned)) => {
+                        if let Some(job) = self.jobs.get_mut(&ticket) {
+                            if owned.record.state.status.is_terminal() {
+                                self.metrics.request_ended(owned.record.state.status.as_str());
+                            }
+                            if let (Status::Completed, Some(request)) = (owned.record.state.status, &job.request) {
+                                let took = self.clock.now().since(job.claimed_at);
+                                self.metrics.generated(took, request.spec.num_inference_steps);
+                            }
+                            job.owned = Some(owned);
+                        }
+                        Acted::Done
+                    }
+                    Ok(Changed::Unrecorded) => Acted::Done,
+                    Ok(Changed::Lost) => {
+                        tracing::warn!(ticket = ticket.0, "job.fenced");
+                        Acted::Lost
+                    }
+                    Err(fault) => Acted::Failed(fault),
+                };
+                Some(Input::Acted { ticket, outcome })
+            }
+            Fact::Acted { ticket, outcome } => {
+                let outcome = match outcome {
+                    Ok(()) => Acted::Done,
+                    Err(fault) => Acted::Failed(fault),
+                };
+                Some(Input::Acted { ticket, outcome })
+            }
+            Fact::Extended { ticket, sent } => Some(Input::Extended { ticket, sent }),
+            Fact::Engine(answer) => Some(self.engine_answered(*answer)),
+            Fact::Drain => Some(Input::Drain),
+            Fact::Tick => Some(Input::Tick),
+        }
+    }
+
+    fn delivered(&mut self, lane: usize, message: async_nats::Message) -> Option<Input> {
+        let delivery = Delivery::read(&self.bus, message)?;
+        let ticket = Ticket(delivery.stream_sequence);
+        self.metrics.queue_size(&self.pulls[lane].consumer, delivery.pending);
+        if let Some(job) = self.jobs.get_mut(&ticket) {
+            // The server hands it to us once more: only the newest acknowledgement subject is sure to count.
+            job.delivery = delivery;
+            return Some(Input::Delivered { ticket, lane, offer: None });
+        }
+        let now_unix_ms = self.clock.unix_ms();
+        let queued_ms = now_unix_ms.saturating_sub(delivery.published_unix_ms).max(0);
+        self.metrics.queue_wait(Duration::from_millis(u64::try_from(queued_ms).unwrap_or(0)));
+        let loading_ms = self.loaded_unix_ms.saturating_sub(delivery.published_unix_ms).max(0);
+
+        let span = tracing::info_span!(
+            "job.process",
+            otel.kind = "consumer",
+            messaging.system = "nats",
+            messaging.destination.name = %delivery.subject,
+            job.id = tracing::field::Empty,
+            job.attempt = tracing::field::Empty,
+            model.id = %self.manifest.name,
+        );
+        let _ = span.set_parent(telemetry::extract(delivery.headers.as_ref()));
+
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a queue fit")]
+        let timings = Timings {
+            queued_ms: queued_ms as f64,
+            loading_ms: (loading_ms as f64).min(milliseconds(self.loading)),
+            ..Timings::default()
+        };
+        let lane_of = &self.lanes[lane];
+        let (request, refusal) = match delivery.parse(&self.manifest, lane_of.priority) {
+            Ok(request) => (Some(request), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        if let Some(request) = &request {
+            span.record("job.id", request.job.as_str());
+        }
+        let offer = request.as_ref().map(|Request { spec, .. }| Offer {
+            images: spec.num_images,
+            key: BatchKey { width: spec.width, height: spec.height },
+            previews: spec.previews,
+        });
+        let images = offer.as_ref().map_or(0, |offer| offer.images as usize);
+        let job = Job {
+            delivery,
+            request,
+            refusal,
+            owned: None,
+            images: vec![None; images],
+            stored: Vec::new(),
+            timings,
+            gpu_ms: 0.0,
+            claimed_at: self.clock.now(),
+            stepping_since: None,
+            span,
+        };
+        self.jobs.insert(ticket, job);
+        Some(Input::Delivered { ticket, lane, offer })
+    }
+
+    fn engine_answered(&mut self, answer: Answer) -> Input {
+        let Answer { outcome, image, previews, took } = answer;
+        if let Err(fault) = &outcome {
+            tracing::error!(%fault, "engine");
+        }
+        let Some((work, span)) = self.work.take() else { return Input::Tick };
+        drop(span);
+        let spent_ms = milliseconds(took);
+        match &work {
+            EngineWork::Admit { ticket, .. } => {
+                if let Some(job) = self.jobs.get_mut(ticket) {
+                    job.timings.encoding_ms += spent_ms;
+                    job.gpu_ms += spent_ms;
+                }
+            }
+            EngineWork::Step { rows, .. } => {
+                self.metrics.stepped(rows.len(), took);
+                let now = self.clock.now();
+                #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+                let share_ms = spent_ms / rows.len().max(1) as f64;
+                for row in rows {
+                    let Some(job) = self.rows.get(row).and_then(|ticket| self.jobs.get_mut(ticket)) else { continue };
+                    job.gpu_ms += share_ms;
+                    let since = job.stepping_since.unwrap_or(now);
+                    job.timings.denoising_ms = milliseconds(now.since(since));
+                }
+                self.previews.extend(previews);
+            }
+            EngineWork::Decode { ticket, image: index, .. } => {
+                if let Some(job) = self.jobs.get_mut(ticket) {
+                    job.timings.decoding_ms += spent_ms;
+                    job.gpu_ms += spent_ms;
+                    if let (Some(image), Some(place)) = (image, job.images.get_mut(*index as usize)) {
+                        *place = Some(Arc::new(image));
+                    }
+                }
+            }
+            EngineWork::Release { .. } => {}
+        }
+        Input::Engine(outcome)
+    }
+
+    /// Starts what the scheduler wants. Never waits.
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Pull { lane, max } => self.pulls[lane].ask(max),
+            Effect::StopPulling => {
+                let stopped = join_all(self.pulls.iter().map(pull::Handle::stop));
+                let facts = self.facts.clone();
+                self.tasks.spawn(async move {
+                    stopped.await;
+                    let _ = facts.send(Fact::PullsStopped);
+                });
+            }
+            Effect::Act { ticket, action } => self.act(ticket, action),
+            Effect::Extend { ticket } => self.extend(ticket),
+            Effect::Engine(work) => self.engine_work(work),
+            Effect::Started { ticket } => self.publish_started(ticket),
+            Effect::Progress { ticket, step, steps, remaining, preview } => {
+                let preview = preview.and_then(|row| self.previews.remove(&row));
+                let Some(Job { request: Some(request), delivery, owned, .. }) = self.jobs.get(&ticket) else {
+                    return;
+                };
+                let data = event::Progress {
+                    step,
+                    steps,
+                    remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
+                    preview: preview.map(|jpeg| base64::engine::general_purpose::STANDARD.encode(jpeg)),
+                };
+                let attempt = owned.as_ref().map_or(1, |owned| owned.record.state.attempts);
+                if let Some(tenant) = &delivery.tenant {
+                    self.events.progress(tenant, &request.job, attempt, &data);
+                }
+            }
+            Effect::Forget { ticket } => {
+                self.jobs.remove(&ticket);
+            }
+        }
+    }
+
+    fn engine_work(&mut self, work: EngineWork) {
+        let parent = |ticket: &Ticket| self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
+        let (command, span) = match &work {
+            EngineWork::Release { row } => {
+                self.rows.remove(row);
+                self.previews.remove(row);
+                return self.engine.send(Command::Release { row: *row });
+            }
+            EngineWork::Admit { row, ticket, image } => {
+                let Some(Job { request: Some(request), span, .. }) = self.jobs.get(ticket) else { return };
+                self.rows.insert(*row, *ticket);
+                let spec = Box::new(request.spec.image(*image));
+                (Command::Admit { row: *row, spec }, tracing::info_span!(parent: span, "job.encode"))
+            }
+            EngineWork::Step { rows, previews } => {
+                let span = tracing::info_span!(parent: None, "batch.step", batch.size = rows.len());
+                let now = self.clock.now();
+                for ticket in rows.iter().filter_map(|row| self.rows.get(row)) {
+                    if let Some(job) = self.jobs.get_mut(ticket) {
+                        job.stepping_since.get_or_insert(now);
+                        let context = job.span.context();
+                        span.add_link(context.span().span_context().clone());
+                    }
+                }
+                (Command::Step { rows: rows.clone(), previews: previews.clone() }, span)
+            }
+            EngineWork::Decode { row, ticket, .. } => {
+                (Command::Decode { row: *row }, tracing::info_span!(parent: parent(ticket), "job.decode"))
+            }
+        };
+        self.work = Some((work, span));
+        self.engine.send(command);
+    }
+
+    fn extend(&mut self, ticket: Ticket) {
+        let Some(job) = self.jobs.get(&ticket) else { return };
+        let (bus, reply, facts) = (self.bus.clone(), job.delivery.reply.clone(), self.facts.clone());
+        let sent = self.clock.now();
+        self.tasks.spawn(async move {
+            match bus.settle(&reply, Bytes::from_static(b"+WPI")).await {
+                Ok(()) => drop(facts.send(Fact::Extended { ticket, sent })),
+                Err(fault) => tracing::warn!(ticket = ticket.0, %fault, "lease.extend"),
+            }
+        });
+    }
+
+    fn publish_accepted(&self, ticket: Ticket) {
+        let Some(Job { request: Some(request), delivery, span, .. }) = self.jobs.get(&ticket) else { return };
+        let Some(tenant) = delivery.tenant.clone() else { return };
+        let data = event::Accepted {
+            model: self.manifest.name.to_string(),
+            priority: delivery.priority.to_string(),
+            seed: request.spec.seed,
+            metadata: request.metadata.clone(),
+        };
+        let stored = span
+            .in_scope(|| self.events.publish(EventKind::Accepted, tenant.as_str(), &request.job, 1, data));
+        self.tasks.spawn(log_failure("event.accepted", stored));
+    }
+
+    fn publish_started(&self, ticket: Ticket) {
+        let Some(Job { request: Some(request), delivery, owned, span, .. }) = self.jobs.get(&ticket) else { return };
+        let Some(tenant) = delivery.tenant.clone() else { return };
+        let attempt = owned.as_ref().map_or(1, |owned| owned.record.state.attempts);
+        span.record("job.attempt", attempt);
+        let data = event::Started {
+            worker: self.config.worker.to_string(),
+            attempt,
+            model_digest: self.digest.clone(),
+            metadata: request.metadata.clone(),
+        };
+        let stored = span
+            .in_scope(|| self.events.publish(EventKind::Started, tenant.as_str(), &request.job, attempt, data));
+        self.tasks.spawn(log_failure("event.started", stored));
+    }
+}
+
+/// For events that nothing waits for.
+async fn log_failure(what: &'static str, stored: impl Future<Output = Result<(), Fault>>) {
+    if let Err(fault) = stored.await {
+        tracing::warn!(%fault, "{what}");
+    }
+}
+
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,476 @@
+//! The engine as its users see it: loading good and bad models, and pictures that depend on nothing but their request.
+
+#[path = "golden/tiny.rs"]
+mod tiny;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use darkroom::engine::{DeviceChoice, Engine, LoadError, RgbImage, RowId, StableDiffusion, load, read_manifest};
+use darkroom::job::{FaultClass, FaultCode, ImageSpec, SamplerKind};
+use serde_json::{Value, json};
+
+const SHAPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/local/models/shapes");
+const UNET_WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
+
+fn spec(change: impl FnOnce(&mut ImageSpec)) -> ImageSpec {
+    let mut spec = ImageSpec {
+        prompt: "a red star".into(),
+        negative_prompt: String::new(),
+        width: 16,
+        height: 16,
+        num_inference_steps: 4,
+        guidance_scale: 3.0,
+        seed: 1,
+        scheduler: SamplerKind::Ddim,
+    };
+    change(&mut spec);
+    spec
+}
+
+fn picture(model: &mut StableDiffusion, spec: &ImageSpec) -> RgbImage {
+    model.render(spec, None, &mut |_, _| {}).unwrap().image
+}
+
+/// Breaks a tiny model with `damage` and returns why it cannot be loaded.
+fn refusal(damage: impl FnOnce(&Path)) -> LoadError {
+    let directory = tiny::model("sd1");
+    damage(directory.path());
+    load(directory.path(), DeviceChoice::Cpu).unwrap_err()
+}
+
+fn replace_unet_tensors(directory: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let path = directory.join(UNET_WEIGHTS);
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    change(&mut tensors);
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
+
+#[test]
+fn a_directory_that_does_not_exist_is_named() {
+    let error = load(Path::new("/nowhere/model"), DeviceChoice::Cpu).unwrap_err();
+    assert!(matches!(&error, LoadError::Missing { path } if path == Path::new("/nowhere/model")), "{error}");
+    let error = refusal(|directory| std::fs::remove_file(directory.join("vae/config.json")).unwrap());
+    assert!(matches!(&error, LoadError::Missing { path } if path.ends_with("vae/config.json")), "{error}");
+    let error = refusal(|directory| std::fs::remove_file(directory.join(UNET_WEIGHTS)).unwrap());
+    assert!(matches!(&error, LoadError::Missing { path } if path.ends_with(UNET_WEIGHTS)), "{error}");
+}
+
+#[test]
+fn a_truncated_weights_file_is_named() {
+    for keep in [0, 5, 1000, 20_000] {
+        let error = refusal(|directory| {
+            let path = directory.join(UNET_WEIGHTS);
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(keep < bytes.len());
+            std::fs::write(path, &bytes[..keep]).unwrap();
+        });
+        assert!(matches!(&error, LoadError::Weights { path, .. } if path.ends_with(UNET_WEIGHTS)), "{keep}: {error}");
+    }
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let error = refusal(|directory| {
+        replace_unet_tensors(directory, |tensors| {
+            tensors.remove(name).unwrap();
+        });
+    });
+    let LoadError::MissingTensor { path, tensor } = &error else { panic!("{error}") };
+    assert!(path.ends_with(UNET_WEIGHTS));
+    assert_eq!(tensor, name);
+}
+
+#[test]
+fn a_tensor_of_the_wrong_shape_is_named_with_both_shapes() {
+    let name = "time_embedding.linear_1.weight";
+    let error = refusal(|directory| {
+        replace_unet_tensors(directory, |tensors| {
+            tensors.insert(name.into(), tiny::tensor(name, &[32, 9]));
+        });
+    });
+    let LoadError::WrongShape { tensor, expected, found, .. } = &error else { panic!("{error}") };
+    assert_eq!((tensor.as_str(), expected.as_slice(), found.as_slice()), (name, &[32, 8][..], &[32, 9][..]));
+}
+
+#[test]
+fn pickle_files_are_never_read() {
+    let error = refusal(|directory| {
+        let bin = directory.join("unet/diffusion_pytorch_model.bin");
+        std::fs::rename(directory.join(UNET_WEIGHTS), bin).unwrap();
+    });
+    assert!(matches!(&error, LoadError::Pickle { path } if path.ends_with("diffusion_pytorch_model.bin")), "{error}");
+}
+
+#[test]
+fn what_is_not_implemented_is_refused_by_name() {
+    let cases: [(&str, &str, Value); 12] = [
+        ("model_index.json", "_class_name", json!("StableDiffusionXLPipeline")),
+        ("model_index.json", "unet", json!(["diffusers", "UNet3DConditionModel"])),
+        ("model_index.json", "text_encoder", json!(["transformers", "CLIPTextModelWithProjection"])),
+        ("model_index.json", "vae", Value::Null),
+        ("scheduler/scheduler_config.json", "_class_name", json!("UniPCMultistepScheduler")),
+        ("scheduler/scheduler_config.json", "thresholding", json!(true)),
+        ("unet/config.json", "time_cond_proj_dim", json!(256)),
+        ("unet/config.json", "down_block_types", json!(["AttnDownBlock2D", "DownBlock2D"])),
+        ("unet/config.json", "a_field_of_the_future", json!("yes")),
+        ("vae/config.json", "shift_factor", json!(0.1)),
+        ("vae/config.json", "up_block_types", json!(["AttnUpDecoderBlock2D", "UpDecoderBlock2D"])),
+        ("text_encoder/config.json", "hidden_act", json!("relu")),
+    ];
+    for (name, key, value) in cases {
+        let error = refusal(|directory| tiny::edit(&directory.join(name), key, value));
+        let LoadError::Unsupported { file, field, supported, .. } = &error else { panic!("{name} {key}: {error}") };
+        assert!(file.ends_with(name) && field == key && !supported.is_empty(), "{error}");
+    }
+}
+
+#[test]
+fn contradictions_in_the_configuration_are_named() {
+    let cases = [
+        ("unet/config.json", "cross_attention_dim", json!(24)),
+        ("unet/config.json", "attention_head_dim", json!([2])),
+        ("vae/config.json", "norm_num_groups", json!(3)),
+    ];
+    for (name, key, value) in cases {
+        let error = refusal(|directory| tiny::edit(&directory.join(name), key, value));
+        assert!(matches!(&error, LoadError::Invalid { field, .. } if field == key), "{error}");
+    }
+    let error = refusal(|directory| std::fs::write(directory.join("unet/config.json"), "{").unwrap());
+    assert!(matches!(&error, LoadError::Json { path, .. } if path.ends_with("unet/config.json")), "{error}");
+    let error = refusal(|directory| std::fs::write(directory.join("tokenizer/tokenizer.json"), "{}").unwrap());
+    assert!(matches!(&error, LoadError::Tokenizer { .. }), "{error}");
+}
+
+#[test]
+fn sharded_and_half_precision_weights_are_found() {
+    let directory = tiny::model("sd1");
+    let expected = picture(&mut load(directory.path(), DeviceChoice::Cpu).unwrap(), &spec(|_| {}));
+
+    let whole = directory.path().join(UNET_WEIGHTS);
+    let tensors = candle_core::safetensors::load(&whole, &Device::Cpu).unwrap();
+    let mut shards = [HashMap::new(), HashMap::new()];
+    let mut weight_map = HashMap::new();
+    for (index, (name, tensor)) in tensors.into_iter().enumerate() {
+        weight_map.insert(name.clone(), format!("shard-{}.safetensors", index % 2));
+        shards[index % 2].insert(name, tensor);
+    }
+    for (index, shard) in shards.iter().enumerate() {
+        candle_core::safetensors::save(shard, directory.path().join(format!("unet/shard-{index}.safetensors"))).unwrap();
+    }
+    let index = directory.path().join("unet/diffusion_pytorch_model.safetensors.index.json");
+    tiny::write_json(&index, &json!({ "weight_map": weight_map }));
+    std::fs::remove_file(&whole).unwrap();
+    let vae = directory.path().join("vae");
+    std::fs::rename(
+        vae.join("diffusion_pytorch_model.safetensors"),
+        vae.join("diffusion_pytorch_model.fp16.safetensors"),
+    )
+    .unwrap();
+    assert_eq!(picture(&mut load(directory.path(), DeviceChoice::Cpu).unwrap(), &spec(|_| {})), expected);
+
+    std::fs::remove_file(directory.path().join("unet/shard-1.safetensors")).unwrap();
+    let error = load(directory.path(), DeviceChoice::Cpu).unwrap_err();
+    assert!(matches!(&error, LoadError::Missing { path } if path.ends_with("shard-1.safetensors")), "{error}");
+}
+
+#[test]
+fn a_manifest_follows_from_the_configuration() {
+    let directory = tiny::model("sd1");
+    let manifest = read_manifest(directory.path()).unwrap();
+    assert_eq!(manifest.family, "StableDiffusionPipeline");
+    // 8 latent pixels of 2 pixels each; one halving makes a grid of 4, and 8 is the coarsest that requests know.
+    assert_eq!((manifest.defaults.width, manifest.defaults.height), (16, 16));
+    assert_eq!((manifest.limits.side_min, manifest.limits.side_max, manifest.limits.side_multiple), (16, 32, 8));
+    assert_eq!(manifest.defaults.scheduler, SamplerKind::Ddim);
+
+    let overrides = directory.path().join("darkroom.toml");
+    std::fs::write(
+        &overrides,
+        "name = 'tiny'\n[limits]\nside_max = 64\nimages_in_batch_max = 3\n\
+         [defaults]\nwidth = 24\nnum_inference_steps = 7\nguidance_scale = 2.5\nscheduler = 'euler'\n",
+    )
+    .unwrap();
+    let manifest = read_manifest(directory.path()).unwrap();
+    assert_eq!(manifest.name.as_str(), "tiny");
+    assert_eq!((manifest.limits.side_max, manifest.limits.images_in_batch_max), (64, 3));
+    assert_eq!((manifest.defaults.width, manifest.defaults.height), (24, 16));
+    assert_eq!((manifest.defaults.num_inference_steps, manifest.defaults.scheduler), (7, SamplerKind::Euler));
+
+    for (wrong, key) in [
+        ("nam = 'tiny'", "toml"),
+        ("name = 'a.b'", "name"),
+        ("[limits]\nside_multiple = 12", "limits.side_multiple"),
+        ("[limits]\nside_max = 8", "limits"),
+        ("[defaults]\nheight = 20", "defaults.height"),
+        ("[defaults]\nscheduler = 'plms'", "defaults.scheduler"),
+        ("[defaults]\nguidance_scale = 0.5", "defaults.guidance_scale"),
+        ("[defaults]\nnum_inference_steps = 0", "defaults.num_inference_steps"),
+    ] {
+        std::fs::write(&overrides, wrong).unwrap();
+        let error = read_manifest(directory.path()).unwrap_err();
+        match &error {
+            LoadError::Toml { .. } => assert_eq!(key, "toml", "{error}"),
+            LoadError::Invalid { field, .. } => assert_eq!(field, key, "{error}"),
+            other => panic!("{wrong}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn the_digest_tells_models_apart() {
+    let (one, same, other) = (tiny::model("sd1"), tiny::model("sd1"), tiny::model("sd1"));
+    replace_unet_tensors(other.path(), |tensors| {
+        tensors.insert("conv_in.bias".into(), tiny::tensor("another", &[8]));
+    });
+    // What only fills gaps in requests is not part of a model's identity.
+    std::fs::write(same.path().join("darkroom.toml"), "name = 'tiny'").unwrap();
+    let digest = |directory: &tempfile::TempDir| load(directory.path(), DeviceChoice::Cpu).unwrap().digest().to_owned();
+    assert_eq!(digest(&one), digest(&same));
+    assert_ne!(digest(&one), digest(&other));
+    assert!(digest(&one).len() == 64 && digest(&one).chars().all(|c| c.is_ascii_hexdigit() && !c.is_uppercase()));
+}
+
+/// Images that differ in all that can differ within a batch.
+fn mixed() -> Vec<ImageSpec> {
+    let mut specs: Vec<ImageSpec> = SamplerKind::ALL
+        .iter()
+        .enumerate()
+        .map(|(index, kind)| {
+            spec(|spec| {
+                spec.scheduler = *kind;
+                spec.num_inference_steps = 3 + index as u32;
+                spec.seed = 10 + index as u64;
+                spec.guidance_scale = if index % 2 == 0 { 1.0 } else { 2.0 + index as f32 };
+                spec.prompt = ["a red star", "and", "a star and a star"][index % 3].into();
+            })
+        })
+        .collect();
+    specs.push(spec(|spec| spec.negative_prompt = "red".into()));
+    specs
+}
+
+#[test]
+fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
+    for variant in ["sd1", "sd2"] {
+        let directory = tiny::model(variant);
+        let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+        let specs = mixed();
+        let alone: Vec<RgbImage> = specs.iter().map(|spec| picture(&mut model, spec)).collect();
+
+        // Row n joins at step n; each leaves when it is done; the order within the batch changes at every step.
+        let mut left: Vec<(RowId, u32)> = Vec::new();
+        let mut done = vec![None; specs.len()];
+        let mut turn = 0;
+        while done.iter().any(Option::is_none) {
+            if let Some(spec) = specs.get(turn) {
+                let id = RowId(turn as u64);
+                left.push((id, model.admit(id, spec).unwrap()));
+            }
+            left.rotate_left(1);
+            model.step(&left.iter().map(|(id, _)| *id).collect::<Vec<_>>()).unwrap();
+            if turn == 4 {
+                model.preview(left[0].0).unwrap();
+            }
+            left.iter_mut().for_each(|(_, steps)| *steps -= 1);
+            for (id, _) in left.extract_if(.., |(_, steps)| *steps == 0) {
+                done[id.0 as usize] = Some(model.decode(id).unwrap());
+                model.release(id);
+            }
+            turn += 1;
+        }
+        for (index, (alone, together)) in alone.into_iter().zip(done).enumerate() {
+            assert_eq!(Some(alone), together, "{variant}: {:?}", specs[index]);
+        }
+    }
+}
+
+#[test]
+fn an_image_is_a_function_of_its_request() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    let mut again = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    for kind in SamplerKind::ALL {
+        let asked = spec(|spec| spec.scheduler = *kind);
+        let first = picture(&mut model, &asked);
+        assert_eq!(first, picture(&mut model, &asked), "{kind}: the same model, again");
+        assert_eq!(first, picture(&mut again, &asked), "{kind}: another process");
+        assert_ne!(first, picture(&mut model, &spec(|spec| (spec.scheduler, spec.seed) = (*kind, 2))), "{kind}: a seed");
+    }
+    let base = picture(&mut model, &spec(|_| {}));
+    let changes: [fn(&mut ImageSpec); 4] = [
+        |spec| spec.prompt = "a star".into(),
+        |spec| spec.negative_prompt = "red".into(),
+        |spec| spec.guidance_scale = 2.0,
+        |spec| spec.num_inference_steps = 5,
+    ];
+    for change in changes {
+        assert_ne!(base, picture(&mut model, &spec(change)));
+    }
+    // Without guidance the negative prompt is not even encoded.
+    let unguided = |negative: &str| spec(|spec| (spec.guidance_scale, spec.negative_prompt) = (1.0, negative.into()));
+    assert_eq!(picture(&mut model, &unguided("")), picture(&mut model, &unguided("red")));
+}
+
+#[test]
+fn sizes_other_than_the_trained_one_are_drawn_and_wrong_ones_refused() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    let wide = picture(&mut model, &spec(|spec| (spec.width, spec.height) = (32, 16)));
+    assert_eq!((wide.width, wide.height, wide.pixels.len()), (32, 16, 32 * 16 * 3));
+    for (width, height) in [(0, 16), (20, 16), (16, 40)] {
+        let fault = model.admit(RowId(1), &spec(|spec| (spec.width, spec.height) = (width, height))).unwrap_err();
+        assert_eq!((fault.class, fault.code), (FaultClass::Reject, FaultCode::InvalidRequest), "{fault}");
+    }
+    let many = spec(|spec| (spec.scheduler, spec.num_inference_steps) = (SamplerKind::Lcm, 60));
+    assert_eq!(model.admit(RowId(1), &many).unwrap_err().class, FaultClass::Reject);
+}
+
+#[test]
+fn calls_out_of_order_are_faults_and_move_no_row() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    let asked = spec(|spec| spec.num_inference_steps = 2);
+    let expected = picture(&mut model, &asked);
+    assert!(model.step(&[RowId(1)]).is_err() && model.decode(RowId(1)).is_err() && model.preview(RowId(1)).is_err());
+    assert_eq!(model.admit(RowId(1), &asked).unwrap(), 2);
+    assert!(model.decode(RowId(1)).is_err());
+    assert!(model.step(&[RowId(1), RowId(2)]).is_err());
+    model.step(&[]).unwrap();
+    model.step(&[RowId(1)]).unwrap();
+    model.step(&[RowId(1)]).unwrap();
+    assert!(model.step(&[RowId(1)]).is_err());
+    assert_eq!(model.decode(RowId(1)).unwrap(), expected);
+    model.release(RowId(1));
+    model.release(RowId(1));
+    assert!(model.decode(RowId(1)).is_err());
+}
+
+#[test]
+fn a_preview_is_a_small_jpeg() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    model.admit(RowId(1), &spec(|spec| spec.width = 32)).unwrap();
+    for _ in 0..2 {
+        let bytes = model.preview(RowId(1)).unwrap();
+        assert_eq!(bytes[..2], [0xff, 0xd8]);
+        model.step(&[RowId(1)]).unwrap();
+    }
+}
+
+#[test]
+fn latents_can_be_given_and_kept() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    let file = directory.path().join("latents.safetensors");
+    let mut calls = Vec::new();
+    let rendered = model.render(&spec(|_| {}), None, &mut |step, steps| calls.push((step, steps))).unwrap();
+    assert_eq!(calls, [(1, 4), (2, 4), (3, 4), (4, 4)]);
+    rendered.save_latents(&file).unwrap();
+    let kept = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    assert_eq!(kept["latents"].dims(), [1, 4, 8, 8]);
+
+    let given = |seed| spec(|spec| spec.seed = seed);
+    let one = model.render(&given(1), Some(&file), &mut |_, _| {}).unwrap().image;
+    let two = model.render(&given(2), Some(&file), &mut |_, _| {}).unwrap().image;
+    assert_eq!(one, two, "the seed decides nothing when the noise is given");
+    assert_ne!(one, rendered.image);
+    let wrong_size = spec(|spec| spec.width = 32);
+    assert!(model.render(&wrong_size, Some(&file), &mut |_, _| {}).is_err());
+    assert!(model.render(&given(1), Some(Path::new("/nowhere")), &mut |_, _| {}).is_err());
+}
+
+/// The palette that the model `shapes` was trained with.
+const COLOURS: [(&str, [i32; 3]); 12] = [
+    ("red", [222, 38, 42]),
+    ("orange", [248, 138, 26]),
+    ("yellow", [252, 222, 50]),
+    ("green", [42, 165, 68]),
+    ("cyan", [58, 212, 222]),
+    ("blue", [40, 80, 220]),
+    ("purple", [132, 52, 182]),
+    ("pink", [252, 142, 196]),
+    ("white", [246, 246, 246]),
+    ("black", [26, 26, 30]),
+    ("gray", [134, 137, 142]),
+    ("brown", [128, 78, 42]),
+];
+
+fn nearest(pixel: &[u8]) -> &'static str {
+    let distance = |colour: &[i32; 3]| -> i32 {
+        colour.iter().zip(pixel).map(|(a, b)| (a - i32::from(*b)).pow(2)).sum()
+    };
+    COLOURS.iter().min_by_key(|(_, colour)| distance(colour)).unwrap().0
+}
+
+fn most_common<'a>(names: impl Iterator<Item = &'a str>) -> &'a str {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    names.for_each(|name| *counts.entry(name).or_default() += 1);
+    counts.into_iter().max_by_key(|(name, count)| (*count, *name)).unwrap().0
+}
+
+/// The colour of the border, and the most frequent other one.
+fn colours(image: &RgbImage) -> (&'static str, &'static str) {
+    let (width, height) = (image.width as usize, image.height as usize);
+    let named: Vec<_> = image.pixels.chunks_exact(3).map(nearest).collect();
+    let border = named.iter().enumerate().filter(|(index, _)| {
+        let (x, y) = (index % width, index / width);
+        x < 8 || y < 8 || x >= width - 8 || y >= height - 8
+    });
+    let background = most_common(border.map(|(_, name)| *name));
+    (background, most_common(named.iter().copied().filter(|name| *name != background)))
+}
+
+#[test]
+fn the_default_model_draws_prompts_it_was_never_trained_on() {
+    let mut model = load(Path::new(SHAPES), DeviceChoice::Cpu).unwrap();
+    let asked = [
+        ("red", "star", "white"),
+        ("blue", "hexagon", "yellow"),
+        ("purple", "circle", "green"),
+        ("yellow", "square", "blue"),
+        ("green", "ring", "black"),
+    ];
+    let defaults = model.manifest().defaults.clone();
+    let rows: Vec<RowId> = (0..asked.len() as u64).map(RowId).collect();
+    let mut steps = 0;
+    for (id, (colour, shape, background)) in rows.iter().zip(asked) {
+        let spec = ImageSpec {
+            prompt: format!("a {colour} {shape} on a {background} background"),
+            negative_prompt: String::new(),
+            width: defaults.width,
+            height: defaults.height,
+            num_inference_steps: 10,
+            guidance_scale: defaults.guidance_scale,
+            seed: 1,
+            scheduler: defaults.scheduler,
+        };
+        steps = model.admit(*id, &spec).unwrap();
+    }
+    for _ in 0..steps {
+        model.step(&rows).unwrap();
+    }
+    for (id, (colour, shape, background)) in rows.iter().zip(asked) {
+        let found = colours(&model.decode(*id).unwrap());
+        assert_eq!(found, (background, colour), "a {colour} {shape} on a {background} background");
+    }
+}
+
+#[test]
+fn tmp_e2e() {
+    let mut model = load(Path::new(SHAPES), DeviceChoice::Cpu).unwrap();
+    for kind in [SamplerKind::Ddim, SamplerKind::Euler, SamplerKind::DpmPlusPlus2M, SamplerKind::DpmPlusPlus2MKarras] {
+        let spec = ImageSpec { prompt: "a blue hexagon on a yellow background".into(), negative_prompt: String::new(), width: 256, height: 256,
+            num_inference_steps: 20, guidance_scale: 5.0, seed: 1, scheduler: kind };
+        let r = model.render(&spec, Some(Path::new("/tmp/noise.safetensors")), &mut |_, _| {}).unwrap();
+        r.save_latents(Path::new("/tmp/ours.safetensors")).unwrap();
+        let a = candle_core::safetensors::load("/tmp/ours.safetensors", &Device::Cpu).unwrap()["latents"].clone();
+        let t = candle_core::safetensors::load(format!("/tmp/e2e-{kind}.safetensors"), &Device::Cpu).unwrap();
+        let d = (a - &t["latents"]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let px: Vec<u8> = t["image"].flatten_all().unwrap().to_vec1().unwrap();
+        let m = px.iter().zip(&r.image.pixels).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        println!("{kind}: latents {d} pixels {m}");
+    }
+}

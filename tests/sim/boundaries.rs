@@ -1,0 +1,139 @@
+//! Trouble at every boundary: whatever a worker was about to do or had just done, the job ends as it should.
+
+use std::time::Duration;
+
+use darkroom::job::Status;
+use darkroom::sched::Mono;
+
+use crate::clients::{Body, Deed, Poison};
+use crate::knobs::{Chaos, Kind, Knobs, Trap, Trouble};
+use crate::random::Random;
+use crate::world::World;
+
+/// A job, the actions on its way, and its end.
+struct Way {
+    name: &'static str,
+    poison: Poison,
+    malformed: bool,
+    published: u32,
+    kinds: &'static [Kind],
+    end: Status,
+}
+
+const WAYS: &[Way] = &[
+    Way {
+        name: "a good request",
+        poison: Poison::None,
+        malformed: false,
+        published: 1,
+        kinds: &[Kind::Claim, Kind::Store, Kind::Complete, Kind::Publish, Kind::Ack],
+        end: Status::Completed,
+    },
+    Way {
+        name: "a good request, published twice",
+        poison: Poison::None,
+        malformed: false,
+        published: 2,
+        kinds: &[Kind::Claim, Kind::Store, Kind::Complete, Kind::Publish, Kind::Ack],
+        end: Status::Completed,
+    },
+    Way {
+        name: "a request that the engine rejects",
+        poison: Poison::Reject,
+        malformed: false,
+        published: 1,
+        kinds: &[Kind::Claim, Kind::Fail, Kind::Publish, Kind::DeadLetter, Kind::Term],
+        end: Status::Failed,
+    },
+    Way {
+        name: "a request that never works",
+        poison: Poison::Retry,
+        malformed: false,
+        published: 1,
+        kinds: &[Kind::Claim, Kind::Retry, Kind::Nak, Kind::Fail, Kind::Publish, Kind::DeadLetter, Kind::Term],
+        end: Status::Failed,
+    },
+    Way {
+        name: "a request that takes the engine down",
+        poison: Poison::Fatal,
+        malformed: false,
+        published: 1,
+        kinds: &[Kind::Claim, Kind::Retry, Kind::Nak, Kind::Fail, Kind::Publish, Kind::DeadLetter, Kind::Term],
+        end: Status::Failed,
+    },
+    Way {
+        name: "a malformed request",
+        poison: Poison::None,
+        malformed: true,
+        published: 1,
+        kinds: &[Kind::Refuse, Kind::Publish, Kind::DeadLetter, Kind::Term],
+        end: Status::Failed,
+    },
+];
+
+fn world(way: &Way, trap: Option<Trap>) -> World {
+    let mut body = Body::plain(1, way.poison);
+    if way.malformed {
+        body.offer = None;
+    }
+    let deeds = (0..way.published)
+        .map(|nth| (Mono::from_micros(1_000_000 + 2_000 * u64::from(nth)), Deed::Publish(body.clone())))
+        .collect();
+    World::new(Knobs { trap, ..Knobs::quiet() }, Random::new(1), deeds, true)
+}
+
+#[track_caller]
+fn check(way: &Way, trap: Option<Trap>) {
+    let mut world = world(way, trap);
+    let verdict = crate::judge(&mut world);
+    let ends = world.records.events.get(&1).cloned().unwrap_or_default();
+    if verdict.is_err() || ends != [way.end] || trap.is_some() != world.oracle.met.contains_key("trap") {
+        let trace = world.trace.unwrap_or_default().join("\n");
+        panic!("{trace}\n{} with {trap:?}: {verdict:?}, ends as {ends:?}, met {:?}", way.name, world.oracle.met);
+    }
+}
+
+#[test]
+fn without_trouble_every_request_takes_its_way() {
+    for way in WAYS {
+        check(way, None);
+    }
+}
+
+#[test]
+fn trouble_at_any_boundary_changes_no_outcome() {
+    for way in WAYS {
+        for kind in way.kinds.iter().copied() {
+            for trouble in Trouble::ALL.iter().copied() {
+                check(way, Some(Trap { kind, trouble }));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_job_that_takes_engines_down_fails_alone() {
+    let mut deeds = Vec::new();
+    for job in 1..=4 {
+        let poison = if job == 2 { Poison::Fatal } else { Poison::None };
+        deeds.push((Mono::from_micros(1_000_000 + u64::from(job)), Deed::Publish(Body::plain(job, poison))));
+    }
+    let mut world = World::new(Knobs { workers: 1, ..Knobs::quiet() }, Random::new(1), deeds, false);
+    assert_eq!(crate::judge(&mut world), Ok(()));
+    for job in 1..=4 {
+        let end = if job == 2 { Status::Failed } else { Status::Completed };
+        assert_eq!(world.records.events[&job], [end], "job {job}");
+    }
+}
+
+#[test]
+fn thirty_preemptions_are_no_failure() {
+    let body = Body { steps: 100, poison_at: 100, ..Body::plain(1, Poison::None) };
+    let deeds = vec![(Mono::from_micros(1_000_000), Deed::Publish(body))];
+    let chaos = Chaos { drains: 30, ..Chaos::default() };
+    let mut knobs = Knobs { workers: 1, chaos, calm_after: Duration::from_secs(300), ..Knobs::quiet() };
+    knobs.config.grace = Duration::from_secs(4);
+    let mut world = World::new(knobs, Random::new(1), deeds, false);
+    assert_eq!(crate::judge(&mut world), Ok(()));
+    assert_eq!(world.records.events[&1], [Status::Completed]);
+}

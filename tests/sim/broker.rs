@@ -1,0 +1,211 @@
+//! A model of a JetStream work queue with one consumer per lane, as `reference/nats.md` found it to behave.
+//!
+//! An acknowledgement of any kind is accepted from whoever sends it; an extension after the lease saves nothing; a
+//! message given back waits as pending; a killed server forgets pulls and who holds what. It has no clock: what is due
+//! when goes to the world as [`Post::Timer`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use darkroom::sched::Mono;
+
+use crate::clients::Body;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In the queue of its lane.
+    Ready,
+    /// Delivered, or given back with a delay; redelivered when its timer rings.
+    Pending,
+    /// Acknowledged or terminated.
+    Gone,
+}
+
+/// A message of the request stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    pub(crate) body: Body,
+    pub(crate) deliveries: u64,
+    state: State,
+    generation: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Pull {
+    id: u64,
+    worker: u32,
+    lane: usize,
+    left: u32,
+}
+
+/// What the broker wants the world to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Post {
+    Deliver { worker: u32, sequence: u64, count: u64 },
+    PullExpired { worker: u32, lane: usize },
+    PullLost { worker: u32, lane: usize },
+    Timer { at: Mono, timer: Timer },
+}
+
+/// Rings once; what was settled or extended since ignores it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Timer {
+    Message { sequence: u64, generation: u64 },
+    Pull { id: u64 },
+}
+
+/// The request stream and its consumers.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    ack_wait: Duration,
+    messages: BTreeMap<u64, Message>,
+    ready: Vec<VecDeque<u64>>,
+    pulls: VecDeque<Pull>,
+    pulls_made: u64,
+    posts: VecDeque<Post>,
+}
+
+impl Broker {
+    pub(crate) fn new(lanes: usize, ack_wait: Duration) -> Self {
+        Self {
+            ack_wait,
+            messages: BTreeMap::new(),
+            ready: vec![VecDeque::new(); lanes],
+            pulls: VecDeque::new(),
+            pulls_made: 0,
+            posts: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn next_post(&mut self) -> Option<Post> {
+        self.posts.pop_front()
+    }
+
+    pub(crate) fn message(&self, sequence: u64) -> &Message {
+        &self.messages[&sequence]
+    }
+
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (u64, &Message)> {
+        self.messages.iter().map(|(sequence, message)| (*sequence, message))
+    }
+
+    pub(crate) fn holds(&self, sequence: u64) -> bool {
+        self.messages.get(&sequence).is_some_and(|message| message.state != State::Gone)
+    }
+
+    /// Messages that somebody has, or that wait for their delay.
+    pub(crate) fn pending(&self) -> Vec<u64> {
+        self.messages().filter(|(_, message)| message.state == State::Pending).map(|(sequence, _)| sequence).collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages.values().all(|message| message.state == State::Gone)
+    }
+
+    pub(crate) fn publish(&mut self, now: Mono, body: Body) -> u64 {
+        let sequence = self.messages.len() as u64 + 1;
+        let lane = body.lane;
+        self.messages.insert(sequence, Message { body, deliveries: 0, state: State::Ready, generation: 0 });
+        self.ready[lane].push_back(sequence);
+        self.dispatch(now);
+        sequence
+    }
+
+    pub(crate) fn pull(&mut self, now: Mono, worker: u32, lane: usize, max: u32, expires: Duration) {
+        self.pulls_made += 1;
+        let id = self.pulls_made;
+        self.pulls.push_back(Pull { id, worker, lane, left: max });
+        self.posts.push_back(Post::Timer { at: now.after(expires), timer: Timer::Pull { id } });
+        self.dispatch(now);
+    }
+
+    /// The connection or the interest of a worker is gone.
+    pub(crate) fn withdraw_pulls(&mut self, worker: u32) {
+        self.pulls.retain(|pull| pull.worker != worker);
+    }
+
+    /// All pulls are gone, and nobody is told.
+    pub(crate) fn lose_pulls(&mut self) {
+        for Pull { worker, lane, .. } in self.pulls.drain(..) {
+            self.posts.push_back(Post::PullLost { worker, lane });
+        }
+    }
+
+    pub(crate) fn ring(&mut self, now: Mono, timer: Timer) {
+        match timer {
+            Timer::Pull { id } => {
+                let Some(index) = self.pulls.iter().position(|pull| pull.id == id) else { return };
+                if let Some(Pull { worker, lane, .. }) = self.pulls.remove(index) {
+                    self.posts.push_back(Post::PullExpired { worker, lane });
+                }
+            }
+            Timer::Message { sequence, generation } => {
+                if self.messages[&sequence].generation == generation {
+                    self.redeliver(now, sequence, false);
+                }
+            }
+        }
+    }
+
+    /// A pending message is due again; `forgotten` when the server does not even know that it was delivered.
+    pub(crate) fn redeliver(&mut self, now: Mono, sequence: u64, forgotten: bool) {
+        let Some(message) = self.messages.get_mut(&sequence) else { return };
+        if message.state == State::Pending {
+            message.state = State::Ready;
+            message.generation += 1;
+            if forgotten {
+                message.deliveries = 0;
+            }
+            self.ready[message.body.lane].push_front(sequence);
+            self.dispatch(now);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, sequence: u64) {
+        if let Some(message) = self.messages.get_mut(&sequence) {
+            message.state = State::Gone;
+            message.generation += 1;
+            self.ready[message.body.lane].retain(|ready| *ready != sequence);
+        }
+    }
+
+    pub(crate) fn nak(&mut self, now: Mono, sequence: u64, delay: Duration) {
+        self.due(sequence, now.after(delay));
+    }
+
+    pub(crate) fn extend(&mut self, now: Mono, sequence: u64) {
+        self.due(sequence, now.after(self.ack_wait));
+    }
+
+    fn due(&mut self, sequence: u64, at: Mono) {
+        let Some(message) = self.messages.get_mut(&sequence) else { return };
+        if message.state == State::Pending {
+            message.generation += 1;
+            let timer = Timer::Message { sequence, generation: message.generation };
+            self.posts.push_back(Post::Timer { at, timer });
+        }
+    }
+
+    fn dispatch(&mut self, now: Mono) {
+        let mut index = 0;
+        while index < self.pulls.len() {
+            let lane = self.pulls[index].lane;
+            let Some(sequence) = self.ready[lane].pop_front() else {
+                index += 1;
+                continue;
+            };
+            let Some(mut pull) = self.pulls.remove(index) else { return };
+            let Some(message) = self.messages.get_mut(&sequence) else { return };
+            message.state = State::Pending;
+            message.deliveries += 1;
+            let count = message.deliveries;
+            self.posts.push_back(Post::Deliver { worker: pull.worker, sequence, count });
+            self.due(sequence, now.after(self.ack_wait));
+            pull.left -= 1;
+            if pull.left > 0 {
+                // Whoever has just been served waits behind the others.
+                self.pulls.push_back(pull);
+            }
+        }
+    }
+}

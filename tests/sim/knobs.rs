@@ -1,0 +1,216 @@
+//! What kind of world a seed makes: its size, and how often which trouble comes.
+//!
+//! Every trouble is absent from about half of the worlds, so that each is also met without the others.
+
+use std::time::Duration;
+
+use darkroom::job::{Pool, Priority};
+use darkroom::sched::{Action, Config, Lane, Transition, Verdict};
+
+use crate::random::Random;
+
+/// The kinds of actions that a trap can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Claim,
+    Store,
+    Complete,
+    Fail,
+    Retry,
+    GiveBack,
+    Refuse,
+    Publish,
+    DeadLetter,
+    Ack,
+    Nak,
+    Term,
+}
+
+impl Kind {
+    pub(crate) fn of(action: &Action) -> Self {
+        match action {
+            Action::Claim => Self::Claim,
+            Action::Store => Self::Store,
+            Action::Record(Transition::Complete) => Self::Complete,
+            Action::Record(Transition::Fail(_)) => Self::Fail,
+            Action::Record(Transition::Retry(_)) => Self::Retry,
+            Action::Record(Transition::GiveBack) => Self::GiveBack,
+            Action::Record(Transition::Refuse) => Self::Refuse,
+            Action::Publish => Self::Publish,
+            Action::DeadLetter => Self::DeadLetter,
+            Action::Settle(Verdict::Ack) => Self::Ack,
+            Action::Settle(Verdict::Nak(_)) => Self::Nak,
+            Action::Settle(Verdict::Term) => Self::Term,
+        }
+    }
+}
+
+/// What a trap does to the worker that steps into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is killed before the request leaves.
+    CrashBefore,
+    /// It is killed when the request has taken effect, before it hears of that.
+    CrashAfter,
+    /// It stands still for longer than its lease, the request waiting in its socket.
+    StallBefore,
+    /// The request takes effect and the worker stands still for longer than its lease.
+    StallAfter,
+    /// The request gets lost.
+    RequestLost,
+    /// The request takes effect, the answer gets lost.
+    AnswerLost,
+    /// It is asked to end.
+    Drain,
+}
+
+impl Trouble {
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::CrashBefore,
+        Self::CrashAfter,
+        Self::StallBefore,
+        Self::StallAfter,
+        Self::RequestLost,
+        Self::AnswerLost,
+        Self::Drain,
+    ];
+}
+
+/// Trouble at the first action of a kind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trap {
+    pub(crate) kind: Kind,
+    pub(crate) trouble: Trouble,
+}
+
+/// How often what goes wrong, in a thousand, until the world calms down.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rates {
+    pub(crate) request_lost: u64,
+    pub(crate) answer_lost: u64,
+    pub(crate) slow: u64,
+    pub(crate) extension_lost: u64,
+    pub(crate) store_retry: u64,
+    pub(crate) store_reject: u64,
+    pub(crate) engine_retry: u64,
+    pub(crate) engine_reject: u64,
+    pub(crate) engine_fatal: u64,
+}
+
+/// What clients do, in a thousand of jobs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Clients {
+    pub(crate) jobs: u32,
+    pub(crate) repeated: u64,
+    pub(crate) conflicting: u64,
+    pub(crate) malformed: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) poisoned: u64,
+    pub(crate) damaged: u64,
+}
+
+/// How often in a run something happens to the server or to one of the workers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chaos {
+    pub(crate) crashes: u32,
+    pub(crate) stalls: u32,
+    pub(crate) drains: u32,
+    pub(crate) outages: u32,
+    pub(crate) records_outages: u32,
+    pub(crate) server_kills: u32,
+    pub(crate) redeliveries: u32,
+}
+
+/// One world.
+#[derive(Clone, Debug)]
+pub(crate) struct Knobs {
+    pub(crate) workers: u32,
+    pub(crate) config: Config,
+    pub(crate) pull_expires: Duration,
+    /// Troubles and publishing end after this.
+    pub(crate) calm_after: Duration,
+    pub(crate) rates: Rates,
+    pub(crate) clients: Clients,
+    pub(crate) chaos: Chaos,
+    pub(crate) trap: Option<Trap>,
+}
+
+impl Knobs {
+    /// Two workers, no trouble.
+    pub(crate) fn quiet() -> Self {
+        Self {
+            workers: 2,
+            config: Config {
+                lanes: lanes(2),
+                images_in_batch_max: 4,
+                ack_wait: Duration::from_secs(30),
+                failures_max: 3,
+                exit_when_idle: Some(Duration::from_secs(60)),
+                grace: Duration::from_secs(20),
+            },
+            pull_expires: Duration::from_secs(5),
+            calm_after: Duration::from_secs(60),
+            rates: Rates::default(),
+            clients: Clients::default(),
+            chaos: Chaos::default(),
+            trap: None,
+        }
+    }
+
+    pub(crate) fn from_seed(random: &mut Random) -> Self {
+        let mut sometimes = |most: u64| if random.chance(500) { random.between(1, most) } else { 0 };
+        let rates = Rates {
+            request_lost: sometimes(60),
+            answer_lost: sometimes(60),
+            slow: sometimes(60),
+            extension_lost: sometimes(400),
+            store_retry: sometimes(400),
+            store_reject: sometimes(60),
+            engine_retry: sometimes(40),
+            engine_reject: sometimes(20),
+            engine_fatal: sometimes(8),
+        };
+        let clients = Clients {
+            jobs: 0,
+            repeated: sometimes(500),
+            conflicting: sometimes(200),
+            malformed: sometimes(200),
+            cancelled: sometimes(200),
+            poisoned: sometimes(200),
+            damaged: sometimes(60),
+        };
+        let mut times = |most: u64| u32::try_from(sometimes(most)).unwrap_or(0);
+        let chaos = Chaos {
+            crashes: times(5),
+            stalls: times(5),
+            drains: times(4),
+            outages: times(3),
+            records_outages: times(2),
+            server_kills: times(3),
+            redeliveries: times(8),
+        };
+        let idle = random.chance(500).then(|| random.millis(1000, 40_000));
+        Self {
+            workers: random.small(1, 3),
+            config: Config {
+                lanes: lanes(random.small(1, 3)),
+                images_in_batch_max: random.small(1, 8),
+                ack_wait: random.millis(9_000, 30_000),
+                failures_max: random.small(1, 4),
+                exit_when_idle: idle,
+                grace: random.millis(4_000, 30_000),
+            },
+            pull_expires: random.millis(2_000, 8_000),
+            calm_after: random.millis(10_000, 150_000),
+            rates,
+            clients: Clients { jobs: random.small(1, 24), ..clients },
+            chaos,
+            trap: None,
+        }
+    }
+}
+
+fn lanes(count: u32) -> Vec<Lane> {
+    let all = [(Priority::High, Pool::Any), (Priority::Normal, Pool::Any), (Priority::Low, Pool::OnDemand)];
+    all.into_iter().take(count as usize).map(|(priority, pool)| Lane { priority, pool }).collect()
+}

@@ -1,0 +1,265 @@
+//! What the shell does with a worker's effects: requests leave, take effect or get lost, and are answered or not.
+
+use std::time::Duration;
+
+use darkroom::job::{Fault, FaultCode};
+use darkroom::sched::{Acted, Action, Effect, EngineWork, Input, Mono, PullOutcome, Ticket, Transition, Verdict};
+
+use crate::knobs::{Kind, Trouble};
+use crate::parts::store_fault;
+use crate::records::Claimant;
+use crate::world::{Event, Parcel, World};
+
+/// An action that takes longer than this excuses a worker that ends too late.
+const SLOW: Duration = Duration::from_millis(400);
+/// The same for an upload.
+const SLOW_STORE: Duration = Duration::from_secs(1);
+/// A request that was not answered for so long has failed.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// The scheduler tries again after this at the latest, which excuses it too.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// What the shell remembers of a message that the scheduler holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kept {
+    count: u64,
+    fence: Option<u64>,
+    images: u32,
+}
+
+/// How an action goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Fate {
+    request_lost: bool,
+    answer_lost: bool,
+    fault: Option<Fault>,
+    trouble: Option<Trouble>,
+    back: Duration,
+}
+
+/// Something on its way from a worker.
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    Pull { lane: usize, max: u32 },
+    StopPulling,
+    Extend { ticket: Ticket, sent: Mono },
+    Act { ticket: Ticket, action: Action, kept: Kept, claimant: Claimant, fate: Fate },
+}
+
+impl World {
+    /// Before the scheduler hears of it: what the shell and the oracle need to know.
+    pub(crate) fn take_in(&mut self, key: u32, parcel: &Parcel) {
+        let Some(worker) = self.workers.get_mut(&key) else { return };
+        let mut body = None;
+        match &parcel.input {
+            Input::Delivered { ticket, .. } => {
+                worker.kept.entry(*ticket).or_default().count = parcel.note.unwrap_or(1);
+                body = Some(&self.broker.message(ticket.0).body);
+            }
+            Input::Acted { ticket, .. } if parcel.note.is_some() => {
+                worker.kept.entry(*ticket).or_default().fence = parcel.note;
+            }
+            Input::Acted { .. }
+            | Input::PullEnded { .. }
+            | Input::PullsStopped
+            | Input::Extended { .. }
+            | Input::Engine(_)
+            | Input::Drain
+            | Input::Tick => {}
+        }
+        self.oracle.input(key, self.now, &parcel.input, body);
+    }
+
+    /// Starts what the effect asks for.
+    pub(crate) fn perform(&mut self, key: u32, effect: Effect) {
+        match effect {
+            Effect::Pull { lane, max } => self.ask(key, Request::Pull { lane, max }),
+            Effect::StopPulling => self.ask(key, Request::StopPulling),
+            Effect::Act { ticket, action } => self.act(key, ticket, action),
+            Effect::Extend { ticket } => {
+                let latency = self.random.millis(1, 20);
+                self.at(self.now.after(latency), Event::Reach(key, Request::Extend { ticket, sent: self.now }));
+            }
+            Effect::Engine(work) => self.ask_engine(key, &work),
+            Effect::Forget { ticket } => {
+                if let Some(worker) = self.workers.get_mut(&key) {
+                    worker.kept.remove(&ticket);
+                }
+            }
+            Effect::Started { .. } | Effect::Progress { .. } => {}
+        }
+    }
+
+    fn ask(&mut self, key: u32, request: Request) {
+        let latency = self.random.millis(1, 20);
+        let Some(worker) = self.workers.get_mut(&key) else { return };
+        worker.asked_until = worker.asked_until.max(self.now.after(latency));
+        let at = worker.asked_until;
+        self.at(at, Event::Reach(key, request));
+    }
+
+    fn ask_engine(&mut self, key: u32, work: &EngineWork) {
+        let rates = self.rates();
+        let Some(worker) = self.workers.get_mut(&key) else { return };
+        let Some((cost, outcome)) = worker.engine.ask(work, &self.broker, &rates, &mut self.random) else { return };
+        if let (EngineWork::Decode { ticket, .. }, Ok(_)) = (work, &outcome)
+            && let Some(kept) = worker.kept.get_mut(ticket)
+        {
+            kept.images += 1;
+        }
+        self.at(self.now.after(cost), Event::Arrive(key, Parcel { input: Input::Engine(outcome), note: None }));
+    }
+
+    fn act(&mut self, key: u32, ticket: Ticket, action: Action) {
+        let rates = self.rates();
+        let is_store = action == Action::Store;
+        let normal = if is_store { (20, 700) } else { (1, 20) };
+        let (low, high) = if self.random.chance(rates.slow) { (500, 5000) } else { normal };
+        let mut there = self.random.millis(low, high);
+        let back = self.random.millis(1, 20);
+        let kind = Kind::of(&action);
+        let trouble = self.trap.take_if(|trap| trap.kind == kind).map(|trap| trap.trouble);
+        if trouble.is_some() {
+            self.oracle.met("trap");
+        }
+        if trouble == Some(Trouble::CrashBefore) {
+            return self.kill(key);
+        }
+        if trouble == Some(Trouble::Drain) {
+            self.at(self.now, Event::Arrive(key, Parcel { input: Input::Drain, note: None }));
+        }
+        if trouble == Some(Trouble::StallBefore) {
+            there = self.knobs.config.ack_wait * 2;
+            self.stall_for(key, there);
+        }
+        if there > if is_store { SLOW_STORE } else { SLOW } {
+            self.oracle.trouble(key, self.now.after(there).after(back));
+        }
+        let request_lost = self.random.chance(rates.request_lost) || trouble == Some(Trouble::RequestLost);
+        let answer_lost = self.random.chance(rates.answer_lost) || trouble == Some(Trouble::AnswerLost);
+        let fault = if is_store { store_fault(&rates, &mut self.random) } else { None };
+        let fate = Fate { request_lost, answer_lost, fault, trouble, back };
+        let Some(worker) = self.workers.get(&key) else { return };
+        let kept = worker.kept.get(&ticket).cloned().unwrap_or_default();
+        let body = &self.broker.message(ticket.0).body;
+        let (job, digest, worker) = (body.job, body.digest, worker.name.clone());
+        let claimant = Claimant { job, digest, sequence: ticket.0, count: kept.count, worker };
+        let request = Request::Act { ticket, action, kept, claimant, fate };
+        self.at(self.now.after(there), Event::Reach(key, request));
+    }
+
+    /// A request arrives where it takes effect.
+    pub(crate) fn reach(&mut self, key: u32, request: Request) {
+        let out = self.now < self.outage_until;
+        if !self.workers.contains_key(&key) && self.random.chance(500) {
+            // It had not left the worker when that died.
+            return;
+        }
+        match request {
+            Request::Pull { lane, .. } if out => {
+                self.answer(key, TIMEOUT, Input::PullEnded { lane, outcome: PullOutcome::Failed }, None);
+            }
+            Request::Pull { lane, max } => {
+                if self.workers.contains_key(&key) {
+                    self.broker.pull(self.now, key, lane, max, self.knobs.pull_expires);
+                }
+            }
+            Request::StopPulling => {
+                self.broker.withdraw_pulls(key);
+                self.hear(key, Input::PullsStopped, None);
+            }
+            Request::Extend { ticket, sent } => {
+                let rates = self.rates();
+                if !out && !self.random.chance(rates.extension_lost) {
+                    self.broker.extend(self.now, ticket.0);
+                    self.answer(key, Duration::from_millis(5), Input::Extended { ticket, sent }, None);
+                }
+            }
+            Request::Act { ticket, action, kept, claimant, fate } => {
+                let on_bus = action != Action::Store;
+                let on_records = matches!(action, Action::Claim | Action::Record(_));
+                if fate.request_lost || on_bus && out || on_records && self.now < self.records_out_until {
+                    return self.fail(key, ticket, TIMEOUT);
+                }
+                if let Some(fault) = fate.fault {
+                    self.oracle.trouble(key, self.now.after(fate.back));
+                    return self.answer(key, fate.back, Input::Acted { ticket, outcome: Acted::Failed(fault) }, None);
+                }
+                let (outcome, fence) = self.apply(ticket, &action, &kept, &claimant);
+                let facts = (ticket.0, &action, &outcome);
+                let failures_max = self.knobs.config.failures_max;
+                self.oracle.acted(facts, failures_max, &self.broker, &self.records, &self.store);
+                if let Action::Settle(Verdict::Ack | Verdict::Term) = action {
+                    self.broker.remove(ticket.0);
+                }
+                self.note(|| format!("w{key} {action:?} of {ticket:?} took effect: {outcome:?}"));
+                match fate.trouble {
+                    Some(Trouble::CrashAfter) => self.kill(key),
+                    Some(Trouble::StallAfter) => self.stall_for(key, self.knobs.config.ack_wait * 2),
+                    Some(_) | None => {}
+                }
+                if fate.answer_lost {
+                    return self.fail(key, ticket, TIMEOUT);
+                }
+                self.answer(key, fate.back, Input::Acted { ticket, outcome }, fence);
+            }
+        }
+    }
+
+    fn fail(&mut self, key: u32, ticket: Ticket, after: Duration) {
+        self.oracle.trouble(key, self.now.after(after).after(BACKOFF_MAX));
+        let fault = Fault::retry(FaultCode::BusFailed, "no answer");
+        self.answer(key, after, Input::Acted { ticket, outcome: Acted::Failed(fault) }, None);
+    }
+
+    pub(crate) fn answer(&mut self, key: u32, after: Duration, input: Input, note: Option<u64>) {
+        self.at(self.now.after(after), Event::Arrive(key, Parcel { input, note }));
+    }
+
+    fn apply(&mut self, ticket: Ticket, action: &Action, kept: &Kept, claimant: &Claimant) -> (Acted, Option<u64>) {
+        let Claimant { job, digest, .. } = *claimant;
+        let outcome = match action {
+            Action::Claim => {
+                let (outcome, fence) = self.records.claim(claimant);
+                self.oracle.met(claim_word(&outcome));
+                return (outcome, fence);
+            }
+            Action::Store => {
+                self.store.put(&self.broker.message(ticket.0).body, kept.images);
+                Acted::Done
+            }
+            Action::Record(Transition::Refuse) => self.records.refuse(job, digest, ticket.0),
+            Action::Record(transition) => self.records.change(job, kept.fence, transition),
+            Action::Publish => {
+                if let Some(record) = self.records.get(job) {
+                    let status = record.state.status;
+                    self.records.publish(job, status);
+                }
+                Acted::Done
+            }
+            Action::DeadLetter => {
+                self.records.dead_letters.insert(ticket.0);
+                Acted::Done
+            }
+            Action::Settle(Verdict::Nak(delay)) => {
+                self.broker.nak(self.now, ticket.0, *delay);
+                Acted::Done
+            }
+            // The oracle looks before the message is gone.
+            Action::Settle(Verdict::Ack | Verdict::Term) => Acted::Done,
+        };
+        (outcome, None)
+    }
+}
+
+fn claim_word(outcome: &Acted) -> &'static str {
+    use darkroom::sched::Claim::{Conflict, Duplicate, Ended, HeldElsewhere, Won};
+    match outcome {
+        Acted::Claimed(Won { .. }) => "claim: won",
+        Acted::Claimed(Ended { .. }) => "claim: ended",
+        Acted::Claimed(Duplicate) => "claim: duplicate",
+        Acted::Claimed(Conflict) => "claim: conflict",
+        Acted::Claimed(HeldElsewhere) => "claim: held elsewhere",
+        Acted::Done | Acted::Lost | Acted::Failed(_) => "claim: failed",
+    }
+}

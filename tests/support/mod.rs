@@ -1,0 +1,57 @@
+//! What integration tests put around Darkroom: real servers, processes, and waiting without sleeping.
+//!
+//! Nothing here knows Darkroom's wire or its library: a test sees what a user would see. What is not on the machine is
+//! installed into Darkroom's cache, pinned. Whatever is started ends with the value that stands for it, and with the
+//! test process, however that ends.
+
+#![allow(dead_code, reason = "each test uses the part it needs")]
+
+pub(crate) mod http;
+pub(crate) mod nats;
+pub(crate) mod otlp;
+pub(crate) mod process;
+pub(crate) mod python;
+pub(crate) mod s3;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often something is looked at that cannot be waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Waits until `probe` has an answer.
+///
+/// # Panics
+/// If it has none within `deadline`.
+pub(crate) async fn eventually<T>(what: &str, deadline: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let answer = async {
+        loop {
+            if let Some(answer) = probe().await {
+                return answer;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(answer) => answer,
+        Err(_) => panic!("not within {deadline:?}: {what}"),
+    }
+}
+
+/// The root of the checkout, from whichever package's tests.
+pub(crate) fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .find(|directory| directory.join("local/nats-server").exists())
+        .expect("tests run in a checkout")
+        .to_owned()
+}
+
+/// Darkroom's cache directory, as `local/nats-server` has it.
+fn cache() -> PathBuf {
+    let base = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").expect("HOME or XDG_CACHE_HOME is set")).join(".cache"),
+        PathBuf::from,
+    );
+    base.join("darkroom")
+}

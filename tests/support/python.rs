@@ -1,0 +1,71 @@
+//! Clients in Python, with the one package they need: nats-py, pinned, in Darkroom's cache.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use super::{cache, checkout};
+
+const NATS_PY: &str = "nats-py==2.16.0";
+
+/// A client of `tests/clients`, ready for its arguments.
+///
+/// # Panics
+/// If nats-py cannot be installed.
+pub(crate) fn client(script: &str) -> Command {
+    let mut command = Command::new("python3");
+    command
+        .arg(checkout().join("tests/clients").join(script))
+        .env("PYTHONPATH", packages())
+        // The checkout stays clean.
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+/// The directory of the packages, which is made by the first who needs it.
+fn packages() -> PathBuf {
+    static PACKAGES: OnceLock<PathBuf> = OnceLock::new();
+    let install = || {
+        let directory = cache().join("python").join(NATS_PY.replace("==", "-"));
+        if directory.is_dir() {
+            return directory;
+        }
+        let parent = directory.parent().expect("a directory in a cache");
+        std::fs::create_dir_all(parent).expect("the cache can be written");
+        let staging = tempfile::tempdir_in(parent).expect("the cache can be written");
+        let packages = staging.path().join("packages");
+        let python = python_with_pip(staging.path());
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--target"];
+        let status = Command::new(python)
+            .args(pip)
+            .args([packages.as_os_str(), NATS_PY.as_ref()])
+            .envs([("PIP_ROOT_USER_ACTION", "ignore"), ("PIP_USER", "0")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "pip cannot install {NATS_PY}");
+        // Another test process may have come first: its directory is as good.
+        if let Err(error) = std::fs::rename(&packages, &directory) {
+            assert!(directory.is_dir(), "{}: {error}", directory.display());
+        }
+        directory
+    };
+    PACKAGES.get_or_init(install).clone()
+}
+
+/// A Python that has pip. Debian and Ubuntu leave both venv's ensurepip and pip out of python3; either is enough.
+fn python_with_pip(staging: &Path) -> PathBuf {
+    let succeeds = |command: &mut Command| {
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        quiet.status().is_ok_and(|status| status.success())
+    };
+    let environment = staging.join("venv");
+    if succeeds(Command::new("python3").args(["-m", "venv"]).arg(&environment)) {
+        return environment.join("bin/python3");
+    }
+    assert!(
+        succeeds(Command::new("python3").args(["-m", "pip", "--version"])),
+        "no python3 with venv or pip; on Debian and Ubuntu: apt-get install python3 python3-venv"
+    );
+    PathBuf::from("python3")
+}

@@ -1,0 +1,204 @@
+//! The bus protocol as clients meet it: what a request may say, how refusals read, and that the schemas are the types'.
+
+use std::fs;
+use std::path::Path;
+
+use darkroom::job::limits::REQUEST_BYTES_MAX;
+use darkroom::job::{Defaults, JobId, ModelLimits, ModelManifest, Priority, SamplerKind, Tenant};
+use darkroom::wire::request::{Context, Refusal, Request, parse};
+use darkroom::wire::{manifest, schema};
+
+fn model() -> ModelManifest {
+    ModelManifest {
+        name: "shapes".parse().unwrap(),
+        family: "StableDiffusionPipeline".into(),
+        limits: ModelLimits { side_min: 64, side_max: 512, side_multiple: 32, images_in_batch_max: 8 },
+        defaults: Defaults {
+            width: 256,
+            height: 256,
+            num_inference_steps: 20,
+            guidance_scale: 5.0,
+            scheduler: SamplerKind::Ddim,
+        },
+    }
+}
+
+fn read_as(body: &[u8], message_id: Option<&str>) -> Result<Request, Refusal> {
+    let (model, tenant) = (model(), "t".parse::<Tenant>().unwrap());
+    let context =
+        Context { manifest: &model, tenant: &tenant, priority: Priority::Normal, message_id, stream_sequence: 7 };
+    parse(body, &context)
+}
+
+fn read(body: &[u8]) -> Result<Request, Refusal> {
+    read_as(body, Some("job-1"))
+}
+
+fn fields(refusal: &Refusal) -> Vec<&str> {
+    refusal.violations.iter().map(|violation| violation.field.as_str()).collect()
+}
+
+#[test]
+fn a_prompt_is_enough() {
+    let request = read(br#"{"prompt":"a red circle"}"#).unwrap();
+    assert_eq!(request.job.as_str(), "job-1");
+    assert_eq!((request.spec.width, request.spec.num_inference_steps), (256, 20));
+    assert_eq!(request, read(br#"{"prompt":"a red circle"}"#).unwrap(), "the seed unasked is the job's, not random");
+    let other = read_as(br#"{"prompt":"a red circle"}"#, Some("job-2")).unwrap();
+    assert_ne!(request.spec.seed, other.spec.seed);
+}
+
+#[test]
+fn every_field_arrives() {
+    let body = br#"{"id":"job-1","prompt":"p","negative_prompt":"n","width":64,"height":96,"num_inference_steps":7,
+        "guidance_scale":1.5,"seed":9007199254740983,"num_images":3,"scheduler":"lcm","output_format":"webp",
+        "priority":"normal","previews":2,"metadata":{"a":[1]}}"#;
+    let Request { spec, metadata, .. } = read(body).unwrap();
+    assert_eq!((spec.width, spec.height, spec.num_inference_steps, spec.num_images), (64, 96, 7, 3));
+    assert_eq!((spec.seed, spec.scheduler, spec.previews), (9_007_199_254_740_983, SamplerKind::Lcm, Some(2)));
+    assert_eq!(spec.output_format.extension(), "webp");
+    assert_eq!(metadata.unwrap()["a"][0], 1);
+}
+
+#[test]
+fn each_mistake_names_its_field() {
+    let prompt_of = |characters: usize| format!(r#"{{"prompt":"{}"}}"#, "a".repeat(characters));
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("body", b"not json".to_vec()),
+        ("body", b"".to_vec()),
+        ("body", b"[]".to_vec()),
+        ("body", b"null".to_vec()),
+        ("body", b"{\"prompt\":\"\xff\xfe\"}".to_vec()),
+        ("body", br#"{"prompt":"p","guidance_scale":NaN}"#.to_vec()),
+        ("body", br#"{"prompt":"p""#.to_vec()),
+        ("body", vec![b' '; REQUEST_BYTES_MAX + 1]),
+        ("prompt", b"{}".to_vec()),
+        ("prompt", br#"{"prompt":""}"#.to_vec()),
+        ("prompt", br#"{"prompt":7}"#.to_vec()),
+        ("prompt", br#"{"prompt":null}"#.to_vec()),
+        ("prompt", prompt_of(2001).into_bytes()),
+        ("negative_prompt", br#"{"prompt":"p","negative_prompt":[]}"#.to_vec()),
+        ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":0}"#.to_vec()),
+        ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":101}"#.to_vec()),
+        ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":1.5}"#.to_vec()),
+        ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":-1}"#.to_vec()),
+        ("width", br#"{"prompt":"p","width":100}"#.to_vec()),
+        ("height", br#"{"prompt":"p","height":544}"#.to_vec()),
+        ("height", br#"{"prompt":"p","height":4294967296}"#.to_vec()),
+        ("guidance_scale", br#"{"prompt":"p","guidance_scale":"NaN"}"#.to_vec()),
+        ("guidance_scale", br#"{"prompt":"p","guidance_scale":1e300}"#.to_vec()),
+        ("guidance_scale", br#"{"prompt":"p","guidance_scale":0.9}"#.to_vec()),
+        ("seed", br#"{"prompt":"p","seed":-1}"#.to_vec()),
+        ("seed", br#"{"prompt":"p","seed":9007199254740984}"#.to_vec()),
+        ("num_images", br#"{"prompt":"p","num_images":9}"#.to_vec()),
+        ("scheduler", br#"{"prompt":"p","scheduler":"euler_a"}"#.to_vec()),
+        ("output_format", br#"{"prompt":"p","output_format":"gif"}"#.to_vec()),
+        ("priority", br#"{"prompt":"p","priority":"high"}"#.to_vec()),
+        ("previews", br#"{"prompt":"p","previews":true}"#.to_vec()),
+        ("metadata", br#"{"prompt":"p","metadata":"text"}"#.to_vec()),
+        ("metadata", format!(r#"{{"prompt":"p","metadata":{{"a":"{}"}}}}"#, "x".repeat(5000)).into_bytes()),
+        ("size", br#"{"prompt":"p","size":"256x256"}"#.to_vec()),
+        ("id", br#"{"prompt":"p","id":"job-2"}"#.to_vec()),
+    ];
+    for (field, body) in cases {
+        let refusal = read(&body).unwrap_err();
+        assert_eq!(fields(&refusal), [field], "{:?}", String::from_utf8_lossy(&body[..body.len().min(80)]));
+        assert_eq!(refusal.job.as_str(), "job-1", "the refusal belongs to the job that was named");
+        assert!(!refusal.violations[0].allowed.is_empty());
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_together() {
+    let body = br#"{"prompt":5,"width":"wide","height":1,"num_inference_steps":0,"seed":"x","colour":"red"}"#;
+    let mut found = read(body).unwrap_err().violations.into_iter().map(|v| v.field).collect::<Vec<_>>();
+    found.sort();
+    assert_eq!(found, ["colour", "height", "num_inference_steps", "prompt", "seed", "width"]);
+}
+
+#[test]
+fn ids_that_are_no_tokens_fall_back_to_the_stream_sequence() {
+    let long = "a".repeat(1000);
+    for id in ["*", ">", "a.b", "a b", "", long.as_str(), "naïve", "a/b", "$JS"] {
+        let refusal = read_as(br#"{"prompt":"p"}"#, Some(id)).unwrap_err();
+        assert_eq!(fields(&refusal), ["Nats-Msg-Id"], "{id:?}");
+        assert_eq!(refusal.job, JobId::from_stream_sequence(7));
+        assert!(refusal.violations[0].value.chars().count() <= 65, "shown shortened");
+    }
+    assert_eq!(read_as(br#"{"prompt":"p"}"#, None).unwrap().job.as_str(), "seq-7");
+    assert_eq!(read_as(br#"{"prompt":"p","id":"mine"}"#, None).unwrap().job.as_str(), "mine");
+}
+
+#[test]
+fn the_same_request_has_the_same_digest_whatever_the_order_of_its_fields() {
+    let one = read(br#"{"prompt":"p","seed":1}"#).unwrap();
+    let same = read(br#"{ "seed": 1, "prompt": "p" }"#).unwrap();
+    let other = read(br#"{"prompt":"p","seed":2}"#).unwrap();
+    assert_eq!(one.digest, same.digest);
+    assert_ne!(one.digest, other.digest);
+}
+
+#[test]
+fn no_bytes_make_it_panic() {
+    // Mutations of a good request, and noise, from a fixed sequence of numbers.
+    let good = br#"{"prompt":"p","seed":1,"width":256,"metadata":{"a":[1,2,{"b":null}]},"guidance_scale":2.5}"#;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for round in 0..20_000 {
+        let mut body = good.to_vec();
+        for _ in 0..=next() % 6 {
+            let at = usize::try_from(next()).unwrap() % body.len();
+            body[at] = next().to_le_bytes()[0];
+        }
+        if round % 3 == 0 {
+            body.truncate(usize::try_from(next()).unwrap() % good.len());
+        }
+        match read(&body) {
+            Ok(request) => assert!(request.spec.prompt.chars().count() >= 1),
+            Err(refusal) => assert!(!refusal.violations.is_empty()),
+        }
+    }
+}
+
+#[test]
+fn manifests_read_back() {
+    assert_eq!(manifest::decode(&manifest::encode(&model())), Some(model()));
+    assert_eq!(manifest::decode("{}"), None);
+}
+
+#[test]
+fn schemas_in_the_repository_are_those_of_the_types() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("nats/schema");
+    for (name, schema) in schema::all() {
+        let wanted = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        let found = fs::read_to_string(directory.join(name)).unwrap_or_default();
+        assert!(found == wanted, "nats/schema/{name} is not what `darkroom schema --dir nats/schema` writes");
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_the_reader_refuses() {
+    let (_, schema) = schema::all().into_iter().find(|(name, _)| *name == "request.json").unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    for (body, good) in [
+        (r#"{"prompt":"p"}"#, true),
+        (r#"{"prompt":"p","seed":3,"scheduler":"ddim","width":64}"#, true),
+        (r#"{}"#, false),
+        (r#"{"prompt":""}"#, false),
+        (r#"{"prompt":"p","colour":"red"}"#, false),
+        (r#"{"prompt":"p","num_inference_steps":101}"#, false),
+        (r#"{"prompt":"p","guidance_scale":0.5}"#, false),
+        (r#"{"prompt":"p","scheduler":"other"}"#, false),
+        (r#"{"prompt":"p","width":100}"#, false),
+        (r#"{"prompt":"p","id":"a.b"}"#, false),
+        (r#"{"prompt":"p","seed":-1}"#, false),
+    ] {
+        assert_eq!(validator.is_valid(&serde_json::from_str(body).unwrap()), good, "schema: {body}");
+        assert_eq!(read_as(body.as_bytes(), None).is_ok(), good, "reader: {body}");
+    }
+}
