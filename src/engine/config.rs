@@ -114,7 +114,8 @@ impl PipelineConfig {
             scheduler: SchedulerConfig::read(directory)?,
         };
         let unet_file = || directory.join("unet/config.json");
-        if config.unet.in_channels != config.vae.latent_channels || config.unet.out_channels != config.unet.in_channels {
+        if config.unet.in_channels != config.vae.latent_channels || config.unet.out_channels != config.unet.in_channels
+        {
             return Err(LoadError::Unsupported {
                 file: unet_file(),
                 field: "in_channels, out_channels".into(),
@@ -140,7 +141,8 @@ fn check_index(index: &Document) -> Result<(), LoadError> {
     }
     for (part, library, classes) in PARTS {
         let value = index.fields.get(part).unwrap_or(&Value::Null);
-        let named = |class: &&str| value.get(0).is_some_and(|x| x == library) && value.get(1).is_some_and(|x| x == class);
+        let named =
+            |class: &&str| value.get(0).is_some_and(|x| x == library) && value.get(1).is_some_and(|x| x == class);
         if !classes.iter().any(named) {
             return Err(index.unsupported(part, value, format!("{library}: {}", classes.join(", "))));
         }

@@ -146,7 +146,8 @@ impl GroupNorm {
         let mut output = vec![0.0; input.len()];
         let run = |(index, (output, input)): (usize, (&mut [f32], &[f32]))| {
             let first = index % self.groups * width;
-            let offset = |channel: usize| shift.map_or(0.0, |shift| shift[index / self.groups * channels + first + channel]);
+            let offset =
+                |channel: usize| shift.map_or(0.0, |shift| shift[index / self.groups * channels + first + channel]);
             let count = (width * plane) as f32;
             let planes = || input.chunks_exact(plane).enumerate();
             let mean = planes().map(|(c, x)| sum(x, |x| x) + offset(c) * plane as f32).sum::<f32>() / count;
@@ -182,7 +183,13 @@ impl CustomOp2 for GroupNorm {
         "group-norm"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, affine: &CpuStorage, affine_l: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_l: &Layout,
+        affine: &CpuStorage,
+        affine_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.run(values(x, x_l)?, x_l.shape(), values(affine, affine_l)?, None)
     }
 }
@@ -215,7 +222,13 @@ impl CustomOp2 for LayerNorm {
         "layer-norm"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, affine: &CpuStorage, affine_l: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_l: &Layout,
+        affine: &CpuStorage,
+        affine_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (_, width, tokens) = x_l.shape().dims3()?;
         let (input, affine) = (values(x, x_l)?, values(affine, affine_l)?);
         let (weight, bias) = affine.split_at(width);

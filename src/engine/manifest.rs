@@ -139,8 +139,7 @@ pub(crate) fn describe(directory: &Path, config: &PipelineConfig) -> Result<Mode
 /// The name of the directory, as far as a name on the bus can hold it.
 fn name_of(directory: &Path) -> Result<ModelName, LoadError> {
     // `models/shapes/.` and `.` have a name too.
-    let path =
-        directory.canonicalize().map_err(|source| LoadError::Io { path: directory.to_path_buf(), source })?;
+    let path = directory.canonicalize().map_err(|source| LoadError::Io { path: directory.to_path_buf(), source })?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let token: String = name
         .chars()

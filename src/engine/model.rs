@@ -212,6 +212,11 @@ impl StableDiffusion {
         Ok(Rendered { image, steps, latents: self.row(RENDERED_ROW)?.latents.clone() })
     }
 
+    /// Where it computes and in which number format, for people.
+    pub fn device(&self) -> String {
+        format!("{:?}, {:?}", self.placement.device.location(), self.placement.dtype)
+    }
+
     /// The noise prediction model, for benchmarks.
     pub fn unet(&self) -> &Unet {
         &self.unet
@@ -303,7 +308,8 @@ impl Engine for StableDiffusion {
         let limits = &self.manifest.limits;
         for (field, side) in [("width", spec.width), ("height", spec.height)] {
             if side == 0 || side > limits.side_max || !side.is_multiple_of(limits.side_multiple) {
-                let message = format!("{field} {side} is not a multiple of {} up to {}", limits.side_multiple, limits.side_max);
+                let message =
+                    format!("{field} {side} is not a multiple of {} up to {}", limits.side_multiple, limits.side_max);
                 return Err(Fault::reject(FaultCode::InvalidRequest, message));
             }
         }
@@ -329,7 +335,7 @@ impl Engine for StableDiffusion {
         }
         let advanced = if self.placement.device.is_cpu() {
             let alone = |one: &(&Row, StepPlan)| self.advance(std::slice::from_ref(one));
-            let advanced: Result<Vec<_>, _> = batch.par_iter().map(alone).collect();
+            let advanced: Result<Vec<_>, _> = if std::env::var_os("SEQ").is_some() { batch.iter().map(alone).collect() } else { batch.par_iter().map(alone).collect() };
             advanced.map(|advanced| advanced.into_iter().flatten().collect())
         } else {
             self.advance(&batch)

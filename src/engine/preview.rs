@@ -45,10 +45,8 @@ impl ColourMap {
             // The mean colour of the pixels of each latent pixel: (3, SAMPLE_SIDE, SAMPLE_SIDE)
             let colours = pixels.avg_pool2d(pixels.dim(2)? / SAMPLE_SIDE)?.flatten_all()?.to_vec1::<f32>()?;
             for pixel in 0..plane {
-                let input: Vec<f64> = (0..channels)
-                    .map(|channel| f64::from(latents[channel * plane + pixel]))
-                    .chain([1.0])
-                    .collect();
+                let input: Vec<f64> =
+                    (0..channels).map(|channel| f64::from(latents[channel * plane + pixel])).chain([1.0]).collect();
                 for row in 0..unknowns {
                     for column in 0..unknowns {
                         products[row][column] += input[row] * input[column];

@@ -99,7 +99,11 @@ impl Trajectory {
     ///
     /// # Errors
     /// [`TooManySteps`] when the schedule has fewer.
-    pub(crate) fn plan(kind: SamplerKind, steps: usize, config: &SchedulerConfig) -> std::result::Result<Self, TooManySteps> {
+    pub(crate) fn plan(
+        kind: SamplerKind,
+        steps: usize,
+        config: &SchedulerConfig,
+    ) -> std::result::Result<Self, TooManySteps> {
         let schedule = Schedule::new(kind, config);
         let steps_max = match kind {
             SamplerKind::Lcm => config.original_inference_steps.unwrap_or(LCM_ORIGINAL_STEPS).min(schedule.len()),
@@ -463,12 +467,15 @@ mod tests {
             for (index, plan) in trajectory.steps.iter().enumerate() {
                 close(f64::from(plan.timestep), case["timesteps"][index].as_f64().unwrap(), "timestep");
                 let seen = (&x * plan.input_scale).unwrap().to_vec1::<f32>().unwrap();
-                let output = vector(seen.iter().enumerate().map(|(i, value)| {
-                    (1.3 * f64::from(*value) + 0.01 * f64::from(plan.timestep) + i as f64).sin()
-                }));
+                let output =
+                    vector(seen.iter().enumerate().map(|(i, value)| {
+                        (1.3 * f64::from(*value) + 0.01 * f64::from(plan.timestep) + i as f64).sin()
+                    }));
                 let noise = || Ok(vector((0..3).map(|i| 1.2 * (7.0 * index as f64 + f64::from(i)).sin())));
                 let advanced = plan.advance(&x, &output, x0.as_ref(), noise).unwrap();
-                for (ours, theirs) in advanced.latents.to_vec1::<f32>().unwrap().iter().zip(expected[index].as_array().unwrap()) {
+                for (ours, theirs) in
+                    advanced.latents.to_vec1::<f32>().unwrap().iter().zip(expected[index].as_array().unwrap())
+                {
                     close(f64::from(*ours), theirs.as_f64().unwrap(), &format!("step {index}"));
                 }
                 (x, x0) = (advanced.latents, Some(advanced.x0));
@@ -483,9 +490,12 @@ mod tests {
     #[test]
     fn steps_that_the_schedule_does_not_have_are_refused() {
         let config = SchedulerConfig { num_train_timesteps: Some(60), ..SchedulerConfig::default() };
-        for (kind, steps, steps_max) in
-            [(SamplerKind::Lcm, 51, 50), (SamplerKind::Ddim, 61, 60), (SamplerKind::DpmPlusPlus2M, 60, 59), (SamplerKind::Euler, 0, 60)]
-        {
+        for (kind, steps, steps_max) in [
+            (SamplerKind::Lcm, 51, 50),
+            (SamplerKind::Ddim, 61, 60),
+            (SamplerKind::DpmPlusPlus2M, 60, 59),
+            (SamplerKind::Euler, 0, 60),
+        ] {
             let refused = Trajectory::plan(kind, steps, &config);
             assert_eq!(refused, Err(TooManySteps { sampler: kind, steps, steps_max }));
         }

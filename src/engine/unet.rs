@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::config::UnetConfig;
 use super::error::LoadError;
 use super::layers::{
-    Activation, Convolution, GroupNorm, Linear, ResidualBlock, ResidualShape, Resize, Transformer, TransformerShape, silu,
+    Activation, Convolution, GroupNorm, Linear, ResidualBlock, ResidualShape, Resize, Transformer, TransformerShape,
+    silu,
 };
 use super::weights::Weights;
 
@@ -49,11 +50,8 @@ impl Unet {
     ) -> std::result::Result<Self, LoadError> {
         let first = config.levels[0].channels;
         let time_width = 4 * first;
-        let residual = ResidualShape {
-            groups: config.norm_num_groups,
-            eps: config.norm_eps,
-            time_width: Some(time_width),
-        };
+        let residual =
+            ResidualShape { groups: config.norm_num_groups, eps: config.norm_eps, time_width: Some(time_width) };
         let transformer = TransformerShape {
             groups: config.norm_num_groups,
             context_width: config.cross_attention_dim,
@@ -93,7 +91,13 @@ impl Unet {
         let heads = config.levels[last].heads;
         let mid = (
             ResidualBlock::new(&weights_mid.at("resnets.0"), inputs, inputs, residual)?,
-            Transformer::new(&weights_mid.at("attentions.0"), inputs, heads, config.mid_transformer_layers, transformer)?,
+            Transformer::new(
+                &weights_mid.at("attentions.0"),
+                inputs,
+                heads,
+                config.mid_transformer_layers,
+                transformer,
+            )?,
             ResidualBlock::new(&weights_mid.at("resnets.1"), inputs, inputs, residual)?,
         );
 

@@ -128,7 +128,10 @@ impl Weights {
     }
 }
 
-#[expect(unsafe_code, reason = "a memory map is undefined behaviour if the file changes under it; models are read-only")]
+#[expect(
+    unsafe_code,
+    reason = "a memory map is undefined behaviour if the file changes under it; models are read-only"
+)]
 fn map(paths: &[&PathBuf]) -> Result<MmapedSafetensors, candle_core::Error> {
     // SAFETY: the files of a model are not written while a process has it loaded; installing a model makes new files.
     unsafe { MmapedSafetensors::multi(paths) }

@@ -38,8 +38,6 @@ pub struct Config {
     pub nats_port: u16,
     /// The nats-server program.
     pub nats_server: PathBuf,
-    /// Its configuration file; the one of this build when absent.
-    pub nats_config: Option<PathBuf>,
     /// Directory of the function programs.
     pub functions: PathBuf,
     /// A `generate` process ends after so long without work.
@@ -137,14 +135,8 @@ pub async fn run(
         std::fs::create_dir_all(directory).map_err(path_error(directory))?;
     }
     let objects = objects.canonicalize().map_err(path_error(&objects))?;
-    let nats_config = match &config.nats_config {
-        Some(path) => path.clone(),
-        None => {
-            let path = config.data.join("nats.conf");
-            std::fs::write(&path, include_str!("../../nats/local.conf")).map_err(path_error(&path))?;
-            path
-        }
-    };
+    let nats_config = config.data.join("nats.conf");
+    std::fs::write(&nats_config, include_str!("../../nats/local.conf")).map_err(path_error(&nats_config))?;
     let addresses = Addresses {
         nats: format!("nats://127.0.0.1:{}", config.nats_port),
         websocket: format!("ws://127.0.0.1:{websocket_port}"),

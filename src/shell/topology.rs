@@ -154,6 +154,15 @@ pub async fn served(bus: &Bus) -> Result<Vec<Served>, ApiError> {
     }
 }
 
+/// Messages in the request stream, served or not.
+///
+/// # Errors
+/// [`ApiError`].
+pub async fn requests_stored(bus: &Bus) -> Result<u64, ApiError> {
+    let info = bus.api(&format!("STREAM.INFO.{}", subject::STREAM_REQUESTS), &Value::Null).await?;
+    Ok(info["state"]["messages"].as_u64().unwrap_or_default())
+}
+
 /// The manifest that `darkroom setup` recorded for a model.
 ///
 /// # Errors

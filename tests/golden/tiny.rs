@@ -44,7 +44,8 @@ pub(crate) fn model(variant: &str) -> tempfile::TempDir {
         let tensors: HashMap<&str, Tensor> = shapes
             .iter()
             .map(|(name, shape)| {
-                let shape: Vec<usize> = shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+                let shape: Vec<usize> =
+                    shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
                 (name.as_str(), tensor(name, &shape))
             })
             .collect();

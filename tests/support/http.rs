@@ -85,7 +85,8 @@ pub(crate) async fn get(url: &str) -> Answer {
     let authority = uri.authority().expect("a host").clone();
     let target = uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
     let exchange = async move {
-        let stream = TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await.expect("a server");
+        let stream =
+            TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await.expect("a server");
         let (mut sender, connection) = handshake(TokioIo::new(stream)).await.expect("a connection");
         let connection = tokio::spawn(connection);
         let request = Request::get(target)

@@ -123,7 +123,8 @@ impl OtlpReceiver {
     /// # Panics
     /// If it does not within `deadline`.
     pub(crate) async fn wait_for(&self, is_enough: impl Fn(&Received) -> bool, deadline: Duration) -> Received {
-        eventually("the telemetry that is waited for", deadline, async || Some(self.received()).filter(&is_enough)).await
+        eventually("the telemetry that is waited for", deadline, async || Some(self.received()).filter(&is_enough))
+            .await
     }
 }
 
@@ -136,7 +137,8 @@ impl AsyncHandler<Full<Bytes>> for Handler {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
         let is_plain = !request.headers().contains_key(header::CONTENT_ENCODING);
-        let is_protobuf = request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/x-protobuf");
+        let is_protobuf =
+            request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/x-protobuf");
         let Ok(body) = request.into_body().collect().await else { return status(StatusCode::BAD_REQUEST) };
         if !is_plain || !is_protobuf {
             return status(StatusCode::UNSUPPORTED_MEDIA_TYPE);
@@ -145,7 +147,9 @@ impl AsyncHandler<Full<Bytes>> for Handler {
         let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         match path.as_str() {
             "/v1/traces" => {
-                let Ok(export) = ExportTraceServiceRequest::decode(body) else { return status(StatusCode::BAD_REQUEST) };
+                let Ok(export) = ExportTraceServiceRequest::decode(body) else {
+                    return status(StatusCode::BAD_REQUEST);
+                };
                 for group in export.resource_spans {
                     let service = service(group.resource.as_ref());
                     let spans = group.scope_spans.into_iter().flat_map(|scope| scope.spans);
@@ -153,7 +157,9 @@ impl AsyncHandler<Full<Bytes>> for Handler {
                 }
             }
             "/v1/metrics" => {
-                let Ok(export) = ExportMetricsServiceRequest::decode(body) else { return status(StatusCode::BAD_REQUEST) };
+                let Ok(export) = ExportMetricsServiceRequest::decode(body) else {
+                    return status(StatusCode::BAD_REQUEST);
+                };
                 for group in export.resource_metrics {
                     let service = service(group.resource.as_ref());
                     let metrics = group.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
@@ -195,6 +201,8 @@ fn text(value: &any_value::Value) -> String {
                 array.values.iter().filter_map(|AnyValue { value }| value.as_ref().map(text)).collect();
             texts.join(",")
         }
-        other => format!("{other:?}"),
+        any_value::Value::BytesValue(_)
+        | any_value::Value::KvlistValue(_)
+        | any_value::Value::StringValueStrindex(_) => format!("{value:?}"),
     }
 }

@@ -235,10 +235,7 @@ impl Background {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         });
-        let status = match ended.await {
-            Ok(status) => status,
-            Err(_) => panic!("it runs longer than {deadline:?}\n{self:?}"),
-        };
+        let Ok(status) = ended.await else { panic!("it runs longer than {deadline:?}\n{self:?}") };
         eventually("the output ends with the program", GRACE, async || (self.lock().closed == 2).then_some(())).await;
         status
     }

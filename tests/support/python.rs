@@ -35,7 +35,8 @@ fn packages() -> PathBuf {
         let staging = tempfile::tempdir_in(parent).expect("the cache can be written");
         let packages = staging.path().join("packages");
         let python = python_with_pip(staging.path());
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--target"];
+        let pip =
+            ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--target"];
         let status = Command::new(python)
             .args(pip)
             .args([packages.as_os_str(), NATS_PY.as_ref()])

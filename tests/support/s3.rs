@@ -51,8 +51,7 @@ impl S3Server {
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let control = Arc::<Control>::default();
-        let handler =
-            Handler { service: builder.build(), control: Arc::clone(&control), puts: Arc::default() };
+        let handler = Handler { service: builder.build(), control: Arc::clone(&control), puts: Arc::default() };
         let http = HttpServer::start(handler).await;
         Self { directory, http, control }
     }

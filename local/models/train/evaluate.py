@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import time
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ HALVES = {
 SMALLEST_AREA = 150  # pixels that differ from the background, or nothing was drawn
 SMALLEST_DIFFERENCE = 45  # from the background's colour
 MASK_SIDE = 32
+GENERATION_BATCH = 8  # pictures at a time
 
 
 # ---- looking at a picture -------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ def prompts(count: int, seed: int = 77) -> list[Prompt]:
 
 
 def generate(
-    model: Path, texts: list[str], guidance: float, steps: int, sampler: str, seed: int = 0, batch: int = 8
+    model: Path, texts: list[str], guidance: float, steps: int, sampler: str, seed: int = 0
 ) -> list[np.ndarray]:
     """Pictures for texts, through diffusers, with the stored (half precision) weights computed in single."""
     # Imported here: it takes seconds, and the scorer does not need it.
@@ -268,8 +270,8 @@ def generate(
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
-    for start in range(0, len(texts), batch):
-        part = texts[start : start + batch]
+    for start in range(0, len(texts), GENERATION_BATCH):
+        part = texts[start : start + GENERATION_BATCH]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
         images = pipeline(
             part, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
@@ -278,17 +280,28 @@ def generate(
     return pictures
 
 
-def evaluate_model(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads)
+def generate_and_score(job: tuple[argparse.Namespace, list[Prompt], int]) -> list[Score]:
+    """The scores of some of the prompts; `first` is the number of the first one, which sets the noise."""
+    arguments, wanted, first = job
+    torch.set_num_threads(1)
     classifier = build_classifier()
     classifier.load_state_dict(torch.load(arguments.work / "scorer.pt"))
-    wanted = prompts(arguments.count, arguments.seed)[arguments.skip :]
-    started = time.time()
     texts = [prompt.text for prompt in wanted]
-    pictures = generate(arguments.model, texts, arguments.guidance, arguments.steps, arguments.sampler)
+    pictures = generate(arguments.model, texts, arguments.guidance, arguments.steps, arguments.sampler, first)
+    return [score(picture, prompt.scene, classifier) for picture, prompt in zip(pictures, wanted)]
+
+
+def evaluate_model(arguments: argparse.Namespace) -> None:
+    """Shares the prompts among single-threaded processes, in parts of whole batches."""
+    wanted = prompts(arguments.count, arguments.seed)
+    share = -(-len(wanted) // arguments.processes)
+    share = -(-share // GENERATION_BATCH) * GENERATION_BATCH
+    jobs = [(arguments, wanted[first : first + share], first) for first in range(0, len(wanted), share)]
+    started = time.time()
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        scores = [entry for part in pool.map(generate_and_score, jobs, chunksize=1) for entry in part]
     seconds = (time.time() - started) / len(wanted)
     print(f"guidance {arguments.guidance}, {arguments.steps} steps, {arguments.sampler}: {seconds:.2f} s a picture")
-    scores = [score(picture, prompt.scene, classifier) for picture, prompt in zip(pictures, wanted)]
     print(report("everything", scores))
     for group in dict.fromkeys(prompt.group for prompt in wanted):
         print(report(group, [entry for entry, prompt in zip(scores, wanted) if prompt.group == group]))
@@ -318,11 +331,10 @@ def main() -> None:
     model.add_argument("--model", type=Path, required=True, help="a model in diffusers layout")
     model.add_argument("--count", type=int, default=200, help="number of prompts")
     model.add_argument("--seed", type=int, default=77, help="which prompts; 77 are those of the table in README.md")
-    model.add_argument("--skip", type=int, default=0, help="leave out so many prompts at the beginning")
     model.add_argument("--guidance", type=float, default=5)
     model.add_argument("--steps", type=int, default=20)
     model.add_argument("--sampler", choices=["ddim", "euler", "dpm++"], default="ddim")
-    model.add_argument("--threads", type=int, default=2)
+    model.add_argument("--processes", type=int, default=2)
     model.add_argument("--details", type=Path, help="write the score of each prompt to this JSON file")
     arguments = parser.parse_args()
     if arguments.command == "scorer":

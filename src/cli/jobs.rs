@@ -1,0 +1,378 @@
+//! `submit`, `watch`, `status`, `list` and `models`: what clients run.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use darkroom::job::{JobId, ModelName, Pool, Priority, Tenant};
+use darkroom::shell::bus::{self, Bus};
+use darkroom::shell::client::{self, Submission, Submitted, Watch};
+use darkroom::shell::clock::Clock;
+use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
+use darkroom::shell::{store, topology};
+use darkroom::wire::event::{EventKind, StoredImage};
+use darkroom::wire::request::RequestDocument;
+use serde_json::{Value, json};
+
+use super::output::{Output, mark};
+use super::render::numbered;
+use super::{Exit, Failed};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SubmitOptions {
+    /// What to draw
+    prompt: String,
+    /// The model; the only one served when absent
+    #[arg(long, env = "DARKROOM_MODEL_NAME", value_name = "NAME")]
+    model: Option<ModelName>,
+    /// Whose job it is
+    #[arg(long, env = "DARKROOM_TENANT", default_value = "default")]
+    tenant: Tenant,
+    /// The job's id; the same id with the same request is the same job. A new one when absent
+    #[arg(long, value_name = "ID")]
+    job: Option<JobId>,
+    /// high, normal or low
+    #[arg(long, default_value = "normal")]
+    priority: Priority,
+    /// any, or ondemand for machines that are not taken away
+    #[arg(long, default_value = "any")]
+    pool: Pool,
+    /// What to avoid
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Denoising steps, 1 to 100
+    #[arg(long, visible_alias = "num-inference-steps", value_name = "N")]
+    steps: Option<u32>,
+    /// Classifier-free guidance, 1 to 20; 1 is none
+    #[arg(long, visible_alias = "guidance", value_name = "X")]
+    guidance_scale: Option<f32>,
+    /// Pixels
+    #[arg(long, value_name = "N")]
+    width: Option<u32>,
+    /// Pixels
+    #[arg(long, value_name = "N")]
+    height: Option<u32>,
+    /// Decides the noise; the same seed gives the same image
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Images, 1 to 8
+    #[arg(long, value_name = "N")]
+    num_images: Option<u32>,
+    /// ddim, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_karras or lcm
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
+    /// png, jpeg or webp
+    #[arg(long, visible_alias = "format", value_name = "NAME")]
+    output_format: Option<String>,
+    /// A small picture with the progress of every N-th step
+    #[arg(long, value_name = "N")]
+    previews: Option<u32>,
+    /// A JSON object that comes back with the events
+    #[arg(long, value_name = "JSON")]
+    metadata: Option<String>,
+    /// Follow the job to its end
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    fetch: FetchOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FetchOptions {
+    /// Wait for the end and write the image there; several images get -0, -1 … before the extension
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The object store to fetch from, when the image's URL is not one of this machine's files
+    #[arg(long, env = "DARKROOM_STORE", value_name = "URL")]
+    store: Option<String>,
+    /// Give up waiting after so long; the job goes on
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct WatchOptions {
+    /// The job's id
+    job: JobId,
+    /// Whose job it is
+    #[arg(long, env = "DARKROOM_TENANT", default_value = "default")]
+    tenant: Tenant,
+    #[command(flatten)]
+    fetch: FetchOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusOptions {
+    /// The job's id
+    job: JobId,
+    /// Whose job it is
+    #[arg(long, env = "DARKROOM_TENANT", default_value = "default")]
+    tenant: Tenant,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListOptions {
+    /// Only this tenant's jobs
+    #[arg(long)]
+    tenant: Option<Tenant>,
+    /// At most so many
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    limit: usize,
+}
+
+pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: &Output) -> Result<Exit, Failed> {
+    let metadata = match submit.metadata.as_deref().map(serde_json::from_str) {
+        None => None,
+        Some(Ok(metadata)) => Some(metadata),
+        Some(Err(error)) => {
+            let error = anyhow::Error::from(error).context("--metadata is not a JSON object");
+            return Err(Failed::new(Exit::InvalidRequest, "invalid_request", error));
+        }
+    };
+    let bus = bus::connect(options, "darkroom-submit").await?;
+    let model = match submit.model {
+        Some(model) => model,
+        None => only_model(&bus).await?,
+    };
+    let job = submit.job.map_or_else(|| uuid::Uuid::now_v7().to_string().parse(), Ok)?;
+    let submission = Submission {
+        tenant: submit.tenant,
+        job,
+        model,
+        priority: submit.priority,
+        pool: submit.pool,
+        request: RequestDocument {
+            id: None,
+            prompt: submit.prompt,
+            negative_prompt: submit.negative_prompt,
+            num_inference_steps: submit.steps,
+            guidance_scale: submit.guidance_scale,
+            width: submit.width,
+            height: submit.height,
+            seed: submit.seed,
+            num_images: submit.num_images,
+            scheduler: submit.scheduler,
+            output_format: submit.output_format,
+            priority: None,
+            previews: submit.previews,
+            metadata,
+        },
+    };
+    let follow = submit.watch || submit.fetch.out.is_some();
+    let watch = match follow {
+        true => Some(Watch::start(&bus, &submission.tenant, &submission.job).await?),
+        false => None,
+    };
+    let Submitted { stream_sequence, pending } = client::submit(&bus, &Clock::start(), &submission).await?;
+    let (job, tenant) = (submission.job.as_str(), submission.tenant.as_str());
+    output.line(
+        job,
+        &json!({"job": job, "tenant": tenant, "stream_sequence": stream_sequence, "pending": pending}),
+    );
+    let Some(mut watch) = watch else { return Ok(Exit::Success) };
+    if stream_sequence.is_none() {
+        output.note("This job was submitted before.");
+        watch.catch_up().await?;
+    }
+    follow_to_the_end(watch, &submit.fetch, output).await
+}
+
+async fn only_model(bus: &Bus) -> Result<ModelName, Failed> {
+    let mut names: Vec<ModelName> =
+        topology::served(bus).await?.into_iter().map(|served| served.manifest.name).collect();
+    names.sort();
+    names.dedup();
+    match &names[..] {
+        [only] => Ok(only.clone()),
+        [] => {
+            let error = anyhow::anyhow!("no model is served; run `darkroom setup --model DIR`");
+            Err(Failed::new(Exit::NotFound, "unknown_model", error))
+        }
+        several => {
+            let names: Vec<&str> = several.iter().map(ModelName::as_str).collect();
+            let error = anyhow::anyhow!("several models are served; choose one with --model: {}", names.join(", "));
+            Err(Failed::new(Exit::NotFound, "unknown_model", error))
+        }
+    }
+}
+
+pub(crate) async fn watch(options: &BusOptions, watch: &WatchOptions, output: &Output) -> Result<Exit, Failed> {
+    let bus = bus::connect(options, "darkroom-watch").await?;
+    let mut following = Watch::start(&bus, &watch.tenant, &watch.job).await?;
+    following.catch_up().await?;
+    follow_to_the_end(following, &watch.fetch, output).await
+}
+
+async fn follow_to_the_end(watch: Watch, fetch: &FetchOptions, output: &Output) -> Result<Exit, Failed> {
+    let following = follow(watch, fetch, output);
+    match fetch.timeout {
+        None => following.await,
+        Some(limit) => match tokio::time::timeout(limit, following).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let error = anyhow::anyhow!("the job has not ended within {}", humantime::format_duration(limit));
+                Err(Failed::new(Exit::Timeout, "timeout", error))
+            }
+        },
+    }
+}
+
+async fn follow(mut watch: Watch, fetch: &FetchOptions, output: &Output) -> Result<Exit, Failed> {
+    let mut bar = output.bar();
+    bar.message("waiting for a worker");
+    loop {
+        let seen = watch.next().await?;
+        let data = &seen.event.data;
+        if output.is_json() {
+            output.line("", &serde_json::to_value(&seen.event)?);
+        }
+        match seen.kind {
+            EventKind::Accepted => bar.message("accepted"),
+            EventKind::Started => bar.message("started"),
+            EventKind::Progress => {
+                let number = |field: &str| data[field].as_u64().unwrap_or_default();
+                let remaining = Duration::from_millis(number("remaining_ms"));
+                bar.step(*output, number("step"), number("steps"), remaining);
+            }
+            EventKind::Completed => {
+                bar.clear();
+                completed(data, fetch, output).await?;
+                return Ok(Exit::Success);
+            }
+            EventKind::Failed => {
+                bar.clear();
+                let error = &data["error"];
+                let text = |field: &str| error[field].as_str().unwrap_or("unknown").to_owned();
+                let (code, message) = (text("code"), text("message"));
+                let exit = if code == "invalid_request" { Exit::InvalidRequest } else { Exit::Failure };
+                return Err(Failed::new(exit, "job_failed", anyhow::anyhow!("the job failed: {code}: {message}")));
+            }
+            EventKind::Cancelled => {
+                bar.clear();
+                return Err(Failed::new(Exit::Cancelled, "cancelled", anyhow::anyhow!("the job was cancelled")));
+            }
+        }
+    }
+}
+
+/// Says where the images are, and brings them if asked to.
+async fn completed(data: &Value, fetch: &FetchOptions, output: &Output) -> Result<(), Failed> {
+    let images: Vec<StoredImage> = serde_json::from_value(data["images"].clone())?;
+    for (index, image) in images.iter().enumerate() {
+        let Some(out) = &fetch.out else {
+            if !output.is_json() {
+                output.line(&image.url, &Value::Null);
+            }
+            continue;
+        };
+        let path = numbered(out, index, images.len());
+        let bytes = read_image(image, fetch.store.as_deref()).await?;
+        std::fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))?;
+        let shown = path.display().to_string();
+        output.line(&shown, &json!({"path": shown, "sha256": image.sha256}));
+    }
+    Ok(())
+}
+
+async fn read_image(image: &StoredImage, from: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    let bytes = match (from, image.url.strip_prefix("file://")) {
+        (None, Some(path)) => {
+            std::fs::read(Path::new(path)).with_context(|| format!("{} cannot be read", image.url))?
+        }
+        (Some(url), _) => {
+            let options = StoreOptions { store: url.to_owned(), url_expires: Duration::from_secs(3600) };
+            store::open(&options)?.get(&image.key).await?.to_vec()
+        }
+        (None, None) => anyhow::bail!("the image is at {}; name its object store with --store to fetch it", image.url),
+    };
+    let found = darkroom::wire::request::hexadecimal(&<sha2::Sha256 as sha2::Digest>::digest(&bytes));
+    anyhow::ensure!(found == image.sha256, "{} is not what was stored: its sha256 is {found}", image.url);
+    Ok(bytes)
+}
+
+pub(crate) async fn status(options: &BusOptions, status: &StatusOptions, output: &Output) -> Result<Exit, Failed> {
+    let bus = bus::connect(options, "darkroom-status").await?;
+    let StatusOptions { job, tenant } = status;
+    let Some(record) = client::status(&bus, tenant, job).await? else {
+        let error = anyhow::anyhow!("there is no job {job} of tenant {tenant}, or no worker has seen it yet");
+        return Err(Failed::new(Exit::NotFound, "unknown_job", error));
+    };
+    let (text, value) = describe(&format!("{tenant}.{job}"), &record);
+    output.line(text, &value);
+    if let Some(terminal) = record.terminal.as_ref().filter(|_| !output.is_json()) {
+        for image in terminal["images"].as_array().into_iter().flatten() {
+            output.line(image["url"].as_str().unwrap_or_default(), &Value::Null);
+        }
+        if let Some(message) = terminal["error"]["message"].as_str() {
+            output.line(message, &Value::Null);
+        }
+    }
+    Ok(Exit::Success)
+}
+
+fn describe(key: &str, record: &darkroom::wire::record::Record) -> (String, Value) {
+    let status = record.state.status;
+    let colour = match status {
+        darkroom::job::Status::Completed => "32",
+        darkroom::job::Status::Failed => "31",
+        darkroom::job::Status::Cancelled => "33",
+        darkroom::job::Status::Pending | darkroom::job::Status::Processing => "36",
+    };
+    let word = mark(&format!("{:10}", status.as_str()), colour);
+    let text = format!("{key:48} {word} {:16} attempts {}  {}", record.model, record.state.attempts, record.updated);
+    let (tenant, job) = key.split_once('.').unwrap_or(("", key));
+    let value = json!({
+        "tenant": tenant, "job": job, "status": status.as_str(), "model": record.model,
+        "attempts": record.state.attempts, "failures": record.state.failures,
+        "worker": record.state.worker.as_ref().map(ToString::to_string),
+        "created": record.created, "updated": record.updated, "data": record.terminal,
+    });
+    (text, value)
+}
+
+pub(crate) async fn list(options: &BusOptions, list: &ListOptions, output: &Output) -> Result<Exit, Failed> {
+    let bus = bus::connect(options, "darkroom-list").await?;
+    let jobs = client::list_jobs(&bus, list.tenant.as_ref(), list.limit).await?;
+    if jobs.is_empty() {
+        output.note("no jobs");
+    }
+    for client::Listed { key, record } in jobs {
+        let (text, value) = describe(&key, &record);
+        output.line(text, &value);
+    }
+    Ok(Exit::Success)
+}
+
+pub(crate) async fn models(options: &BusOptions, output: &Output) -> Result<Exit, Failed> {
+    let bus = bus::connect(options, "darkroom-models").await?;
+    let mut served = topology::served(&bus).await?;
+    served.sort_by(|one, other| one.manifest.name.cmp(&other.manifest.name));
+    if served.is_empty() {
+        output.note("no model is served; run `darkroom setup --model DIR`");
+    }
+    for group in served.chunk_by(|one, other| one.manifest.name == other.manifest.name) {
+        let manifest = &group[0].manifest;
+        let sum = |count: fn(&topology::Served) -> u64| group.iter().map(count).sum::<u64>();
+        let (pending, in_flight) = (sum(|served| served.pending), sum(|served| served.in_flight));
+        let pulls = group.iter().map(|served| served.pulls).max().unwrap_or_default();
+        let (limits, defaults) = (&manifest.limits, &manifest.defaults);
+        output.line(
+            format!(
+                "{:20} {}  {}–{} px by {}, default {}×{}, {} steps of {}, guidance {}  pending {pending}, in flight {in_flight}, workers waiting {pulls}",
+                manifest.name, manifest.family, limits.side_min, limits.side_max, limits.side_multiple,
+                defaults.width, defaults.height, defaults.num_inference_steps, defaults.scheduler,
+                defaults.guidance_scale,
+            ),
+            &json!({
+                "name": manifest.name.as_str(), "family": manifest.family,
+                "limits": {"side_min": limits.side_min, "side_max": limits.side_max, "side_multiple": limits.side_multiple,
+                    "images_in_batch_max": limits.images_in_batch_max},
+                "defaults": {"width": defaults.width, "height": defaults.height,
+                    "num_inference_steps": defaults.num_inference_steps, "guidance_scale": defaults.guidance_scale,
+                    "scheduler": defaults.scheduler.as_str()},
+                "pending": pending, "in_flight": in_flight, "workers_waiting": pulls,
+            }),
+        );
+    }
+    Ok(Exit::Success)
+}

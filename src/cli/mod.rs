@@ -1,0 +1,175 @@
+//! The command line: options, exit codes and the choice of command. It decides nothing about jobs.
+
+mod doctor;
+mod jobs;
+mod output;
+mod platform;
+mod render;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use darkroom::shell::bus::ConnectError;
+use darkroom::shell::client::{SubmitError, WatchError};
+use darkroom::shell::config::BusOptions;
+
+use output::Output;
+
+/// What scripts may rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done.
+    Success = 0,
+    /// The job failed, or something is wrong that has no code of its own.
+    Failure = 1,
+    // 2 is a wrong command line; clap says so.
+    /// The server's topology differs in what must not be changed.
+    Drift = 3,
+    /// NATS or JetStream does not answer.
+    Unreachable = 4,
+    /// The request breaks rules.
+    InvalidRequest = 5,
+    /// No such job or model.
+    NotFound = 6,
+    /// The job id belongs to a different request.
+    Conflict = 7,
+    /// The job was cancelled.
+    Cancelled = 8,
+    /// The time given with --timeout is over.
+    Timeout = 9,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  the job failed, a check found a problem, or anything without a code of its own
+  2  wrong command line
+  3  streams or consumers differ from this build in what must not be changed
+  4  NATS or JetStream does not answer
+  5  the request breaks rules; all of them are listed
+  6  no such job or model
+  7  the job id belongs to a different request
+  8  the job was cancelled
+  9  the time given with --timeout is over
+
+Logs: DARKROOM_LOG=info (or debug, trace). Traces: OTEL_EXPORTER_OTLP_ENDPOINT.";
+
+/// Text to image as an event-driven function over NATS JetStream
+#[derive(Debug, Parser)]
+#[command(name = "darkroom", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
+struct Options {
+    #[command(flatten)]
+    bus: BusOptions,
+    /// One JSON object per line on standard output, for scripts
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the streams, the bucket and the consumers of models; safe to repeat
+    ///
+    /// Creates what is missing, updates what may be updated, reports what differs and must not be changed, and never
+    /// deletes anything.
+    #[command(after_help = "Example:\n  darkroom setup --model ./stable-diffusion-v1-5")]
+    Setup(platform::SetupOptions),
+    /// Publish a request
+    #[command(
+        after_help = "Examples:\n  darkroom submit \"a red circle on a blue background\" --out circle.png\n  darkroom submit \"a ring\" --steps 8 --scheduler dpmpp_2m --seed 7 --watch"
+    )]
+    Submit(Box<jobs::SubmitOptions>),
+    /// Follow a job to its end
+    Watch(jobs::WatchOptions),
+    /// Say where a job stands
+    Status(jobs::StatusOptions),
+    /// List jobs, newest first
+    List(jobs::ListOptions),
+    /// List the models that are served
+    Models,
+    /// Make the image of a request with the engine alone, without NATS
+    #[command(
+        after_help = "Example:\n  echo '{\"prompt\": \"a red star\", \"seed\": 7}' > r.json\n  darkroom render --model local/models/shapes --request r.json --out star.png"
+    )]
+    Render(render::RenderOptions),
+    /// Run everything on this machine until Ctrl-C, workers only while there is work
+    Up(platform::UpOptions),
+    /// Check the server, the topology, the store and the model, and say what to do
+    Doctor(doctor::DoctorOptions),
+    /// Write the JSON schemas of requests and events
+    Schema {
+        /// Where to
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+/// A failure with the exit code that stands for it.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    exit: Exit,
+    code: &'static str,
+    error: anyhow::Error,
+}
+
+impl Failed {
+    pub(crate) fn new(exit: Exit, code: &'static str, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, code, error: error.into() }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let (exit, code) = if error.is::<ConnectError>() || error.is::<darkroom::shell::bus::ApiError>() {
+            (Exit::Unreachable, "unreachable")
+        } else {
+            match (error.downcast_ref::<SubmitError>(), error.downcast_ref::<WatchError>()) {
+                (Some(SubmitError::UnknownModel { .. }), _) => (Exit::NotFound, "unknown_model"),
+                (Some(SubmitError::Invalid { .. }), _) => (Exit::InvalidRequest, "invalid_request"),
+                (Some(SubmitError::Conflict { .. }), _) => (Exit::Conflict, "job_id_conflict"),
+                (Some(SubmitError::Api(_) | SubmitError::Bus(_)), _) => (Exit::Unreachable, "unreachable"),
+                (_, Some(WatchError::Unknown { .. })) => (Exit::NotFound, "unknown_job"),
+                (_, Some(WatchError::Closed | WatchError::Bus(_))) => (Exit::Unreachable, "unreachable"),
+                (Some(SubmitError::Publish(_)) | None, None) => (Exit::Failure, "failed"),
+            }
+        };
+        Self { exit, code, error }
+    }
+}
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    let options = Options::parse();
+    let output = Output::new(options.json);
+    match run(options, &output) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(Failed { exit, code, error }) => {
+            output.error(code, &error);
+            ExitCode::from(exit as u8)
+        }
+    }
+}
+
+fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
+    let Options { bus, command, .. } = options;
+    let quiet = if matches!(command, Command::Up(_)) { "info" } else { "warn" };
+    let telemetry = darkroom::shell::telemetry::start("darkroom", quiet)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let outcome = match command {
+        Command::Setup(options) => runtime.block_on(platform::setup(&bus, &options, output)),
+        Command::Submit(options) => runtime.block_on(jobs::submit(&bus, *options, output)),
+        Command::Watch(options) => runtime.block_on(jobs::watch(&bus, &options, output)),
+        Command::Status(options) => runtime.block_on(jobs::status(&bus, &options, output)),
+        Command::List(options) => runtime.block_on(jobs::list(&bus, &options, output)),
+        Command::Models => runtime.block_on(jobs::models(&bus, output)),
+        Command::Render(options) => render::render(&options, output),
+        Command::Up(options) => runtime.block_on(platform::up(options, output)),
+        Command::Doctor(options) => runtime.block_on(doctor::doctor(&bus, options, output)),
+        Command::Schema { dir } => platform::schema(&dir, output),
+    };
+    telemetry.flush();
+    outcome
+}

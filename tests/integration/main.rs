@@ -1,0 +1,13 @@
+//! Darkroom against the real thing: nats-server, an S3 server, an OTLP receiver, and its own programs as processes.
+
+#![allow(missing_docs, reason = "tests")]
+
+mod bad_input;
+mod faults;
+mod main_job;
+mod stack;
+mod stores;
+mod telemetry;
+
+#[path = "../support/mod.rs"]
+mod support;
