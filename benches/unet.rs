@@ -3,7 +3,6 @@
 //! `cargo bench --bench unet [-- DIRECTORY]`; without a directory, the committed model `shapes`. Both compute the two
 //! rows of guidance for the model's own picture size. Prints medians and their ratio; it judges nothing.
 
-#![allow(unsafe_code, clippy::all)]
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -22,24 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cargo passes `--bench` to benchmarks.
     let directory = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map_or(shapes, PathBuf::from);
     let device = Device::Cpu;
-    let mut ours = load(&directory, DeviceChoice::Cpu)?;
-    {
-        use darkroom::engine::{Engine, RowId};
-        use darkroom::job::*;
-        let mut times = [Vec::new(), Vec::new()];
-        for turn in 0..40u64 {
-            let ids: Vec<RowId> = (0..4).map(|i| RowId(i)).collect();
-            for id in &ids { ours.admit(*id, &ImageSpec { prompt: "a".into(), negative_prompt: "".into(), width: 256, height: 256, num_inference_steps: 20, guidance_scale: 5.0, seed: id.0, scheduler: SamplerKind::Ddim })?; }
-            if turn % 2 == 0 { unsafe { std::env::set_var("SEQ", "1") } } else { unsafe { std::env::remove_var("SEQ") } }
-            let start = Instant::now();
-            ours.step(&ids)?;
-            times[(turn % 2) as usize].push(start.elapsed());
-        }
-        let start = Instant::now();
-        let r = ours.render(&ImageSpec { prompt: "a".into(), negative_prompt: "".into(), width: 256, height: 256, num_inference_steps: 1, guidance_scale: 5.0, seed: 1, scheduler: SamplerKind::Ddim }, None, &mut |_, _| println!("step {:?}", start.elapsed()))?;
-        println!("1 step+decode {:?} {}", start.elapsed(), r.steps);
-        println!("4 rows: one after the other {:?}, side by side {:?}", median(times[0].clone()), median(times[1].clone()));
-    }
+    let ours = load(&directory, DeviceChoice::Cpu)?;
 
     let text = std::fs::read_to_string(directory.join("unet/config.json"))?;
     let config: serde_json::Value = serde_json::from_str(&text)?;

@@ -335,7 +335,7 @@ impl Engine for StableDiffusion {
         }
         let advanced = if self.placement.device.is_cpu() {
             let alone = |one: &(&Row, StepPlan)| self.advance(std::slice::from_ref(one));
-            let advanced: Result<Vec<_>, _> = if std::env::var_os("SEQ").is_some() { batch.iter().map(alone).collect() } else { batch.par_iter().map(alone).collect() };
+            let advanced: Result<Vec<_>, _> = batch.par_iter().map(alone).collect();
             advanced.map(|advanced| advanced.into_iter().flatten().collect())
         } else {
             self.advance(&batch)

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::job::{Fault, FaultCode};
 use crate::wire::header;
+use crate::wire::subject::API_PREFIX;
 
 use super::config::BusOptions;
 
@@ -181,14 +182,22 @@ pub fn version_numbers(version: &str) -> (i64, i64, i64) {
 }
 
 impl Bus {
-    /// Asks the JetStream API: `subject` is without the prefix.
+    /// Asks the JetStream API: `subject` is without the prefix; a null request is sent without a body.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn api(&self, subject: &str, request: &Value) -> Result<Value, ApiError> {
-        let answer: Value = self.context.request(subject.to_owned(), request).await.map_err(|source| {
-            ApiError::Unanswered { subject: subject.to_owned(), source: Box::new(source) }
-        })?;
+        // Some requests must have a body and some must not.
+        let body = if request.is_null() { Bytes::new() } else { request.to_string().into() };
+        let asked = Request::new().payload(body).timeout(Some(Duration::from_secs(5)));
+        let unanswered = |source| ApiError::Unanswered { subject: subject.to_owned(), source };
+        let answer = self
+            .client
+            .send_request(format!("{API_PREFIX}{subject}"), asked)
+            .await
+            .map_err(|error| unanswered(Box::new(error)))?;
+        let answer: Value =
+            serde_json::from_slice(&answer.payload).map_err(|error| unanswered(Box::new(error)))?;
         match answer.get("error") {
             None => Ok(answer),
             Some(error) => Err(ApiError::Refused {

@@ -177,7 +177,7 @@ impl Sweeper {
         let known = if models.is_empty() { "none yet".to_owned() } else { models.join(", ") };
         let fault = Fault::reject(
             FaultCode::Unserved,
-            format!("nothing serves {on}; a request goes to darkroom.req.<model>.<high|normal|low>.<any|ondemand>.<tenant>, models here: {known}"),
+            format!("nothing serves {on}; a request goes to {}, models here: {known}", subject::REQUEST_FORM),
         );
         tracing::warn!(%fault, sequence = message.sequence, "deadletter.unserved");
         let (model, tenant) = subject::model_and_tenant_tokens(on);

@@ -23,7 +23,8 @@ const CONSUMER: &str = include_str!("../../nats/consumers/generate.json");
 
 /// What the server refuses to change, or what would strand stored messages.
 const STREAM_FIXED: [&str; 4] = ["name", "subjects", "storage", "retention"];
-const CONSUMER_FIXED: [&str; 5] = ["durable_name", "filter_subject", "deliver_policy", "ack_policy", "replay_policy"];
+const CONSUMER_FIXED: [&str; 6] =
+    ["durable_name", "filter_subject", "deliver_policy", "ack_policy", "replay_policy", "max_waiting"];
 
 const STREAM_NOT_FOUND: u64 = 10059;
 const CONSUMER_NOT_FOUND: u64 = 10014;

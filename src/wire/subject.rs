@@ -17,6 +17,11 @@ pub const BUCKET_JOBS: &str = "darkroom_jobs";
 /// All requests.
 pub const ALL_REQUESTS: &str = "darkroom.req.>";
 
+/// Where the JetStream API is asked.
+pub const API_PREFIX: &str = "$JS.API.";
+/// What a request's subject looks like, for people.
+pub const REQUEST_FORM: &str = "darkroom.req.<model>.<high|normal|low>.<any|ondemand>.<tenant>";
+
 const REQUEST_PREFIX: &str = "darkroom.req.";
 
 /// Where a request goes: `darkroom.req.<model>.<priority>.<pool>.<tenant>`.

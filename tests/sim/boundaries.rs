@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use darkroom::job::Status;
-use darkroom::sched::Mono;
+use darkroom::sched::{BatchKey, Mono, Offer};
 
 use crate::clients::{Body, Deed, Poison};
-use crate::knobs::{Chaos, Kind, Knobs, Trap, Trouble};
+use crate::knobs::{Chaos, Kind, Knobs, Rates, Trap, Trouble};
 use crate::random::Random;
 use crate::world::World;
 
@@ -127,13 +127,26 @@ fn a_job_that_takes_engines_down_fails_alone() {
 }
 
 #[test]
-fn thirty_preemptions_are_no_failure() {
-    let body = Body { steps: 100, poison_at: 100, ..Body::plain(1, Poison::None) };
+fn preemptions_are_no_failures() {
+    // The job takes longer than the grace.
+    let key = BatchKey { width: 64, height: 64 };
+    let offer = Some(Offer { images: 4, key, previews: None });
+    let body = Body { steps: 100, poison_at: 100, offer, ..Body::plain(1, Poison::None) };
     let deeds = vec![(Mono::from_micros(1_000_000), Deed::Publish(body))];
     let chaos = Chaos { drains: 30, ..Chaos::default() };
-    let mut knobs = Knobs { workers: 1, chaos, calm_after: Duration::from_secs(300), ..Knobs::quiet() };
+    let mut knobs = Knobs { workers: 1, chaos, calm_after: Duration::from_secs(100), ..Knobs::quiet() };
     knobs.config.grace = Duration::from_secs(4);
     let mut world = World::new(knobs, Random::new(1), deeds, false);
     assert_eq!(crate::judge(&mut world), Ok(()));
     assert_eq!(world.records.events[&1], [Status::Completed]);
+    assert!(world.oracle.met["record: given back"] > 5, "{:?}", world.oracle.met);
+}
+
+#[test]
+fn a_job_is_not_kept_for_a_store_that_is_down() {
+    let deeds = vec![(Mono::from_micros(1_000_000), Deed::Publish(Body::plain(1, Poison::None)))];
+    let rates = Rates { store_retry: 1000, ..Rates::default() };
+    let mut world = World::new(Knobs { rates, ..Knobs::quiet() }, Random::new(1), deeds, false);
+    assert_eq!(crate::judge(&mut world), Ok(()));
+    assert_eq!(world.records.events[&1], [Status::Failed]);
 }

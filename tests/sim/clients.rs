@@ -54,7 +54,7 @@ impl Body {
         let images = if random.chance(50) { random.small(1, 8) } else { random.small(1, 4) };
         let previews = random.chance(300).then(|| random.small(1, 3));
         let key = BatchKey { width: side, height: 64 };
-        let steps = random.small(0, 12);
+        let steps = if random.chance(100) { random.small(20, 100) } else { random.small(0, 12) };
         let poisoned = random.chance(knobs.clients.poisoned);
         let poison = random.pick(&[Poison::Reject, Poison::Retry, Poison::Fatal]);
         Self {

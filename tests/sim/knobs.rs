@@ -198,7 +198,7 @@ impl Knobs {
                 ack_wait: random.millis(9_000, 30_000),
                 failures_max: random.small(1, 4),
                 exit_when_idle: idle,
-                grace: random.millis(4_000, 30_000),
+                grace: if random.chance(300) { random.millis(3_200, 5_000) } else { random.millis(5_000, 30_000) },
             },
             pull_expires: random.millis(2_000, 8_000),
             calm_after: random.millis(10_000, 150_000),

@@ -6,6 +6,7 @@
 
 mod boundaries;
 mod broker;
+mod chaos;
 mod clients;
 mod knobs;
 mod oracle;
@@ -14,6 +15,7 @@ mod random;
 mod records;
 mod regressions;
 mod shell;
+mod watch;
 mod world;
 
 use std::collections::BTreeMap;
@@ -38,6 +40,7 @@ const MUST_BE_MET: &[&str] = &[
     "job: cancelled",
     "job: completed",
     "job: failed",
+    "record: given back",
     "record: lost",
     "redelivered to its holder",
     "worker: killed",
@@ -53,7 +56,8 @@ fn run(seed: u64, traced: bool) -> (World, Result<(), String>) {
 }
 
 fn judge(world: &mut World) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|_| Err("the scheduler panicked, see above".to_owned()))
+    catch_unwind(AssertUnwindSafe(|| world.run()))
+        .unwrap_or_else(|_| Err("the scheduler panicked, see above".to_owned()))
 }
 
 /// What to tell of seeds that found something.

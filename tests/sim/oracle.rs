@@ -16,58 +16,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use darkroom::job::{FaultClass, Status};
+use darkroom::job::Status;
 use darkroom::sched::{
-    Acted, Action, Claim, Config, Effect, EngineReport, EngineWork, Exit, Input, Mono, RowKey, Scheduler, Ticket, Transition,
-    Verdict,
+    Acted, Action, Claim, Config, Effect, Exit, Input, Mono, Scheduler, Ticket, Transition, Verdict,
 };
 
 use crate::broker::Broker;
 use crate::clients::Body;
 use crate::parts::Store;
 use crate::records::Records;
+use crate::watch::{Held, Watch};
 
 /// Deliveries of one message in a run: more is a livelock.
 const DELIVERIES_MAX: u32 = 60;
 /// How late a worker that stands still for nothing may be.
 const LATE: Duration = Duration::from_millis(20);
-
-#[derive(Debug)]
-struct Held {
-    body: Body,
-    /// The delivery, or the last request for an extension.
-    extended: Mono,
-    /// The delivery, or the last extension in time that was answered.
-    confirmed: Mono,
-    action: Option<Action>,
-    /// It takes up room: not yet claimed, or claimed and not yet ending.
-    waiting: bool,
-    decoded: u32,
-    stored: bool,
-    blamed: bool,
-    settled: bool,
-}
-
-#[derive(Debug)]
-struct Row {
-    ticket: Ticket,
-    steps: Option<u32>,
-    made: u32,
-}
-
-/// What is known of one worker from the outside.
-#[derive(Debug)]
-struct Watch {
-    config: Config,
-    held: BTreeMap<Ticket, Held>,
-    rows: BTreeMap<RowKey, Row>,
-    engine: Option<EngineWork>,
-    engine_broken: bool,
-    empty_since: Mono,
-    drain_wanted: bool,
-    stopping_since: Option<Mono>,
-    trouble_until: Mono,
-}
 
 /// The judge of a run.
 #[derive(Debug, Default)]
@@ -94,18 +57,7 @@ impl Oracle {
     }
 
     pub(crate) fn started(&mut self, worker: u32, config: Config, now: Mono) {
-        let watch = Watch {
-            config,
-            held: BTreeMap::new(),
-            rows: BTreeMap::new(),
-            engine: None,
-            engine_broken: false,
-            empty_since: now,
-            drain_wanted: false,
-            stopping_since: None,
-            trouble_until: Mono::ZERO,
-        };
-        self.watches.insert(worker, watch);
+        self.watches.insert(worker, Watch::new(config, now));
     }
 
     /// It was killed.
@@ -242,7 +194,10 @@ impl Oracle {
             Action::Record(Transition::Complete) if *outcome == Acted::Done => {
                 must!(self, store.has(body), "message {sequence} is complete without its images");
             }
-            Action::Record(_) if *outcome == Acted::Done => {
+            Action::Record(transition) if *outcome == Acted::Done => {
+                if *transition == Transition::GiveBack {
+                    self.met("record: given back");
+                }
                 let failures = record.map_or(0, |record| record.state.failures);
                 must!(self, failures <= failures_max, "message {sequence} failed {failures} times");
             }
@@ -308,162 +263,4 @@ fn may_go(sequence: u64, broker: &Broker, records: &Records) -> Result<(), &'sta
     need(status.is_terminal(), "its job is open")?;
     need(records.events.contains_key(&body.job), "its event is missing")?;
     need(status != Status::Failed || has_dead_letter, "its dead letter is missing")
-}
-
-impl Held {
-    fn new(body: Body, now: Mono) -> Self {
-        let waiting = body.offer.is_some();
-        Self {
-            body,
-            extended: now,
-            confirmed: now,
-            action: None,
-            waiting,
-            decoded: 0,
-            stored: false,
-            blamed: false,
-            settled: false,
-        }
-    }
-
-    fn images(&self) -> u32 {
-        self.body.offer.as_ref().map_or(0, |offer| offer.images)
-    }
-}
-
-fn need(holds: bool, what: &'static str) -> Result<(), &'static str> {
-    if holds { Ok(()) } else { Err(what) }
-}
-
-impl Watch {
-    fn engine_did(&mut self, work: &EngineWork, report: &EngineReport) {
-        match (work, report) {
-            (EngineWork::Admit { row, .. }, EngineReport::Admitted { steps }) => {
-                if let Some(row) = self.rows.get_mut(row) {
-                    row.steps = Some(*steps);
-                }
-            }
-            (EngineWork::Step { rows, .. }, EngineReport::Stepped) => {
-                for row in rows {
-                    if let Some(row) = self.rows.get_mut(row) {
-                        row.made += 1;
-                    }
-                }
-            }
-            (EngineWork::Decode { ticket, .. }, EngineReport::Decoded) => {
-                if let Some(held) = self.held.get_mut(ticket) {
-                    held.decoded += 1;
-                }
-            }
-            (_, _) => {}
-        }
-    }
-
-    fn engine_failed(&mut self, work: &EngineWork, class: FaultClass) {
-        let rows = match work {
-            EngineWork::Admit { row, .. } | EngineWork::Decode { row, .. } | EngineWork::Release { row } => vec![*row],
-            EngineWork::Step { rows, .. } => rows.clone(),
-        };
-        // A batch that fails says nothing of its members, unless it took the engine down.
-        if rows.len() == 1 || class == FaultClass::Fatal {
-            for row in rows {
-                if let Some(held) = self.rows.get(&row).and_then(|row| self.held.get_mut(&row.ticket)) {
-                    held.blamed = true;
-                }
-            }
-        }
-        self.engine_broken |= class == FaultClass::Fatal;
-    }
-
-    fn effect(&mut self, now: Mono, effect: &Effect) -> Result<(), &'static str> {
-        match effect {
-            Effect::Pull { lane, max } => {
-                need(self.stopping_since.is_none(), "pulls after it stopped")?;
-                need(*lane < self.config.lanes.len() && *max > 0, "there is no such pull")
-            }
-            Effect::StopPulling => {
-                let idle = self.config.exit_when_idle.is_some_and(|idle| now.since(self.empty_since) >= idle);
-                let reason = self.drain_wanted || self.engine_broken || self.held.is_empty() && idle;
-                need(self.stopping_since.is_none() && reason, "for no reason")?;
-                self.stopping_since = Some(now);
-                Ok(())
-            }
-            Effect::Act { ticket, action } => self.act(now, *ticket, action),
-            Effect::Extend { ticket } => {
-                let held = self.held.get_mut(ticket).ok_or("it is not held")?;
-                held.extended = now;
-                Ok(())
-            }
-            Effect::Engine(work) => self.engine_asked(work),
-            Effect::Started { ticket } => need(self.held.contains_key(ticket), "it is not held"),
-            Effect::Progress { ticket, step, steps, .. } => {
-                need(self.held.contains_key(ticket) && step <= steps, "more steps than there are")
-            }
-            Effect::Forget { ticket } => {
-                need(self.rows.values().all(|row| row.ticket != *ticket), "rows are left in the engine")?;
-                let held = self.held.remove(ticket).ok_or("it is not held")?;
-                if self.held.is_empty() {
-                    self.empty_since = now;
-                }
-                need(held.action.is_none(), "an action is out")
-            }
-        }
-    }
-
-    fn act(&mut self, now: Mono, ticket: Ticket, action: &Action) -> Result<(), &'static str> {
-        let rows_left = self.rows.values().any(|row| row.ticket == ticket);
-        let held = self.held.get_mut(&ticket).ok_or("it is not held")?;
-        need(held.action.is_none(), "another action is out")?;
-        need(!held.settled, "it is settled")?;
-        need(!rows_left, "it has rows in the engine")?;
-        match action {
-            Action::Store => need(held.decoded == held.images(), "images are missing")?,
-            Action::Record(Transition::Complete) => need(held.stored, "nothing is stored")?,
-            Action::Record(Transition::Fail(_) | Transition::Retry(_)) => need(held.blamed, "it did nothing wrong")?,
-            Action::Settle(Verdict::Nak(delay)) => {
-                need(!delay.is_zero(), "at once")?;
-                need(now.since(held.confirmed) < self.config.ack_wait, "its lease may be over")?;
-            }
-            Action::Claim
-            | Action::Record(Transition::GiveBack | Transition::Refuse)
-            | Action::Publish
-            | Action::DeadLetter
-            | Action::Settle(Verdict::Ack | Verdict::Term) => {}
-        }
-        held.waiting &= *action == Action::Claim;
-        held.action = Some(action.clone());
-        Ok(())
-    }
-
-    fn engine_asked(&mut self, work: &EngineWork) -> Result<(), &'static str> {
-        if let EngineWork::Release { row } = work {
-            return need(self.rows.remove(row).is_some(), "there is no such row");
-        }
-        need(self.engine.is_none() && !self.engine_broken, "the engine cannot be asked")?;
-        self.engine = Some(work.clone());
-        match work {
-            EngineWork::Admit { row, ticket, .. } => {
-                need(self.held.contains_key(ticket), "it is not held")?;
-                self.rows.insert(*row, Row { ticket: *ticket, steps: None, made: 0 });
-                need(self.rows.len() <= self.config.images_in_batch_max as usize, "too many rows")
-            }
-            EngineWork::Step { rows, .. } => {
-                need(!rows.is_empty(), "no rows")?;
-                let mut keys = Vec::new();
-                for key in rows {
-                    let row = self.rows.get(key).ok_or("there is no such row")?;
-                    need(row.steps.is_some_and(|steps| row.made < steps), "a row has no step left")?;
-                    let held = self.held.get(&row.ticket).ok_or("it is not held")?;
-                    keys.extend(held.body.offer.as_ref().map(|offer| offer.key));
-                }
-                keys.dedup();
-                need(keys.len() == 1, "rows of several keys")
-            }
-            EngineWork::Decode { row, .. } => {
-                let row = self.rows.get(row).ok_or("there is no such row")?;
-                need(row.steps == Some(row.made), "not its steps")
-            }
-            EngineWork::Release { .. } => Ok(()),
-        }
-    }
 }

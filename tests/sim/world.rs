@@ -1,7 +1,8 @@
 //! The world: virtual time, what happens in it, and who lives in it.
 //!
 //! Events are ordered by time, then by the sequence in which they were made; chance comes from the seed alone. So a
-//! seed is a run. What a worker's effects do is in [`crate::shell`].
+//! seed is a run. What a worker's effects do is in
+//! [`crate::shell`], what goes wrong by itself in [`crate::chaos`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use darkroom::job::WorkerId;
 use darkroom::sched::{Exit, Input, Mono, PullOutcome, Scheduler, Ticket};
 
 use crate::broker::{Broker, Post, Timer};
+use crate::chaos::Disaster;
 use crate::clients::{self, Deed};
 use crate::knobs::{Knobs, Rates, Trap};
 use crate::oracle::Oracle;
@@ -22,19 +24,6 @@ use crate::shell::{Kept, Request};
 const ENDS_WITHIN: Duration = Duration::from_secs(15 * 60);
 /// A run has fewer events than this, or something turns in circles.
 const EVENTS_MAX: u64 = 200_000;
-
-/// What can happen to the server or to a worker.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Disaster {
-    Crash,
-    Stall,
-    Drain,
-    Outage,
-    /// Requests and events go on, but the bucket has no quorum.
-    RecordsOutage,
-    ServerKill,
-    Redelivery,
-}
 
 /// An input on its way, with what the shell must know of it: the delivery's count, or the fence.
 #[derive(Clone, Debug)]
@@ -121,23 +110,7 @@ impl World {
         for (at, deed) in drawn.into_iter().chain(deeds) {
             world.at(at, Event::Deed(deed));
         }
-        let chaos = world.knobs.chaos.clone();
-        let disasters = [
-            (Disaster::Crash, chaos.crashes),
-            (Disaster::Stall, chaos.stalls),
-            (Disaster::Drain, chaos.drains),
-            (Disaster::Outage, chaos.outages),
-            (Disaster::RecordsOutage, chaos.records_outages),
-            (Disaster::ServerKill, chaos.server_kills),
-            (Disaster::Redelivery, chaos.redeliveries),
-        ];
-        let end = u64::try_from(world.knobs.calm_after.as_millis()).unwrap_or(0);
-        for (disaster, times) in disasters {
-            for _ in 0..times {
-                let at = Mono::ZERO.after(world.random.millis(0, end));
-                world.at(at, Event::Disaster(disaster));
-            }
-        }
+        world.prepare_disasters();
         world
     }
 
@@ -157,7 +130,8 @@ impl World {
             self.finish();
             let circles = self.made > EVENTS_MAX;
             if circles || self.finishing.is_none() && self.now > self.calm_at.after(ENDS_WITHIN) {
-                let left: Vec<u64> = self.broker.messages().map(|(at, _)| at).filter(|at| self.broker.holds(*at)).collect();
+                let left: Vec<u64> =
+                    self.broker.messages().map(|(at, _)| at).filter(|at| self.broker.holds(*at)).collect();
                 return Err(format!("no end after {} events: messages {left:?} are left", self.made));
             }
             if let Some(violation) = self.oracle.violation.take() {
@@ -224,45 +198,6 @@ impl World {
         }
     }
 
-    fn disaster(&mut self, disaster: Disaster) {
-        self.note(|| format!("disaster: {disaster:?}"));
-        let alive: Vec<u32> = self.workers.keys().copied().collect();
-        let pending = self.broker.pending();
-        match disaster {
-            Disaster::Outage => {
-                let length = self.random.millis(100, 60_000);
-                self.outage_until = self.outage_until.max(self.now.after(length));
-                self.broker.lose_pulls();
-            }
-            Disaster::RecordsOutage => {
-                let length = self.random.millis(100, 60_000);
-                self.records_out_until = self.records_out_until.max(self.now.after(length));
-            }
-            Disaster::ServerKill => {
-                self.broker.lose_pulls();
-                for sequence in pending {
-                    if self.random.chance(500) {
-                        self.broker.redeliver(self.now, sequence, true);
-                    }
-                }
-            }
-            Disaster::Redelivery if !pending.is_empty() => {
-                let sequence = self.random.pick(&pending);
-                let forgotten = self.random.chance(500);
-                self.broker.redeliver(self.now, sequence, forgotten);
-            }
-            Disaster::Crash | Disaster::Stall | Disaster::Drain if !alive.is_empty() => {
-                let worker = self.random.pick(&alive);
-                match disaster {
-                    Disaster::Crash => self.kill(worker),
-                    Disaster::Stall => self.stall(worker),
-                    _ => self.drain(worker),
-                }
-            }
-            Disaster::Crash | Disaster::Stall | Disaster::Drain | Disaster::Redelivery => {}
-        }
-    }
-
     fn start(&mut self) {
         if self.finishing.is_some() {
             return;
@@ -289,58 +224,6 @@ impl World {
         self.workers.insert(key, worker);
         self.note(|| format!("w{key} starts"));
         self.settle_down(key);
-    }
-
-    /// Everything it held is gone; what has left it may or may not arrive.
-    pub(crate) fn kill(&mut self, key: u32) {
-        if self.workers.remove(&key).is_some() {
-            self.note(|| format!("w{key} is killed"));
-            self.oracle.met("worker: killed");
-            self.oracle.gone(key);
-            self.replace(key);
-        }
-    }
-
-    fn replace(&mut self, key: u32) {
-        self.broker.withdraw_pulls(key);
-        let after = self.random.millis(500, 6000);
-        self.at(self.now.after(after), Event::Start);
-    }
-
-    pub(crate) fn stall(&mut self, key: u32) {
-        let ack_wait = u64::try_from(self.knobs.config.ack_wait.as_millis()).unwrap_or(0);
-        let length = self.random.millis(500, ack_wait * 5 / 2);
-        self.stall_for(key, length);
-    }
-
-    pub(crate) fn stall_for(&mut self, key: u32, length: Duration) {
-        let Some(worker) = self.workers.get_mut(&key) else { return };
-        if worker.inbox.is_none() {
-            worker.inbox = Some(Vec::new());
-            let until = self.now.after(length);
-            self.oracle.trouble(key, until);
-            self.note(|| format!("w{key} stands still until {}", until.as_micros()));
-            self.at(until, Event::Resume(key));
-        }
-    }
-
-    fn resume(&mut self, key: u32) {
-        let Some(worker) = self.workers.get_mut(&key) else { return };
-        let mut parcels = worker.inbox.take().unwrap_or_default();
-        let tick = Parcel { input: Input::Tick, note: None };
-        // Which branch of a `select!` comes first is chance.
-        let place = if self.random.chance(500) { 0 } else { parcels.len() };
-        parcels.insert(place, tick);
-        for parcel in parcels {
-            self.arrive(key, parcel);
-        }
-    }
-
-    pub(crate) fn drain(&mut self, key: u32) {
-        self.arrive(key, Parcel { input: Input::Drain, note: None });
-        // The platform is as good as its word.
-        let end = self.now.after(self.knobs.config.grace).after(Duration::from_millis(100));
-        self.at(end, Event::Kill(key));
     }
 
     /// What the broker has for others.
@@ -375,7 +258,7 @@ impl World {
         self.at(at, Event::Arrive(key, Parcel { input, note }));
     }
 
-    fn arrive(&mut self, key: u32, parcel: Parcel) {
+    pub(crate) fn arrive(&mut self, key: u32, parcel: Parcel) {
         let Some(worker) = self.workers.get_mut(&key) else { return };
         if let Some(inbox) = &mut worker.inbox {
             inbox.push(parcel);

@@ -1,0 +1,221 @@
+//! What the oracle knows of one worker from the outside, and what that may do in this position.
+
+use std::collections::BTreeMap;
+
+use darkroom::job::FaultClass;
+use darkroom::sched::{Action, Config, Effect, EngineReport, EngineWork, Mono, RowKey, Ticket, Transition, Verdict};
+
+use crate::clients::Body;
+
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) body: Body,
+    /// The delivery, or the last request for an extension.
+    pub(crate) extended: Mono,
+    /// The delivery, or the last extension in time that was answered.
+    pub(crate) confirmed: Mono,
+    pub(crate) action: Option<Action>,
+    /// It takes up room: not yet claimed, or claimed and not yet ending.
+    pub(crate) waiting: bool,
+    pub(crate) decoded: u32,
+    pub(crate) stored: bool,
+    pub(crate) blamed: bool,
+    pub(crate) settled: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) ticket: Ticket,
+    pub(crate) steps: Option<u32>,
+    pub(crate) made: u32,
+    pub(crate) decoded: bool,
+}
+
+/// What is known of one worker from the outside.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) config: Config,
+    pub(crate) held: BTreeMap<Ticket, Held>,
+    pub(crate) rows: BTreeMap<RowKey, Row>,
+    pub(crate) engine: Option<EngineWork>,
+    pub(crate) engine_broken: bool,
+    pub(crate) empty_since: Mono,
+    pub(crate) drain_wanted: bool,
+    pub(crate) stopping_since: Option<Mono>,
+    pub(crate) trouble_until: Mono,
+}
+
+impl Held {
+    pub(crate) fn new(body: Body, now: Mono) -> Self {
+        let waiting = body.offer.is_some();
+        Self {
+            body,
+            extended: now,
+            confirmed: now,
+            action: None,
+            waiting,
+            decoded: 0,
+            stored: false,
+            blamed: false,
+            settled: false,
+        }
+    }
+
+    fn images(&self) -> u32 {
+        self.body.offer.as_ref().map_or(0, |offer| offer.images)
+    }
+}
+
+fn need(holds: bool, what: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(what) }
+}
+
+impl Watch {
+    pub(crate) fn new(config: Config, now: Mono) -> Self {
+        Self {
+            config,
+            held: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            engine: None,
+            engine_broken: false,
+            empty_since: now,
+            drain_wanted: false,
+            stopping_since: None,
+            trouble_until: Mono::ZERO,
+        }
+    }
+
+    pub(crate) fn engine_did(&mut self, work: &EngineWork, report: &EngineReport) {
+        match (work, report) {
+            (EngineWork::Admit { row, .. }, EngineReport::Admitted { steps }) => {
+                if let Some(row) = self.rows.get_mut(row) {
+                    row.steps = Some(*steps);
+                }
+            }
+            (EngineWork::Step { rows, .. }, EngineReport::Stepped) => {
+                for row in rows {
+                    if let Some(row) = self.rows.get_mut(row) {
+                        row.made += 1;
+                    }
+                }
+            }
+            (EngineWork::Decode { ticket, .. }, EngineReport::Decoded) => {
+                if let Some(held) = self.held.get_mut(ticket) {
+                    held.decoded += 1;
+                }
+            }
+            (_, _) => {}
+        }
+    }
+
+    pub(crate) fn engine_failed(&mut self, work: &EngineWork, class: FaultClass) {
+        let rows = match work {
+            EngineWork::Admit { row, .. } | EngineWork::Decode { row, .. } | EngineWork::Release { row } => vec![*row],
+            EngineWork::Step { rows, .. } => rows.clone(),
+        };
+        // A batch that fails says nothing of its members, unless it took the engine down.
+        if rows.len() == 1 || class == FaultClass::Fatal {
+            for row in rows {
+                if let Some(held) = self.rows.get(&row).and_then(|row| self.held.get_mut(&row.ticket)) {
+                    held.blamed = true;
+                }
+            }
+        }
+        self.engine_broken |= class == FaultClass::Fatal;
+    }
+
+    pub(crate) fn effect(&mut self, now: Mono, effect: &Effect) -> Result<(), &'static str> {
+        match effect {
+            Effect::Pull { lane, max } => {
+                need(self.stopping_since.is_none(), "pulls after it stopped")?;
+                need(*lane < self.config.lanes.len() && *max > 0, "there is no such pull")
+            }
+            Effect::StopPulling => {
+                let idle = self.config.exit_when_idle.is_some_and(|idle| now.since(self.empty_since) >= idle);
+                let reason = self.drain_wanted || self.engine_broken || self.held.is_empty() && idle;
+                need(self.stopping_since.is_none() && reason, "for no reason")?;
+                self.stopping_since = Some(now);
+                Ok(())
+            }
+            Effect::Act { ticket, action } => self.act(now, *ticket, action),
+            Effect::Extend { ticket } => {
+                let held = self.held.get_mut(ticket).ok_or("it is not held")?;
+                held.extended = now;
+                Ok(())
+            }
+            Effect::Engine(work) => self.engine_asked(work),
+            Effect::Started { ticket } => need(self.held.contains_key(ticket), "it is not held"),
+            Effect::Progress { ticket, step, steps, .. } => {
+                need(self.held.contains_key(ticket) && step <= steps, "more steps than there are")
+            }
+            Effect::Forget { ticket } => {
+                need(self.rows.values().all(|row| row.ticket != *ticket), "rows are left in the engine")?;
+                let held = self.held.remove(ticket).ok_or("it is not held")?;
+                if self.held.is_empty() {
+                    self.empty_since = now;
+                }
+                need(held.action.is_none(), "an action is out")
+            }
+        }
+    }
+
+    fn act(&mut self, now: Mono, ticket: Ticket, action: &Action) -> Result<(), &'static str> {
+        let rows_left = self.rows.values().any(|row| row.ticket == ticket);
+        let held = self.held.get_mut(&ticket).ok_or("it is not held")?;
+        need(held.action.is_none(), "another action is out")?;
+        need(!held.settled, "it is settled")?;
+        need(!rows_left, "it has rows in the engine")?;
+        match action {
+            Action::Store => need(held.decoded == held.images(), "images are missing")?,
+            Action::Record(Transition::Complete) => need(held.stored, "nothing is stored")?,
+            Action::Record(Transition::Fail(_) | Transition::Retry(_)) => need(held.blamed, "it did nothing wrong")?,
+            Action::Settle(Verdict::Nak(delay)) => {
+                need(!delay.is_zero(), "at once")?;
+                need(now.since(held.confirmed) < self.config.ack_wait, "its lease may be over")?;
+            }
+            Action::Claim
+            | Action::Record(Transition::GiveBack | Transition::Refuse)
+            | Action::Publish
+            | Action::DeadLetter
+            | Action::Settle(Verdict::Ack | Verdict::Term) => {}
+        }
+        held.waiting &= *action == Action::Claim;
+        held.action = Some(action.clone());
+        Ok(())
+    }
+
+    fn engine_asked(&mut self, work: &EngineWork) -> Result<(), &'static str> {
+        if let EngineWork::Release { row } = work {
+            return need(self.rows.remove(row).is_some(), "there is no such row");
+        }
+        need(self.engine.is_none() && !self.engine_broken, "the engine cannot be asked")?;
+        self.engine = Some(work.clone());
+        match work {
+            EngineWork::Admit { row, ticket, .. } => {
+                need(self.held.contains_key(ticket), "it is not held")?;
+                self.rows.insert(*row, Row { ticket: *ticket, steps: None, made: 0, decoded: false });
+                need(self.rows.len() <= self.config.images_in_batch_max as usize, "too many rows")
+            }
+            EngineWork::Step { rows, .. } => {
+                need(!rows.is_empty(), "no rows")?;
+                let mut keys = Vec::new();
+                for key in rows {
+                    let row = self.rows.get(key).ok_or("there is no such row")?;
+                    need(row.steps.is_some_and(|steps| row.made < steps), "a row has no step left")?;
+                    let held = self.held.get(&row.ticket).ok_or("it is not held")?;
+                    keys.extend(held.body.offer.as_ref().map(|offer| offer.key));
+                }
+                keys.dedup();
+                need(keys.len() == 1, "rows of several keys")
+            }
+            EngineWork::Decode { row, .. } => {
+                let row = self.rows.get_mut(row).ok_or("there is no such row")?;
+                need(row.steps == Some(row.made), "not its steps")?;
+                need(!row.decoded, "it is decoded")?;
+                row.decoded = true;
+                Ok(())
+            }
+            EngineWork::Release { .. } => Ok(()),
+        }
+    }
+}
