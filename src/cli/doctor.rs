@@ -199,7 +199,9 @@ async fn store(report: &mut Report<'_>, url: Option<String>) {
         Ok::<_, darkroom::job::Fault>(found == b"well".as_slice())
     };
     let verdict = match tokio::time::timeout(Duration::from_secs(20), tried).await {
-        Ok(Ok(true)) => Verdict::Well(format!("{} can be written and read", bus::without_secrets(store.url().as_str()))),
+        Ok(Ok(true)) => {
+            Verdict::Well(format!("{} can be written and read", bus::without_secrets(store.url().as_str())))
+        }
         Ok(Ok(false)) => problem("reads back other bytes than were written".to_owned()),
         Ok(Err(fault)) => problem(fault.message),
         Err(_) => problem("does not answer within 20 s".to_owned()),

@@ -165,10 +165,7 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
     };
     let Submitted { stream_sequence, pending } = client::submit(&bus, &Clock::start(), &submission).await?;
     let (job, tenant) = (submission.job.as_str(), submission.tenant.as_str());
-    output.line(
-        job,
-        &json!({"job": job, "tenant": tenant, "stream_sequence": stream_sequence, "pending": pending}),
-    );
+    output.line(job, &json!({"job": job, "tenant": tenant, "stream_sequence": stream_sequence, "pending": pending}));
     let Some(mut watch) = watch else { return Ok(Exit::Success) };
     if stream_sequence.is_none() {
         output.note("This job was submitted before.");

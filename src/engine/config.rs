@@ -84,10 +84,7 @@ impl Document {
 
 /// The JSON in `path`.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
-    let bytes = std::fs::read(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => LoadError::Missing { path: path.into() },
-        _ => LoadError::Io { path: path.into(), source },
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| LoadError::reading(path, source))?;
     serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { path: path.into(), source })
 }
 
@@ -279,7 +276,10 @@ impl UnetConfig {
                 return Err(document.unsupported("up_block_types", up, format!("{mirrored} opposite {down}")));
             }
             let channels = fields.block_out_channels[index];
-            if heads[index] == 0 || channels % heads[index] != 0 || channels % fields.norm_num_groups.max(1) != 0 {
+            if heads[index] == 0
+                || !channels.is_multiple_of(heads[index])
+                || !channels.is_multiple_of(fields.norm_num_groups.max(1))
+            {
                 let reason = format!("has {channels}, which the heads or norm_num_groups do not divide");
                 return Err(document.invalid("block_out_channels", reason));
             }
@@ -379,7 +379,7 @@ impl VaeConfig {
         if config.block_out_channels.is_empty() {
             return Err(document.invalid("block_out_channels", "is empty"));
         }
-        if config.block_out_channels.iter().any(|channels| channels % config.norm_num_groups.max(1) != 0) {
+        if config.block_out_channels.iter().any(|channels| !channels.is_multiple_of(config.norm_num_groups.max(1))) {
             return Err(document.invalid("norm_num_groups", "does not divide block_out_channels"));
         }
         Ok(config)
@@ -423,7 +423,7 @@ impl TextEncoderConfig {
             return Err(document.unsupported("hidden_act", activation, "quick_gelu, gelu"));
         }
         let config: Self = document.parse()?;
-        if config.num_attention_heads == 0 || config.hidden_size % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(document.invalid("num_attention_heads", "does not divide hidden_size"));
         }
         Ok(config)
@@ -438,7 +438,8 @@ pub(crate) enum Prediction {
     #[default]
     Epsilon,
     /// The velocity: `sqrt(alpha) * noise - sqrt(1 - alpha) * x0`.
-    VPrediction,
+    #[serde(rename = "v_prediction")]
+    Velocity,
     /// The picture.
     Sample,
 }

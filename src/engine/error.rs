@@ -2,7 +2,7 @@
 //!
 //! Nothing here is about jobs: what goes wrong while an image is made is a [`crate::job::Fault`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A model directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -104,4 +104,14 @@ pub enum LoadError {
     /// The device cannot be used, or candle failed on it.
     #[error("the device cannot be used")]
     Device(#[from] candle_core::Error),
+}
+
+impl LoadError {
+    /// Why `path` could not be read.
+    pub(crate) fn reading(path: &Path, source: std::io::Error) -> Self {
+        if source.kind() == std::io::ErrorKind::NotFound {
+            return Self::Missing { path: path.into() };
+        }
+        Self::Io { path: path.into(), source }
+    }
 }

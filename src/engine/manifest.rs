@@ -80,15 +80,18 @@ pub(crate) fn describe(directory: &Path, config: &PipelineConfig) -> Result<Mode
 
     let asked = &overrides.limits;
     let side_multiple = asked.side_multiple.unwrap_or(grid);
-    if side_multiple == 0 || side_multiple % grid != 0 {
+    if side_multiple == 0 || !side_multiple.is_multiple_of(grid) {
         return Err(invalid("limits.side_multiple", format!("is {side_multiple}, not a multiple of {grid}")));
     }
     let on_grid = |side: u32| side / side_multiple * side_multiple;
+    let side_min = SIDE_MIN.next_multiple_of(side_multiple).min(on_grid(side_default));
+    let side_max = on_grid((side_default * 2).min(SIDE_MAX.max(side_default)));
+    let images_in_batch_max = ModelLimits::default().images_in_batch_max;
     let limits = ModelLimits {
-        side_min: asked.side_min.unwrap_or(SIDE_MIN.next_multiple_of(side_multiple).min(on_grid(side_default))),
-        side_max: asked.side_max.unwrap_or(on_grid((side_default * 2).min(SIDE_MAX.max(side_default)))),
+        side_min: asked.side_min.unwrap_or(side_min),
+        side_max: asked.side_max.unwrap_or(side_max),
         side_multiple,
-        images_in_batch_max: asked.images_in_batch_max.unwrap_or(ModelLimits::default().images_in_batch_max),
+        images_in_batch_max: asked.images_in_batch_max.unwrap_or(images_in_batch_max),
     };
     if limits.side_min == 0 || limits.side_min > limits.side_max || limits.images_in_batch_max == 0 {
         return Err(invalid("limits", "allow no picture at all".into()));
@@ -110,15 +113,16 @@ pub(crate) fn describe(directory: &Path, config: &PipelineConfig) -> Result<Mode
         | SamplerKind::DpmPlusPlus2M
         | SamplerKind::DpmPlusPlus2MKarras => (STEPS_DEFAULT, GUIDANCE_DEFAULT),
     };
+    let side = side_default.clamp(limits.side_min, limits.side_max);
     let defaults = Defaults {
-        width: asked.width.unwrap_or(side_default.clamp(limits.side_min, limits.side_max)),
-        height: asked.height.unwrap_or(side_default.clamp(limits.side_min, limits.side_max)),
+        width: asked.width.unwrap_or(side),
+        height: asked.height.unwrap_or(side),
         num_inference_steps: asked.num_inference_steps.unwrap_or(steps),
         guidance_scale: asked.guidance_scale.unwrap_or(guidance),
         scheduler,
     };
     for (field, side) in [("defaults.width", defaults.width), ("defaults.height", defaults.height)] {
-        if !(limits.side_min..=limits.side_max).contains(&side) || side % side_multiple != 0 {
+        if !(limits.side_min..=limits.side_max).contains(&side) || !side.is_multiple_of(side_multiple) {
             return Err(invalid(field, format!("is {side}, which the limits do not allow")));
         }
     }

@@ -93,13 +93,12 @@ fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
         if matrix[column][column].abs() < 1e-9 {
             continue;
         }
-        for row in 0..count {
+        let (pivot_row, pivot_right) = (matrix[column].clone(), right[column]);
+        for (row, (line, right)) in matrix.iter_mut().zip(&mut right).enumerate() {
             if row != column {
-                let factor = matrix[row][column] / matrix[column][column];
-                for index in column..count {
-                    matrix[row][index] -= factor * matrix[column][index];
-                }
-                right[row] -= factor * right[column];
+                let factor = line[column] / pivot_row[column];
+                line.iter_mut().zip(&pivot_row).for_each(|(value, pivot)| *value -= factor * pivot);
+                *right -= factor * pivot_right;
             }
         }
     }

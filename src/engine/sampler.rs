@@ -232,7 +232,7 @@ impl Schedule {
         let (signal, noise) = (alpha.sqrt(), (1.0 - alpha).sqrt());
         match self.prediction {
             Prediction::Epsilon => (1.0 / signal, -noise / signal),
-            Prediction::VPrediction => (signal, -noise),
+            Prediction::Velocity => (signal, -noise),
             Prediction::Sample => (0.0, 1.0),
         }
     }
@@ -242,7 +242,7 @@ impl Schedule {
         let (signal, noise) = (alpha.sqrt(), (1.0 - alpha).sqrt());
         match self.prediction {
             Prediction::Epsilon => (0.0, 1.0),
-            Prediction::VPrediction => (noise, signal),
+            Prediction::Velocity => (noise, signal),
             Prediction::Sample => (1.0 / noise, -signal / noise),
         }
     }
@@ -322,7 +322,7 @@ fn euler(schedule: &Schedule, steps: usize, config: &SchedulerConfig, ancestral:
         let variance = sigma * sigma + 1.0;
         let (sample_to_x0, output_to_x0) = match schedule.prediction {
             Prediction::Epsilon => (1.0, -sigma),
-            Prediction::VPrediction => (1.0 / variance, -sigma / variance.sqrt()),
+            Prediction::Velocity => (1.0 / variance, -sigma / variance.sqrt()),
             Prediction::Sample => (0.0, 1.0),
         };
         let up = match ancestral {

@@ -122,10 +122,7 @@ fn assemble(directory: &Path) -> std::result::Result<Value, LoadError> {
     };
     let (start, end) = (id(START)?, id(END)?);
     let merges_path = directory.join("merges.txt");
-    let merges = std::fs::read_to_string(&merges_path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => LoadError::Missing { path: merges_path.clone() },
-        _ => LoadError::Io { path: merges_path.clone(), source },
-    })?;
+    let merges = std::fs::read_to_string(&merges_path).map_err(|source| LoadError::reading(&merges_path, source))?;
     let merges: Vec<&str> = merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()).collect();
     let special = |id: u64, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,

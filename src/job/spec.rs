@@ -28,14 +28,8 @@ pub enum SamplerKind {
 
 impl SamplerKind {
     /// Every sampler.
-    pub const ALL: &'static [Self] = &[
-        Self::Ddim,
-        Self::Euler,
-        Self::EulerAncestral,
-        Self::DpmPlusPlus2M,
-        Self::DpmPlusPlus2MKarras,
-        Self::Lcm,
-    ];
+    pub const ALL: &'static [Self] =
+        &[Self::Ddim, Self::Euler, Self::EulerAncestral, Self::DpmPlusPlus2M, Self::DpmPlusPlus2MKarras, Self::Lcm];
 
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {

@@ -195,9 +195,7 @@ impl Scheduler {
             [Some(held.lease.extend_at()), again]
         });
         let of_mode = match &self.mode {
-            Mode::Running if self.held.is_empty() => {
-                self.config.exit_when_idle.map(|idle| self.idle_since.after(idle))
-            }
+            Mode::Running if self.held.is_empty() => self.config.exit_when_idle.map(|idle| self.idle_since.after(idle)),
             Mode::Running => None,
             Mode::Draining { deadline, .. } => Some(*deadline).filter(|deadline| *deadline > self.now),
         };
@@ -388,8 +386,7 @@ impl Scheduler {
             EngineWork::Admit { row, .. } | EngineWork::Decode { row, .. } | EngineWork::Release { row } => vec![*row],
             EngineWork::Step { rows, .. } => rows.clone(),
         };
-        let mut tickets: Vec<Ticket> =
-            rows.iter().filter_map(|row| self.rows.get(row)).map(|row| row.ticket).collect();
+        let mut tickets: Vec<Ticket> = rows.iter().filter_map(|row| self.rows.get(row)).map(|row| row.ticket).collect();
         tickets.sort_unstable();
         tickets.dedup();
         match fault.class {
@@ -476,8 +473,7 @@ impl Scheduler {
     }
 
     fn release_rows(&mut self, ticket: Ticket) {
-        let rows: Vec<RowKey> =
-            self.rows.iter().filter(|(_, row)| row.ticket == ticket).map(|(key, _)| *key).collect();
+        let rows: Vec<RowKey> = self.rows.iter().filter(|(_, row)| row.ticket == ticket).map(|(key, _)| *key).collect();
         for row in rows {
             self.release(row);
         }
@@ -497,7 +493,8 @@ impl Scheduler {
             Mode::Draining { .. } if !lost => return,
             Mode::Draining { .. } => {}
         }
-        self.mode = Mode::Draining { deadline: self.now.after(self.config.grace.saturating_sub(GIVE_BACK_RESERVE)), exit };
+        self.mode =
+            Mode::Draining { deadline: self.now.after(self.config.grace.saturating_sub(GIVE_BACK_RESERVE)), exit };
         // What has no row yet is not begun; without an engine nothing goes on.
         self.give_back(|held| lost || held.images_admitted == 0);
     }
@@ -610,8 +607,7 @@ impl Scheduler {
         let row = RowKey(self.row_keys);
         // What has failed before may take a batch down with it.
         let group = Group { key: held.offer.key, alone: (held.failures > 0).then_some(row) };
-        self.rows
-            .insert(row, Row { ticket: *ticket, image, group, stage: RowStage::Admitting, step: 0, steps: 0 });
+        self.rows.insert(row, Row { ticket: *ticket, image, group, stage: RowStage::Admitting, step: 0, steps: 0 });
         Some(EngineWork::Admit { row, ticket: *ticket, image })
     }
 
@@ -640,9 +636,6 @@ impl Scheduler {
             "no more rows than the limit"
         );
         debug_assert!(self.rows.values().all(|row| self.held.contains_key(&row.ticket)), "every row has its job");
-        debug_assert!(
-            self.held.values().all(|held| held.lease.extend_at() > self.now),
-            "no lease is left unextended"
-        );
+        debug_assert!(self.held.values().all(|held| held.lease.extend_at() > self.now), "no lease is left unextended");
     }
 }

@@ -149,10 +149,10 @@ pub async fn connect(options: &BusOptions, name: &str) -> Result<Bus, ConnectErr
         })
         .event_callback(|event| async move { tracing::info!(%event, "bus.connection") });
     if let Some(path) = &options.nats_creds {
-        connect = connect.credentials_file(path).await.map_err(|source| ConnectError::Credentials {
-            path: path.display().to_string(),
-            source,
-        })?;
+        connect = connect
+            .credentials_file(path)
+            .await
+            .map_err(|source| ConnectError::Credentials { path: path.display().to_string(), source })?;
     }
     let client = connect
         .connect(&options.nats)
@@ -196,8 +196,7 @@ impl Bus {
             .send_request(format!("{API_PREFIX}{subject}"), asked)
             .await
             .map_err(|error| unanswered(Box::new(error)))?;
-        let answer: Value =
-            serde_json::from_slice(&answer.payload).map_err(|error| unanswered(Box::new(error)))?;
+        let answer: Value = serde_json::from_slice(&answer.payload).map_err(|error| unanswered(Box::new(error)))?;
         match answer.get("error") {
             None => Ok(answer),
             Some(error) => Err(ApiError::Refused {

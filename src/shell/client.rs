@@ -99,10 +99,14 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
         return Err(SubmitError::UnknownModel { model: model.clone(), served });
     };
     let body = serde_json::to_vec(request).unwrap_or_default();
-    let context =
-        Context { manifest: &manifest, tenant, priority: *priority, message_id: Some(job.as_str()), stream_sequence: 0 };
-    let parsed =
-        parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
+    let context = Context {
+        manifest: &manifest,
+        tenant,
+        priority: *priority,
+        message_id: Some(job.as_str()),
+        stream_sequence: 0,
+    };
+    let parsed = parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
 
     let records = Records::open(bus).await?;
     let fresh = Record::accepted(parsed.digest.clone(), model.as_str(), None, clock.unix_ms());
@@ -277,7 +281,8 @@ impl Watch {
     }
 
     async fn stored(&self, kind: EventKind) -> Result<Option<Seen>, WatchError> {
-        let stream = self.bus.context.get_stream_no_info(subject::STREAM_EVENTS).await.map_err(|_| WatchError::Closed)?;
+        let stream =
+            self.bus.context.get_stream_no_info(subject::STREAM_EVENTS).await.map_err(|_| WatchError::Closed)?;
         let on = subject::event(self.tenant.as_str(), &self.job, kind.as_str());
         match stream.direct_get_last_for_subject(on).await {
             Ok(message) => Ok(event::decode(&message.payload).ok().map(|event| Seen { kind, event })),

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{Fault, FaultCode, JobId};
 use crate::wire::event::{ErrorDocument, EventKind, Failed};
+use crate::wire::header;
 use crate::wire::record::Record;
 use crate::wire::request::canonical_digest;
 use crate::wire::subject::{self, RequestSubject};
-use crate::wire::header;
 
 use super::bus::{ApiError, Bus, chain};
 use super::clock::Clock;
@@ -160,7 +160,8 @@ impl Sweeper {
                 Err(error) if chain(&error).contains("no message found") => return Ok(()),
                 Err(error) => return Err(lost(&error)),
             };
-            let age_ms = self.clock.unix_ms() - i64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+            let age_ms =
+                self.clock.unix_ms() - i64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
             if age_ms < PATIENCE_MS {
                 return Ok(());
             }

@@ -165,8 +165,7 @@ fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock,
                 let ids: Vec<RowId> = rows.iter().map(row_id).collect();
                 engine.step(&ids)?;
                 // A preview that fails is left out: it is worth less than the image.
-                let made =
-                    previews.iter().filter_map(|row| engine.preview(row_id(row)).ok().map(|jpeg| (*row, jpeg)));
+                let made = previews.iter().filter_map(|row| engine.preview(row_id(row)).ok().map(|jpeg| (*row, jpeg)));
                 Ok((EngineReport::Stepped, None, made.collect()))
             }
             Command::Decode { row } => {

@@ -98,8 +98,7 @@ impl Events {
 
     /// Publishes progress: nobody waits, and under pressure it is dropped.
     pub fn progress(&self, tenant: &Tenant, job: &JobId, attempt: u32, data: &event::Progress) {
-        let event =
-            event::envelope(EventKind::Progress, tenant.as_str(), job, attempt, self.clock.unix_ms(), data);
+        let event = event::envelope(EventKind::Progress, tenant.as_str(), job, attempt, self.clock.unix_ms(), data);
         let outgoing = Outgoing {
             subject: subject::progress(tenant, job),
             headers: headers(),

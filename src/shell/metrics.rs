@@ -22,12 +22,7 @@ impl Metrics {
     /// Makes the instruments of a worker that serves `model`.
     pub fn new(meter: &Meter, model: &str) -> Self {
         let seconds = |name: &'static str, description: &'static str, boundaries: Vec<f64>| {
-            meter
-                .f64_histogram(name)
-                .with_unit("s")
-                .with_description(description)
-                .with_boundaries(boundaries)
-                .build()
+            meter.f64_histogram(name).with_unit("s").with_description(description).with_boundaries(boundaries).build()
         };
         let long = vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
         Self {

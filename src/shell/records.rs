@@ -88,8 +88,7 @@ impl Records {
     /// # Errors
     /// A `Retry` fault when nobody answers; `Reject` when the record cannot be read.
     pub async fn read(&self, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-        let entry =
-            self.bucket.entry(subject::record_key(tenant, job)).await.map_err(|error| unanswered(&error))?;
+        let entry = self.bucket.entry(subject::record_key(tenant, job)).await.map_err(|error| unanswered(&error))?;
         match entry {
             Some(entry) if entry.operation == kv::Operation::Put => {
                 let record = record::decode(&entry.value)
@@ -117,13 +116,7 @@ impl Records {
     ///
     /// # Errors
     /// A `Retry` fault when nobody answers.
-    pub async fn replace(
-        &self,
-        tenant: &Tenant,
-        job: &JobId,
-        owned: &Owned,
-        record: Record,
-    ) -> Result<Changed, Fault> {
+    pub async fn replace(&self, tenant: &Tenant, job: &JobId, owned: &Owned, record: Record) -> Result<Changed, Fault> {
         let key = subject::record_key(tenant, job);
         let value = Bytes::from(record::encode(&record));
         match self.bucket.update(&key, value, owned.revision).await {

@@ -67,8 +67,8 @@ pub enum StoreError {
 /// # Errors
 /// [`StoreError`].
 pub fn open(options: &StoreOptions) -> Result<Store, StoreError> {
-    let url = Url::parse(&options.store)
-        .map_err(|source| StoreError::NotAUrl { text: options.store.clone(), source })?;
+    let url =
+        Url::parse(&options.store).map_err(|source| StoreError::NotAUrl { text: options.store.clone(), source })?;
     let unusable = |source| StoreError::Unusable { url: url.to_string(), source };
     let (scheme, prefix) = ObjectStoreScheme::parse(&url).map_err(|error| unusable(error.into()))?;
     let (objects, signer): (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>) = match scheme {

@@ -67,7 +67,8 @@ pub fn start(service: &'static str, log_default: &str) -> Result<Telemetry, Tele
         None
     };
 
-    let filter = EnvFilter::try_from_env("DARKROOM_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{log_default},async_nats=warn")));
+    let filter = EnvFilter::try_from_env("DARKROOM_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("{log_default},async_nats=warn")));
     let logs = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())

@@ -171,20 +171,13 @@ pub async fn requests_stored(bus: &Bus) -> Result<u64, ApiError> {
 pub async fn manifest_of(bus: &Bus, model: &ModelName) -> Result<Option<ModelManifest>, ApiError> {
     let name = subject::consumer(model, Priority::Normal, Pool::Any);
     match bus.api(&format!("CONSUMER.INFO.{}.{name}", subject::STREAM_REQUESTS), &Value::Null).await {
-        Ok(info) => {
-            Ok(info["config"]["metadata"][manifest::METADATA_KEY].as_str().and_then(manifest::decode))
-        }
+        Ok(info) => Ok(info["config"]["metadata"][manifest::METADATA_KEY].as_str().and_then(manifest::decode)),
         Err(error) if error.code() == Some(CONSUMER_NOT_FOUND) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-async fn reconcile_stream(
-    bus: &Bus,
-    name: &str,
-    wanted: &Map<String, Value>,
-    mode: Mode,
-) -> Result<Outcome, ApiError> {
+async fn reconcile_stream(bus: &Bus, name: &str, wanted: &Map<String, Value>, mode: Mode) -> Result<Outcome, ApiError> {
     let found = match bus.api(&format!("STREAM.INFO.{name}"), &Value::Null).await {
         Ok(info) => info["config"].as_object().cloned().unwrap_or_default(),
         Err(error) if error.code() == Some(STREAM_NOT_FOUND) => {
@@ -309,8 +302,7 @@ mod tests {
 
     #[test]
     fn every_file_is_json_and_names_what_the_code_means() {
-        let names: Vec<String> =
-            STREAMS.iter().map(|text| object(text)["name"].as_str().unwrap().to_owned()).collect();
+        let names: Vec<String> = STREAMS.iter().map(|text| object(text)["name"].as_str().unwrap().to_owned()).collect();
         let expected = [
             subject::STREAM_REQUESTS.to_owned(),
             subject::STREAM_EVENTS.to_owned(),

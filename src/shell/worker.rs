@@ -25,8 +25,7 @@ use crate::engine::{Engine, RgbImage};
 use crate::job::limits::FAILURES_MAX;
 use crate::job::{Fault, ModelManifest, Pool, Status, WorkerId};
 use crate::sched::{
-    Acted, BatchKey, Claim, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, PullOutcome, RowKey, Scheduler,
-    Ticket,
+    Acted, BatchKey, Claim, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, PullOutcome, RowKey, Scheduler, Ticket,
 };
 use crate::wire::event::{self, EventKind, StoredImage, Timings};
 use crate::wire::request::{Refusal, Request};
@@ -175,11 +174,9 @@ where
     let mut ack_wait = Duration::from_secs(30);
     for (index, lane) in lanes.iter().enumerate() {
         let consumer = subject::consumer(&manifest.name, lane.priority, lane.pool);
-        let (handle, waits) =
-            pull::start(&bus, &consumer, index, facts.clone()).await.map_err(|source| WorkerError::Topology {
-                what: format!("the consumer {consumer}"),
-                source,
-            })?;
+        let (handle, waits) = pull::start(&bus, &consumer, index, facts.clone())
+            .await
+            .map_err(|source| WorkerError::Topology { what: format!("the consumer {consumer}"), source })?;
         ack_wait = waits;
         pulls.push(handle);
     }
@@ -548,8 +545,7 @@ impl Worker {
             seed: request.spec.seed,
             metadata: request.metadata.clone(),
         };
-        let stored = span
-            .in_scope(|| self.events.publish(EventKind::Accepted, tenant.as_str(), &request.job, 1, data));
+        let stored = span.in_scope(|| self.events.publish(EventKind::Accepted, tenant.as_str(), &request.job, 1, data));
         self.tasks.spawn(log_failure("event.accepted", stored));
     }
 
@@ -564,8 +560,8 @@ impl Worker {
             model_digest: self.digest.clone(),
             metadata: request.metadata.clone(),
         };
-        let stored = span
-            .in_scope(|| self.events.publish(EventKind::Started, tenant.as_str(), &request.job, attempt, data));
+        let stored =
+            span.in_scope(|| self.events.publish(EventKind::Started, tenant.as_str(), &request.job, attempt, data));
         self.tasks.spawn(log_failure("event.started", stored));
     }
 }

@@ -3,11 +3,13 @@
 #![allow(missing_docs, reason = "tests")]
 
 mod bad_input;
+mod cli;
 mod faults;
 mod main_job;
 mod stack;
 mod stores;
 mod telemetry;
+mod up;
 
 #[path = "../support/mod.rs"]
 mod support;

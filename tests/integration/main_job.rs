@@ -118,8 +118,7 @@ async fn a_job_may_have_several_images_formats_and_previews() {
     let stack = Stack::start().await;
     let _worker = stack.worker().await;
     let tenant = "t".parse().unwrap();
-    let mut progress =
-        stack.bus.client.subscribe(subject::progress(&tenant, &"many".parse().unwrap())).await.unwrap();
+    let mut progress = stack.bus.client.subscribe(subject::progress(&tenant, &"many".parse().unwrap())).await.unwrap();
     let body = json!({"prompt": "a pink heart on a black background", "seed": 3, "num_images": 3, "previews": 2,
         "num_inference_steps": 4, "output_format": "jpeg", "metadata": {"order": 7}});
     stack.request("many", &body).await;

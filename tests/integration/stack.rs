@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use darkroom::engine::read_manifest;
-use darkroom::job::{JobId, ModelManifest, Tenant};
+use darkroom::job::{JobId, Tenant};
 use darkroom::shell::bus::{self, Bus};
 use darkroom::shell::config::BusOptions;
 use darkroom::shell::{client, topology};
@@ -39,7 +39,6 @@ pub(crate) struct Stack {
     pub(crate) nats: NatsServer,
     pub(crate) bus: Bus,
     pub(crate) objects: TempDir,
-    pub(crate) manifest: ModelManifest,
 }
 
 impl Stack {
@@ -49,7 +48,7 @@ impl Stack {
         let bus = bus::connect(&options, "test").await.unwrap();
         let manifest = read_manifest(&model_directory()).unwrap();
         topology::reconcile(&bus, std::slice::from_ref(&manifest), topology::Mode::Apply).await.unwrap();
-        Self { nats, bus, objects: tempfile::tempdir().unwrap(), manifest }
+        Self { nats, bus, objects: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn store_url(&self) -> String {

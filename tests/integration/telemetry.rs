@@ -48,7 +48,10 @@ async fn the_trace_of_a_request_goes_on_through_batch_store_and_event() {
     }
     let step = span("batch.step");
     assert_ne!(trace_of(step), TRACE, "a step belongs to no single job");
-    assert!(step.span.links.iter().any(|link| hexadecimal(&link.trace_id) == TRACE), "but is linked to those it works for");
+    assert!(
+        step.span.links.iter().any(|link| hexadecimal(&link.trace_id) == TRACE),
+        "but is linked to those it works for"
+    );
     let events = stack.stored("DARKROOM_EV", "darkroom.ev.t.traced.").await;
     for event in &events {
         let parent = event.headers.as_ref().unwrap().get("traceparent").unwrap().as_str();
@@ -72,8 +75,11 @@ async fn the_trace_of_a_request_goes_on_through_batch_store_and_event() {
 #[tokio::test(flavor = "multi_thread")]
 async fn prompts_do_not_reach_logs() {
     let stack = Stack::start().await;
-    let mut worker = started(stack.worker_command().args(["--exit-when-idle", "1s"]).env("DARKROOM_LOG", "debug")).await;
-    stack.request("secret", &json!({"prompt": "xyzzyplugh", "num_inference_steps": 2, "width": 64, "height": 64})).await;
+    let mut worker =
+        started(stack.worker_command().args(["--exit-when-idle", "1s"]).env("DARKROOM_LOG", "debug")).await;
+    stack
+        .request("secret", &json!({"prompt": "xyzzyplugh", "num_inference_steps": 2, "width": 64, "height": 64}))
+        .await;
     stack.end_of("secret").await;
     worker.wait(PATIENCE).await;
     assert!(!worker.stderr().contains("xyzzyplugh"));

@@ -43,6 +43,7 @@ impl World {
     pub(crate) fn disaster(&mut self, disaster: Disaster) {
         self.note(|| format!("disaster: {disaster:?}"));
         let alive: Vec<u32> = self.workers.keys().copied().collect();
+        let victim = if alive.is_empty() { 0 } else { self.random.pick(&alive) };
         let pending = self.broker.pending();
         match disaster {
             Disaster::Outage => {
@@ -67,15 +68,10 @@ impl World {
                 let forgotten = self.random.chance(500);
                 self.broker.redeliver(self.now, sequence, forgotten);
             }
-            Disaster::Crash | Disaster::Stall | Disaster::Drain if !alive.is_empty() => {
-                let worker = self.random.pick(&alive);
-                match disaster {
-                    Disaster::Crash => self.kill(worker),
-                    Disaster::Stall => self.stall(worker),
-                    _ => self.drain(worker),
-                }
-            }
-            Disaster::Crash | Disaster::Stall | Disaster::Drain | Disaster::Redelivery => {}
+            Disaster::Crash => self.kill(victim),
+            Disaster::Stall => self.stall(victim),
+            Disaster::Drain => self.drain(victim),
+            Disaster::Redelivery => {}
         }
     }
 

@@ -26,6 +26,8 @@ use random::Random;
 use world::World;
 
 const SEEDS: u64 = 1000;
+/// More say nothing new.
+const FOUND_MAX: usize = 20;
 /// Runs in which one of these never happens prove less than they seem to.
 const MUST_BE_MET: &[&str] = &[
     "claim: conflict",
@@ -80,16 +82,19 @@ fn every_property_holds_for_all_seeds() {
     for seed in 0..seeds {
         let (world, verdict) = run(seed, false);
         found.extend(told(seed, verdict));
+        if found.len() >= FOUND_MAX {
+            break;
+        }
         for (what, times) in world.oracle.met {
             *met.entry(what).or_default() += times;
         }
     }
     println!("{met:#?}");
+    assert!(found.is_empty(), "{}", found.concat());
     if seeds >= SEEDS {
         let missing: Vec<_> = MUST_BE_MET.iter().filter(|what| !met.contains_key(**what)).collect();
         assert!(missing.is_empty(), "never met: {missing:?}");
     }
-    assert!(found.is_empty(), "{} of {seeds} seeds:\n{}", found.len(), found.concat());
 }
 
 #[test]

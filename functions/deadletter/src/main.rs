@@ -17,11 +17,8 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let outcome = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("no runtime")
-        .and_then(|runtime| {
+    let outcome =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime").and_then(|runtime| {
             let telemetry = telemetry::start("darkroom-deadletter", "info")?;
             let outcome = runtime.block_on(run(options));
             telemetry.flush();

@@ -258,9 +258,7 @@ impl Worker {
         let sequence = job.delivery.stream_sequence;
         async move {
             match (owned, tenant, refusal) {
-                (Some(owned), Some(tenant), None) => {
-                    records.step(&tenant, &id, &owned, step, terminal, unix_ms).await
-                }
+                (Some(owned), Some(tenant), None) => records.step(&tenant, &id, &owned, step, terminal, unix_ms).await,
                 (_, Some(tenant), Some(refusal)) => {
                     let fresh = Record::accepted(refusal.digest, &model, Some(sequence), unix_ms);
                     records.refuse(&tenant, &id, fresh, terminal, unix_ms).await
