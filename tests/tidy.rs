@@ -1,5 +1,7 @@
 //! Rules of the code base that no compiler checks. Each has its reason beside it.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

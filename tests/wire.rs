@@ -1,5 +1,7 @@
 //! The bus protocol as clients meet it: what a request may say, how refusals read, and that the schemas are the types'.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 use std::path::Path;
 

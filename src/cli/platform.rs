@@ -105,7 +105,7 @@ pub(crate) async fn up(options: UpOptions, output: &Output) -> Result<Exit, Fail
         data: options.data,
         nats_port: options.nats_port,
         nats_server: options.nats_server,
-        functions: program.parent().unwrap_or(Path::new(".")).to_owned(),
+        functions: program.parent().unwrap_or_else(|| Path::new(".")).to_owned(),
         idle: options.idle,
         workers: options.workers.max(1),
         models: options.model.into_iter().zip(manifests).collect(),

@@ -168,7 +168,7 @@ impl Records {
                 let record = Record { state, terminal: terminal.clone(), ..fresh.clone() };
                 match self.create(tenant, job, record).await? {
                     Changed::Lost => continue,
-                    changed => return Ok(changed),
+                    changed @ (Changed::Won(_) | Changed::Unrecorded) => return Ok(changed),
                 }
             };
             let same_message = owned.record.stream_sequence.is_none_or(|found| Some(found) == fresh.stream_sequence);

@@ -99,7 +99,8 @@ pub fn open(options: &StoreOptions) -> Result<Store, StoreError> {
             let store = Arc::new(MicrosoftAzureBuilder::from_env().with_url(url.as_str()).build().map_err(unusable)?);
             (Arc::clone(&store) as Arc<dyn ObjectStore>, Some(store))
         }
-        _ => {
+        // Memory and plain HTTP, and what later versions add.
+        ObjectStoreScheme::Memory | ObjectStoreScheme::Http | _ => {
             let (store, _) = object_store::parse_url(&url).map_err(unusable)?;
             (Arc::from(store), None)
         }

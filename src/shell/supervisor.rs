@@ -345,7 +345,7 @@ impl<'a> Platform<'a> {
     /// A request for a model was published: one worker at least must run.
     fn wake_for(&mut self, published: &str) -> Result<(), SupervisorError> {
         let (model, _) = subject::model_and_tenant_tokens(published);
-        self.start_generate(&model.to_owned(), 1)
+        self.start_generate(model, 1)
     }
 
     async fn look(&mut self, bus: &Bus) -> Result<(), SupervisorError> {

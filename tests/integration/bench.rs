@@ -3,7 +3,7 @@
 //! Prints what was measured and judges nothing: how much Darkroom adds to the engine's own time, how long the first image
 //! takes from nothing running, and how much memory an idle worker has.
 
-#![allow(missing_docs, clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark")]
 
 mod stack;
 #[path = "../support/mod.rs"]

@@ -1,169 +1,469 @@
-//! The command line, through the real binary: what it prints, and what it exits with.
+//! The command line as a user meets it: the real program, a real nats-server, exit codes and words.
+//!
+//! Most of it needs no worker.
 
-use std::path::Path;
-use std::process::Command;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use darkroom::wire::subject;
+use darkroom::shell::bus::{self, Bus};
+use darkroom::shell::config::BusOptions;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::stack::{PATIENCE, Stack, model_directory, program};
-use crate::support::nats::{NatsServer, fake_old_server};
+use crate::support::nats::{NatsServer, fake_old_server, free_port_pair};
 use crate::support::process::{Finished, run};
-use crate::support::s3::S3Server;
 
-async fn darkroom(nats: &str, arguments: &[&str]) -> Finished {
-    run(Command::new(program("darkroom")).args(["--nats", nats]).args(arguments), PATIENCE).await
+/// Runs `darkroom` with these arguments.
+async fn darkroom<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finished {
+    run(Command::new(program("darkroom")).args(arguments), PATIENCE).await
 }
 
-fn lines(finished: &Finished) -> Vec<Value> {
-    finished.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+/// The same against one server.
+async fn darkroom_at(url: &str, arguments: &[&str]) -> Finished {
+    darkroom(["--nats", url].iter().chain(arguments)).await
 }
 
-fn model() -> String {
-    model_directory().display().to_string()
+/// Asserts how a command ended and, in any order, what its output holds.
+#[track_caller]
+fn expect(finished: &Finished, code: i32, stdout: &[&str], stderr: &[&str]) {
+    assert_eq!(finished.status.code(), Some(code), "{finished}");
+    for (text, stream) in stdout.iter().map(|text| (text, &finished.stdout)) {
+        assert!(stream.contains(*text), "standard output lacks {text:?}\n{finished}");
+    }
+    for (text, stream) in stderr.iter().map(|text| (text, &finished.stderr)) {
+        assert!(stream.contains(*text), "standard error lacks {text:?}\n{finished}");
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn setup_creates_then_finds_all_well_then_mends_and_reports_drift() {
-    let nats = NatsServer::start().await;
-    let setup = async || darkroom(&nats.url(), &["--json", "setup", "--model", &model()]).await;
-
-    // Two at once: neither fails, and together they make everything.
-    let (one, other) = tokio::join!(setup(), setup());
-    assert!(one.status.success() && other.status.success(), "{one}\n{other}");
-    let again = setup().await;
-    assert!(again.status.success());
-    assert_eq!(lines(&again).len(), 12, "six streams, six consumers");
-    assert!(lines(&again).iter().all(|line| line["outcome"] == "unchanged"), "{again}");
-
-    let client = async_nats::connect(nats.url()).await.unwrap();
-    let api = async |to: &str, body: Value| {
-        let answer = client.request(format!("$JS.API.{to}"), body.to_string().into()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
-        assert!(answer.get("error").is_none(), "{answer}");
-    };
-    let mut config: Value = serde_json::from_str(include_str!("../../nats/streams/DARKROOM_EV.json")).unwrap();
-    config["max_age"] = json!(3_600_000_000_000_u64);
-    api("STREAM.UPDATE.DARKROOM_EV", config).await;
-    let mended = setup().await;
-    assert!(mended.status.success());
-    let line = lines(&mended).into_iter().find(|line| line["name"] == "DARKROOM_EV").unwrap();
-    assert_eq!((&line["outcome"], &line["differences"][0]["field"]), (&json!("updated"), &json!("max_age")));
-    assert!(lines(&setup().await).iter().all(|line| line["outcome"] == "unchanged"));
-
-    let client = async_nats::connect(nats.url()).await.unwrap();
-    let jetstream = async_nats::jetstream::new(client);
-    jetstream.delete_stream("DARKROOM_PROG").await.unwrap();
-    let foreign = async_nats::jetstream::stream::Config {
-        name: "DARKROOM_PROG".into(),
-        subjects: vec!["darkroom.prog.>".into()],
-        ..Default::default()
-    };
-    jetstream.create_stream(foreign).await.unwrap();
-    let drifted = setup().await;
-    assert_eq!(drifted.status.code(), Some(3), "{drifted}");
-    let line = lines(&drifted).into_iter().find(|line| line["name"] == "DARKROOM_PROG").unwrap();
-    assert_eq!(line["outcome"], "drifted");
-    let fields: Vec<&str> =
-        line["differences"].as_array().unwrap().iter().map(|one| one["field"].as_str().unwrap()).collect();
-    assert!(fields.contains(&"storage"), "{fields:?}");
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-fn verdict<'a>(report: &'a [Value], check: &str) -> (&'a str, String) {
-    let line = report.iter().find(|line| line["check"] == check).unwrap();
-    (line["verdict"].as_str().unwrap(), format!("{} → {}", line["found"], line["remedy"]))
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn doctor_finds_a_healthy_set_up_well() {
-    let stack = Stack::start().await;
-    let s3 = S3Server::start().await;
-    let mut command = Command::new(program("darkroom"));
-    command.args(["--nats", &stack.nats.url(), "--json", "doctor", "--model", &model(), "--store", &s3.store_url()]);
-    let report = run(command.envs(s3.environment()), PATIENCE).await;
-    assert!(report.status.success(), "{report}");
-    assert!(lines(&report).iter().all(|line| line["verdict"] == "ok"), "{report}");
+async fn connect(server: &NatsServer) -> Bus {
+    bus::connect(&BusOptions { nats: server.url(), nats_creds: None }, "test").await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn doctor_says_what_is_wrong_and_what_to_do() {
-    let stack = Stack::start().await;
-    let bare = NatsServer::start().await;
-    let without = NatsServer::start_without_jetstream().await;
-    let old = fake_old_server().await;
+/// A server with the topology for the model that comes along.
+async fn server_with_model() -> NatsServer {
+    let server = NatsServer::start().await;
+    darkroom_at(&server.url(), &["setup", "--model", text(&model_directory())]).await.expect_success();
+    server
+}
+
+/// Lines of `setup` by their outcome: the word after the colon.
+fn outcomes(stdout: &str) -> Vec<&str> {
+    stdout.lines().map(|line| line.split(": ").nth(1).unwrap_or(line)).collect()
+}
+
+#[tokio::test]
+async fn setup_makes_everything_once_and_then_finds_nothing_to_do() {
+    let server = NatsServer::start().await;
+    let model = model_directory();
+    let setup = ["setup", "--model", text(&model)];
+    let first = darkroom_at(&server.url(), &setup).await;
+    expect(&first, 0, &["stream DARKROOM_REQ: created", "consumer shapes-normal-any: created"], &[]);
+    let second = darkroom_at(&server.url(), &setup).await;
+    expect(&second, 0, &[], &[]);
+    assert_eq!(outcomes(&first.stdout), ["created"; 12], "{first}");
+    assert_eq!(outcomes(&second.stdout), ["unchanged"; 12], "{second}");
+}
+
+#[tokio::test]
+async fn setups_at_the_same_time_do_not_disturb_each_other() {
+    let server = NatsServer::start().await;
+    let (url, model) = (server.url(), model_directory());
+    let setup = ["setup", "--model", text(&model)];
+    let (one, two, three) =
+        tokio::join!(darkroom_at(&url, &setup), darkroom_at(&url, &setup), darkroom_at(&url, &setup));
+    for finished in [one, two, three] {
+        expect(&finished, 0, &[], &[]);
+        assert!(outcomes(&finished.stdout).iter().all(|word| ["created", "unchanged"].contains(word)), "{finished}");
+    }
+    let after = darkroom_at(&url, &setup).await;
+    assert_eq!(outcomes(&after.stdout), ["unchanged"; 12], "{after}");
+}
+
+#[tokio::test]
+async fn setup_mends_what_may_change_and_keeps_what_it_does_not_know() {
+    let server = server_with_model().await;
+    let bus = connect(&server).await;
+    let mut config = bus.api("STREAM.INFO.DARKROOM_EV", &Value::Null).await.unwrap()["config"].clone();
+    config["max_bytes"] = json!(1_000_000);
+    config["metadata"]["owner"] = json!("somebody");
+    bus.api("STREAM.UPDATE.DARKROOM_EV", &config).await.unwrap();
+
+    let mended = darkroom_at(&server.url(), &["--json", "setup"]).await;
+    expect(&mended, 0, &[], &[]);
+    let findings = json_lines(&mended.stdout);
+    let events = findings.iter().find(|finding| finding["name"] == "DARKROOM_EV").unwrap();
+    assert_eq!(events["outcome"], "updated");
+    assert_eq!(events["differences"][0]["field"], "max_bytes");
+    assert_eq!(events["differences"][0]["found"], 1_000_000);
+    let config = bus.api("STREAM.INFO.DARKROOM_EV", &Value::Null).await.unwrap()["config"].clone();
+    assert_eq!(config["max_bytes"], events["differences"][0]["wanted"]);
+    assert_eq!(config["metadata"]["owner"], "somebody");
+}
+
+#[tokio::test]
+async fn setup_reports_drift_after_doing_everything_else() {
+    let server = NatsServer::start().await;
+    let bus = connect(&server).await;
+    let foreign =
+        json!({ "name": "DARKROOM_PROG", "subjects": ["darkroom.prog.>"], "storage": "file", "retention": "limits" });
+    bus.api("STREAM.CREATE.DARKROOM_PROG", &foreign).await.unwrap();
+
+    let model = model_directory();
+    let setup = darkroom_at(&server.url(), &["setup", "--model", text(&model)]).await;
+    let drifted = "stream DARKROOM_PROG: drifted";
+    expect(
+        &setup,
+        3,
+        &[drifted, r#"storage is "file", wanted "memory""#, "consumer shapes-low-ondemand: created"],
+        &[],
+    );
+    assert_eq!(outcomes(&setup.stdout).iter().filter(|word| **word == "created").count(), 11, "{setup}");
+    let config = bus.api("STREAM.INFO.DARKROOM_PROG", &Value::Null).await.unwrap()["config"].clone();
+    assert_eq!(config["storage"], "file", "what is stored must not be lost");
+}
+
+#[tokio::test]
+async fn setup_with_check_changes_nothing() {
+    let server = NatsServer::start().await;
+    darkroom_at(&server.url(), &["setup", "--check"]).await;
+    let bus = connect(&server).await;
+    assert_eq!(bus.api("INFO", &Value::Null).await.unwrap()["streams"], 0);
+}
+
+/// The verdict and the words of each check of `doctor --json`.
+fn checks(finished: &Finished) -> Vec<(String, String, String)> {
+    let word = |check: &Value, field: &str| check[field].as_str().unwrap_or_default().to_owned();
+    json_lines(&finished.stdout)
+        .iter()
+        .map(|check| {
+            let words = format!("{} → {}", word(check, "found"), word(check, "remedy"));
+            (word(check, "check"), word(check, "verdict"), words)
+        })
+        .collect()
+}
+
+/// Asserts that doctor found a problem in `name` alone, that its words hold `words`, and that it says what to do.
+#[track_caller]
+fn expect_problem(finished: &Finished, name: &str, words: &[&str]) {
+    assert_eq!(finished.status.code(), Some(1), "{finished}");
+    let checks = checks(finished);
+    let (_, verdict, said) = checks.iter().find(|(check, ..)| check == name).unwrap_or_else(|| panic!("{finished}"));
+    assert_eq!(verdict, "problem", "{finished}");
+    assert!(words.iter().all(|word| said.contains(word)), "{said:?} lacks some of {words:?}\n{finished}");
+    assert!(!said.ends_with("→ "), "{name} does not say what to do\n{finished}");
+}
+
+#[track_caller]
+fn expect_skipped(finished: &Finished, names: &[&str]) {
+    for name in names {
+        let found = checks(finished).into_iter().find(|(check, ..)| check == name).unwrap();
+        assert_eq!(found.1, "skipped", "{finished}");
+    }
+}
+
+#[tokio::test]
+async fn doctor_finds_nothing_wrong_where_all_is_well() {
+    let (server, objects) = (server_with_model().await, tempfile::tempdir().unwrap());
+    let (model, store) = (model_directory(), format!("file://{}", objects.path().display()));
+    let doctor = ["--json", "doctor", "--model", text(&model), "--store", &store, "--device", "cpu"];
+    let finished = darkroom_at(&server.url(), &doctor).await;
+    expect(&finished, 0, &[], &[]);
+    let checks = checks(&finished);
+    assert!(checks.len() >= 7 && checks.iter().all(|(_, verdict, _)| verdict == "ok"), "{finished}");
+}
+
+#[tokio::test]
+async fn doctor_says_that_there_is_no_server() {
+    let url = format!("nats://127.0.0.1:{}", free_port_pair());
+    let finished = darkroom_at(&url, &["--json", "doctor"]).await;
+    expect_problem(&finished, "server", &[&url, "--nats"]);
+    expect_skipped(&finished, &["jetstream", "topology", "requests"]);
+}
+
+#[tokio::test]
+async fn doctor_says_that_the_server_is_too_old() {
+    let server = fake_old_server().await;
+    let finished = darkroom_at(&server.url(), &["--json", "doctor"]).await;
+    expect_problem(&finished, "server", &["2.9.0", "2.12.5"]);
+}
+
+#[tokio::test]
+async fn doctor_says_that_jetstream_is_missing() {
+    let server = NatsServer::start_without_jetstream().await;
+    let finished = darkroom_at(&server.url(), &["--json", "doctor"]).await;
+    expect_problem(&finished, "jetstream", &["JetStream", "nats-server -js"]);
+    expect_skipped(&finished, &["topology", "consumers", "requests"]);
+}
+
+#[tokio::test]
+async fn doctor_says_that_setup_has_not_been_run() {
+    let server = NatsServer::start().await;
+    let finished = darkroom_at(&server.url(), &["--json", "doctor"]).await;
+    expect_problem(&finished, "topology", &["missing", "DARKROOM_REQ", "darkroom setup"]);
+}
+
+#[tokio::test]
+async fn doctor_says_which_stream_was_lost() {
+    let server = server_with_model().await;
+    connect(&server).await.api("STREAM.DELETE.DARKROOM_DLQ", &Value::Null).await.unwrap();
+    let finished = darkroom_at(&server.url(), &["--json", "doctor"]).await;
+    expect_problem(&finished, "topology", &["DARKROOM_DLQ", "darkroom setup"]);
+    assert!(!finished.stdout.contains("DARKROOM_EV"), "what is well must not be named\n{finished}");
+}
+
+#[tokio::test]
+async fn doctor_says_that_the_store_cannot_be_written() {
+    let (server, directory) = (server_with_model().await, tempfile::tempdir().unwrap());
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    for store in [format!("file://{}/below", file.display()), "nonsense".to_owned(), "s3x://bucket".to_owned()] {
+        let finished = darkroom_at(&server.url(), &["--json", "doctor", "--store", &store]).await;
+        expect_problem(&finished, "store", &[store.trim_start_matches("file://")]);
+    }
+}
+
+/// The model that comes along with one file replaced.
+fn broken_model(part: &str, file: &str, contents: Option<&[u8]>) -> TempDir {
+    let (directory, good) = (tempfile::tempdir().unwrap(), model_directory());
+    let broken = directory.path().join("shapes");
+    fs::create_dir_all(broken.join(part)).unwrap();
+    for (from, to) in [(good.clone(), broken.clone()), (good.join(part), broken.join(part))] {
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if to.exists() || (entry.file_name() == file && to.starts_with(broken.join(part))) {
+                continue;
+            }
+            symlink(entry.path(), to).unwrap();
+        }
+    }
+    if let Some(contents) = contents {
+        fs::write(broken.join(part).join(file), contents).unwrap();
+    }
+    directory
+}
+
+#[tokio::test]
+async fn doctor_and_render_say_what_is_wrong_with_a_model() {
+    let server = server_with_model().await;
+    let empty = tempfile::tempdir().unwrap();
+    fs::create_dir(empty.path().join("shapes")).unwrap();
+    let weights = "diffusion_pytorch_model.safetensors";
+    let whole = fs::read(model_directory().join("unet").join(weights)).unwrap();
+    let request = empty.path().join("request.json");
+    fs::write(&request, r#"{"prompt": "a red circle"}"#).unwrap();
+
+    let cases: [(TempDir, &[&str]); 5] = [
+        (empty, &["model_index.json", "does not exist"]),
+        (broken_model("unet", weights, Some(&whole[..whole.len() / 2])), &["unet", weights, "not a complete"]),
+        (broken_model("unet", weights, None), &["unet", "does not exist"]),
+        (broken_model("vae", "config.json", Some(b"{")), &["vae/config.json", "JSON"]),
+        (broken_model("tokenizer", "vocab.json", Some(b"[]")), &["vocab.json"]),
+    ];
+    for (directory, words) in &cases {
+        let model = directory.path().join("shapes");
+        let finished = darkroom_at(&server.url(), &["--json", "doctor", "--model", text(&model)]).await;
+        expect_problem(&finished, "model", words);
+        let out = directory.path().join("image.png");
+        let render =
+            ["render", "--model", text(&model), "--request", text(&request), "--out", text(&out), "--device", "cpu"];
+        expect(&darkroom(render).await, 1, &[], words);
+        assert!(!out.exists());
+    }
+}
+
+#[tokio::test]
+async fn doctor_warns_of_requests_that_nobody_takes() {
+    let server = server_with_model().await;
+    darkroom_at(&server.url(), &["submit", "a red circle"]).await.expect_success();
+    let finished = darkroom_at(&server.url(), &["doctor"]).await;
+    expect(&finished, 0, &["1 requests wait", "darkroom-generate"], &[]);
+
+    let bus = connect(&server).await;
+    bus.publish("darkroom.req.nobody.normal.any.me", Default::default(), "{}".into()).await.unwrap();
+    let finished = darkroom_at(&server.url(), &["doctor"]).await;
+    expect(&finished, 0, &["1 requests that no consumer serves", "darkroom-deadletter"], &[]);
+}
+
+#[tokio::test]
+async fn submit_takes_the_only_model_and_says_which_there_are_for_an_unknown_one() {
+    let server = NatsServer::start().await;
+    darkroom_at(&server.url(), &["setup"]).await.expect_success();
+    expect(&darkroom_at(&server.url(), &["submit", "x"]).await, 6, &[], &["darkroom setup --model"]);
+
+    let model = model_directory();
+    darkroom_at(&server.url(), &["setup", "--model", text(&model)]).await.expect_success();
+    let submitted = darkroom_at(&server.url(), &["submit", "a red circle"]).await.expect_success();
+    assert_eq!(submitted.trim().len(), 36, "a UUID is expected: {submitted}");
+    let unknown = darkroom_at(&server.url(), &["submit", "x", "--model", "painter"]).await;
+    expect(&unknown, 6, &[], &["painter", "shapes"]);
+    assert_eq!(unknown.stdout, "");
+}
+
+#[tokio::test]
+async fn submit_reports_all_violations_at_once_and_publishes_nothing() {
+    let server = server_with_model().await;
+    let wrong = ["submit", "", "--width", "7", "--steps", "0", "--scheduler", "magic", "--format", "gif"];
+    let fields = ["prompt", "width", "num_inference_steps", "scheduler", "output_format"];
+    let finished = darkroom_at(&server.url(), &wrong).await;
+    expect(&finished, 5, &[], &fields);
+    assert_eq!(finished.stdout, "", "no id of a job that does not exist");
+
+    let finished = darkroom_at(&server.url(), &[&["--json"], &wrong[..]].concat()).await;
+    expect(&finished, 5, &[], &fields);
+    let error = &json_lines(&finished.stderr)[0]["error"];
+    assert_eq!(error["code"], "invalid_request", "{finished}");
+    let bus = connect(&server).await;
+    assert_eq!(bus.api("STREAM.INFO.DARKROOM_REQ", &Value::Null).await.unwrap()["state"]["messages"], 0);
+    assert_eq!(darkroom_at(&server.url(), &["list"]).await.expect_success(), "");
+}
+
+#[tokio::test]
+async fn the_same_submission_again_changes_nothing_and_another_under_its_id_is_a_conflict() {
+    let server = server_with_model().await;
+    let submit = |prompt| ["submit", prompt, "--job", "order-1", "--tenant", "me"];
+    for _ in 0..2 {
+        assert_eq!(darkroom_at(&server.url(), &submit("a red circle")).await.expect_success(), "order-1\n");
+    }
+    let conflict = darkroom_at(&server.url(), &[&["--json"], &submit("a blue circle")[..]].concat()).await;
+    expect(&conflict, 7, &[], &["order-1"]);
+    assert_eq!(json_lines(&conflict.stderr)[0]["error"]["code"], "job_id_conflict");
+    // Another tenant's ids are its own.
+    darkroom_at(&server.url(), &["submit", "a blue circle", "--job", "order-1"]).await.expect_success();
+    let bus = connect(&server).await;
+    assert_eq!(bus.api("STREAM.INFO.DARKROOM_REQ", &Value::Null).await.unwrap()["state"]["messages"], 2);
+}
+
+#[tokio::test]
+async fn a_job_can_be_looked_at_before_any_worker_has_seen_it() {
+    let server = server_with_model().await;
+    let url = server.url();
+    darkroom_at(&url, &["submit", "a red circle", "--job", "early", "--tenant", "me"]).await.expect_success();
+
+    let status = darkroom_at(&url, &["--json", "status", "early", "--tenant", "me"]).await.expect_success();
+    let status = &json_lines(&status)[0];
+    assert_eq!((&status["status"], &status["model"]), (&json!("pending"), &json!("shapes")));
+    let listed = darkroom_at(&url, &["--json", "list", "--tenant", "me"]).await.expect_success();
+    assert_eq!(json_lines(&listed)[0]["job"], "early");
+    assert_eq!(darkroom_at(&url, &["--json", "list", "--tenant", "you"]).await.expect_success(), "");
+    expect(&darkroom_at(&url, &["status", "early"]).await, 6, &[], &["early", "default"]);
+    expect(&darkroom_at(&url, &["watch", "late"]).await, 6, &[], &["late"]);
+
+    let models = darkroom_at(&url, &["--json", "models"]).await.expect_success();
+    assert_eq!((&json_lines(&models)[0]["name"], &json_lines(&models)[0]["pending"]), (&json!("shapes"), &json!(1)));
+}
+
+#[tokio::test]
+async fn waiting_ends_at_its_limit_and_the_job_goes_on() {
+    let server = server_with_model().await;
+    let submit = ["submit", "a red circle", "--job", "slow", "--watch", "--timeout", "50ms"];
+    expect(&darkroom_at(&server.url(), &submit).await, 9, &["slow"], &["50ms"]);
+    darkroom_at(&server.url(), &["status", "slow"]).await.expect_success();
+}
+
+#[tokio::test]
+async fn no_server_and_wrong_command_lines_have_exit_codes_of_their_own() {
+    let url = format!("nats://me:secret@127.0.0.1:{}", free_port_pair());
+    for arguments in [&["submit", "x"][..], &["list"], &["models"], &["status", "x"], &["watch", "x"], &["setup"]] {
+        let finished = darkroom_at(&url, arguments).await;
+        expect(&finished, 4, &[], &["no NATS server answers"]);
+        assert!(!finished.stderr.contains("secret"), "{finished}");
+    }
+    let wrong: [&[&str]; 6] = [
+        &[],
+        &["paint"],
+        &["submit"],
+        &["submit", "x", "--job", "not an id"],
+        &["submit", "x", "--priority", "urgent"],
+        &["submit", "x", "--seed", "many"],
+    ];
+    for arguments in wrong {
+        expect(&darkroom(arguments).await, 2, &[], &[]);
+    }
+    expect(&darkroom(["--help"]).await, 0, &["Exit codes", "doctor"], &[]);
+}
+
+#[tokio::test]
+async fn render_reports_each_violation_on_its_own_line() {
+    let (directory, model) = (tempfile::tempdir().unwrap(), model_directory());
+    let (request, out) = (directory.path().join("request.json"), directory.path().join("image.png"));
+    let render = || darkroom(["render", "--model", text(&model), "--request", text(&request), "--out", text(&out)]);
+
+    expect(&render().await, 1, &[], &["request.json", "No such file"]);
+    fs::write(&request, "a red circle").unwrap();
+    expect(&render().await, 5, &[], &["not JSON"]);
+    fs::write(&request, r#"{"prompt": "", "width": 7, "steps": 3, "seed": -1}"#).unwrap();
+    let finished = render().await;
+    expect(&finished, 5, &[], &[]);
+    for field in ["prompt is", "width is", "steps is", "seed is"] {
+        assert!(finished.stderr.lines().any(|line| line.trim_start().starts_with(field)), "{field}\n{finished}");
+    }
+    assert!(!out.exists());
+}
+
+#[tokio::test]
+async fn render_makes_the_same_bytes_each_time_and_numbers_several_images() {
+    let (directory, model) = (tempfile::tempdir().unwrap(), model_directory());
+    let request = directory.path().join("request.json");
+    let body = json!({
+        "prompt": "a red circle", "seed": 7, "num_images": 2, "num_inference_steps": 2, "width": 64, "height": 64,
+        "priority": "high"
+    });
+    fs::write(&request, body.to_string()).unwrap();
+    for name in ["one", "two"] {
+        let out = directory.path().join(name).with_extension("png");
+        let render =
+            ["render", "--model", text(&model), "--request", text(&request), "--out", text(&out), "--device", "cpu"];
+        let said = darkroom(render).await.expect_success();
+        assert_eq!(said.lines().count(), 2, "{said}");
+    }
+    let bytes = |name: &str| fs::read(directory.path().join(name)).unwrap();
+    assert_eq!(bytes("one-0.png"), bytes("two-0.png"));
+    assert_eq!(bytes("one-1.png"), bytes("two-1.png"));
+    assert_ne!(bytes("one-0.png"), bytes("one-1.png"), "each image has a seed of its own");
+    assert!(bytes("one-0.png").starts_with(b"\x89PNG"));
+}
+
+#[tokio::test]
+async fn the_schemas_in_the_repository_are_what_the_program_writes() {
     let directory = tempfile::tempdir().unwrap();
-    let in_the_way = directory.path().join("file");
-    std::fs::write(&in_the_way, b"").unwrap();
-    let unwritable = format!("file://{}/objects", in_the_way.display());
-    let broken = directory.path().join("model");
-    std::fs::create_dir(&broken).unwrap();
-    let broken = broken.display().to_string();
-    let nobody = "nats://127.0.0.1:1".to_owned();
-    let (healthy, bare, without, old) = (stack.nats.url(), bare.url(), without.url(), old.url());
-
-    for (nats, extra, check, found, remedy) in [
-        (&nobody, vec![], "server", "no NATS server", "local/up"),
-        (&old, vec![], "server", "2.9.0", "upgrade"),
-        (&without, vec![], "jetstream", "INFO", "-js"),
-        (&bare, vec![], "topology", "missing: DARKROOM_REQ", "darkroom setup"),
-        (&bare, vec![], "consumers", "STREAM", "darkroom setup"),
-        (&healthy, vec!["--store", &unwritable], "store", "cannot be made", "check the URL"),
-        (&healthy, vec!["--store", "nowhere"], "store", "not a URL", "check the URL"),
-        (&healthy, vec!["--model", &broken], "model", "model_index.json", "safetensors"),
-    ] {
-        let mut arguments = vec!["--json", "doctor"];
-        arguments.extend(extra.iter().copied());
-        let report = darkroom(nats, &arguments).await;
-        assert_eq!(report.status.code(), Some(1), "{check}: {report}");
-        let report = lines(&report);
-        let (word, text) = verdict(&report, check);
-        assert_eq!(word, "problem", "{check}: {text}");
-        assert!(text.contains(found) || check == "consumers", "{check}: {text}");
-        assert!(text.contains(remedy), "{check}: {text}");
+    darkroom(["schema", "--dir", text(directory.path())]).await.expect_success();
+    let names = |directory: &Path| {
+        let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let committed = checkout().join("nats/schema");
+    assert_eq!(names(directory.path()), names(&committed));
+    for name in names(&committed) {
+        let (written, committed) = (directory.path().join(&name), committed.join(&name));
+        let equal = fs::read(written).unwrap() == fs::read(&committed).unwrap();
+        assert!(equal, "{} is out of date: run `darkroom schema --dir nats/schema`", committed.display());
     }
-    // Requests that nobody takes are a warning: the set-up is sound, but somebody waits.
-    stack.publish("darkroom.req.unheard.normal.any.t", None, "{}").await;
-    let report = lines(&darkroom(&healthy, &["--json", "doctor"]).await);
-    let (word, text) = verdict(&report, "requests");
-    assert_eq!(word, "warning", "{text}");
-    assert!(text.contains("darkroom-deadletter"), "{text}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn submit_refuses_what_cannot_be_done_before_it_is_published() {
-    let stack = Stack::start().await;
-    let nats = stack.nats.url();
-    let error = |finished: &Finished| -> Value { serde_json::from_str(finished.stderr.trim()).unwrap() };
-
-    let unknown = darkroom(&nats, &["--json", "submit", "a ring", "--model", "unheard"]).await;
-    assert_eq!(unknown.status.code(), Some(6));
-    assert!(error(&unknown)["error"]["message"].as_str().unwrap().contains("shapes"), "{unknown}");
-
-    let wrong =
-        darkroom(&nats, &["--json", "submit", "", "--steps", "101", "--width", "100", "--scheduler", "x"]).await;
-    assert_eq!(wrong.status.code(), Some(5));
-    for field in ["prompt", "num_inference_steps", "width", "scheduler"] {
-        assert!(error(&wrong)["error"]["message"].as_str().unwrap().contains(field), "{field}: {wrong}");
-    }
-
-    let first = darkroom(&nats, &["submit", "a ring", "--job", "mine"]).await;
-    assert_eq!((first.status.code(), first.stdout.trim()), (Some(0), "mine"));
-    assert!(darkroom(&nats, &["submit", "a ring", "--job", "mine"]).await.status.success(), "the same is no conflict");
-    let conflict = darkroom(&nats, &["submit", "a heart", "--job", "mine"]).await;
-    assert_eq!(conflict.status.code(), Some(7), "{conflict}");
-    for id in ["a.b", "*", "a b", ""] {
-        assert_eq!(darkroom(&nats, &["submit", "a ring", "--job", id]).await.status.code(), Some(2), "{id:?}");
-    }
-    let mut stream = stack.bus.context.get_stream(subject::STREAM_REQUESTS).await.unwrap();
-    assert_eq!(stream.info().await.unwrap().state.messages, 1, "one request was published in all of this");
-
-    let status = darkroom(&nats, &["--json", "status", "mine"]).await;
-    assert_eq!(lines(&status)[0]["status"], "pending");
-    assert_eq!(darkroom(&nats, &["status", "theirs"]).await.status.code(), Some(6));
-    assert_eq!(darkroom(&nats, &["watch", "theirs"]).await.status.code(), Some(6));
-    assert_eq!(darkroom(&nats, &["watch", "mine", "--timeout", "200ms"]).await.status.code(), Some(9));
-    assert_eq!(darkroom("nats://127.0.0.1:1", &["list"]).await.status.code(), Some(4));
+#[tokio::test]
+async fn a_reader_that_goes_away_is_no_error() {
+    let server = server_with_model().await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(program("darkroom"));
+    command.args(["--nats", &server.url(), "models"]).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+    let finished = command.output().unwrap();
+    assert!(finished.status.success(), "{finished:?}");
+    assert_eq!(String::from_utf8_lossy(&finished.stderr), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,7 +477,7 @@ async fn a_submitted_job_can_be_followed_fetched_and_found_again() {
         ["submit", "a ring", "--job", "ring", "--steps", "3", "--seed", "1", "--width", "128", "--height", "128"];
     let mut arguments = submit.to_vec();
     arguments.extend(["--out", &out]);
-    let done = darkroom(&nats, &arguments).await;
+    let done = darkroom_at(&nats, &arguments).await;
     assert!(done.status.success(), "{done}");
     assert_eq!(done.stdout.lines().collect::<Vec<_>>(), ["ring", &out]);
     assert!(done.stderr.contains("step 3/3"), "{done}");
@@ -187,15 +487,15 @@ async fn a_submitted_job_can_be_followed_fetched_and_found_again() {
     let again = directory.path().join("again.png").display().to_string();
     let mut arguments = submit.to_vec();
     arguments.extend(["--out", &again]);
-    assert!(darkroom(&nats, &arguments).await.status.success());
+    assert!(darkroom_at(&nats, &arguments).await.status.success());
     assert_eq!(std::fs::read(&again).unwrap(), picture);
 
-    let watched = darkroom(&nats, &["--json", "watch", "ring"]).await;
-    let kinds: Vec<Value> = lines(&watched).into_iter().map(|line| line["type"].clone()).collect();
+    let watched = darkroom_at(&nats, &["--json", "watch", "ring"]).await;
+    let kinds: Vec<Value> = json_lines(&watched.stdout).into_iter().map(|line| line["type"].clone()).collect();
     assert_eq!(kinds, ["darkroom.job.accepted", "darkroom.job.started", "darkroom.job.completed"]);
-    let listed = lines(&darkroom(&nats, &["--json", "list"]).await);
+    let listed = json_lines(&darkroom_at(&nats, &["--json", "list"]).await.stdout);
     assert_eq!((&listed[0]["job"], &listed[0]["status"]), (&json!("ring"), &json!("completed")));
-    let models = lines(&darkroom(&nats, &["--json", "models"]).await);
+    let models = json_lines(&darkroom_at(&nats, &["--json", "models"]).await.stdout);
     assert_eq!((&models[0]["name"], models.len()), (&json!("shapes"), 1));
 
     // And the engine alone makes the same bytes.
@@ -204,41 +504,14 @@ async fn a_submitted_job_can_be_followed_fetched_and_found_again() {
     std::fs::write(&request, body.to_string()).unwrap();
     let alone = directory.path().join("alone.png");
     let latents = directory.path().join("latents.safetensors");
-    let render = render(&request, &alone, &["--latents", &latents.display().to_string()]).await;
+    let render = render_alone(&request, &alone, &["--latents", &latents.display().to_string()]).await;
     assert!(render.status.success(), "{render}");
     assert_eq!(std::fs::read(&alone).unwrap(), picture);
     assert!(latents.metadata().unwrap().len() > 4 * 16 * 16 * 4);
 }
 
-async fn render(request: &Path, out: &Path, more: &[&str]) -> Finished {
+async fn render_alone(request: &Path, out: &Path, more: &[&str]) -> Finished {
     let mut command = Command::new(program("darkroom"));
     command.arg("render").arg("--model").arg(model_directory()).arg("--request").arg(request).arg("--out").arg(out);
     run(command.args(more), PATIENCE).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn render_reports_every_violation_and_every_file_that_is_of_no_use() {
-    let directory = tempfile::tempdir().unwrap();
-    let request = directory.path().join("request.json");
-    let out = directory.path().join("out.png");
-    std::fs::write(&request, r#"{"prompt":"","width":7}"#).unwrap();
-    let wrong = render(&request, &out, &[]).await;
-    assert_eq!(wrong.status.code(), Some(5));
-    assert!(wrong.stderr.contains("prompt is") && wrong.stderr.contains("width is 7"), "{wrong}");
-
-    std::fs::write(&request, r#"{"prompt":"a ring","num_inference_steps":1,"width":64,"height":64}"#).unwrap();
-    let noise = directory.path().join("noise.safetensors");
-    std::fs::write(&noise, b"not tensors").unwrap();
-    let wrong = render(&request, &out, &["--noise", &noise.display().to_string()]).await;
-    assert!(!wrong.status.success() && wrong.stderr.contains("noise.safetensors"), "{wrong}");
-    assert!(!out.exists());
-    let missing = render(&directory.path().join("none.json"), &out, &[]).await;
-    assert!(missing.stderr.contains("none.json"), "{missing}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_goes_away_ends_it_quietly() {
-    let script = format!("{} --help | true", program("darkroom").display());
-    let finished = run(Command::new("sh").args(["-c", &script]), Duration::from_secs(30)).await;
-    assert!(!finished.stderr.contains("panicked"), "{finished}");
 }

@@ -1,6 +1,6 @@
 //! Darkroom against the real thing: nats-server, an S3 server, an OTLP receiver, and its own programs as processes.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
 mod cli;
