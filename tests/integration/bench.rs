@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark")]
 
+#[allow(dead_code, reason = "the tests use the rest")]
 mod stack;
 #[path = "../support/mod.rs"]
 mod support;

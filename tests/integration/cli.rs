@@ -4,9 +4,8 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use darkroom::shell::bus::{self, Bus};
 use darkroom::shell::config::BusOptions;
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::stack::{PATIENCE, Stack, model_directory, program};
+use crate::support::checkout;
 use crate::support::nats::{NatsServer, fake_old_server, free_port_pair};
 use crate::support::process::{Finished, run};
 
@@ -481,14 +481,14 @@ async fn a_submitted_job_can_be_followed_fetched_and_found_again() {
     assert!(done.status.success(), "{done}");
     assert_eq!(done.stdout.lines().collect::<Vec<_>>(), ["ring", &out]);
     assert!(done.stderr.contains("step 3/3"), "{done}");
-    let picture = std::fs::read(&out).unwrap();
+    let picture = fs::read(&out).unwrap();
 
     // The same again follows the job that there is.
     let again = directory.path().join("again.png").display().to_string();
     let mut arguments = submit.to_vec();
     arguments.extend(["--out", &again]);
     assert!(darkroom_at(&nats, &arguments).await.status.success());
-    assert_eq!(std::fs::read(&again).unwrap(), picture);
+    assert_eq!(fs::read(&again).unwrap(), picture);
 
     let watched = darkroom_at(&nats, &["--json", "watch", "ring"]).await;
     let kinds: Vec<Value> = json_lines(&watched.stdout).into_iter().map(|line| line["type"].clone()).collect();
@@ -501,12 +501,12 @@ async fn a_submitted_job_can_be_followed_fetched_and_found_again() {
     // And the engine alone makes the same bytes.
     let request = directory.path().join("request.json");
     let body = json!({"prompt": "a ring", "num_inference_steps": 3, "seed": 1, "width": 128, "height": 128});
-    std::fs::write(&request, body.to_string()).unwrap();
+    fs::write(&request, body.to_string()).unwrap();
     let alone = directory.path().join("alone.png");
     let latents = directory.path().join("latents.safetensors");
     let render = render_alone(&request, &alone, &["--latents", &latents.display().to_string()]).await;
     assert!(render.status.success(), "{render}");
-    assert_eq!(std::fs::read(&alone).unwrap(), picture);
+    assert_eq!(fs::read(&alone).unwrap(), picture);
     assert!(latents.metadata().unwrap().len() > 4 * 16 * 16 * 4);
 }
 
