@@ -127,6 +127,12 @@ fn ids_that_are_no_tokens_fall_back_to_the_stream_sequence() {
         assert_eq!(refusal.job, JobId::from_stream_sequence(7));
         assert!(refusal.violations[0].value.chars().count() <= 65, "shown shortened");
     }
+    let with_tenant = read_as(br#"{"prompt":"p","id":"mine"}"#, Some("t.mine")).unwrap();
+    assert_eq!(
+        with_tenant.job.as_str(),
+        "mine",
+        "streams compare ids over all tenants, so the tenant may stand before"
+    );
     assert_eq!(read_as(br#"{"prompt":"p"}"#, None).unwrap().job.as_str(), "seq-7");
     assert_eq!(read_as(br#"{"prompt":"p","id":"mine"}"#, None).unwrap().job.as_str(), "mine");
 }

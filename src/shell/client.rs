@@ -122,7 +122,7 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
         }
     }
     let mut headers = HeaderMap::new();
-    headers.insert(header::MESSAGE_ID, job.as_str());
+    headers.insert(header::MESSAGE_ID, header::message_id(tenant, job));
     super::telemetry::inject(&mut headers);
     let to = subject::request(model, *priority, *pool, tenant);
     let stored = publish_surely(bus, &to, &headers, body.into()).await?;

@@ -182,7 +182,9 @@ impl Sweeper {
         );
         tracing::warn!(%fault, sequence = message.sequence, "deadletter.unserved");
         let (model, tenant) = subject::model_and_tenant_tokens(on);
-        let id = message.headers.get(header::MESSAGE_ID).and_then(|id| id.as_str().parse::<JobId>().ok());
+        let id = message.headers.get(header::MESSAGE_ID).map(|id| id.as_str());
+        let id = id.map(|id| tenant.parse().map_or(id, |tenant| header::job_in_message_id(&tenant, id)));
+        let id = id.and_then(|id| id.parse::<JobId>().ok());
         let job = id.unwrap_or_else(|| JobId::from_stream_sequence(message.sequence));
         let data = Failed { error: ErrorDocument::from(&fault), attempts: 0, metadata: None };
         let now = self.clock.unix_ms();

@@ -1,6 +1,8 @@
-//! Header names of requests, events and dead letters.
+//! Header names of requests, events and dead letters, and how message ids are made.
 
-/// NATS: the id by which a stream drops repeated publishes; on requests it is the job's id.
+use crate::job::{JobId, Tenant};
+
+/// NATS: the id by which a stream drops repeated publishes; on requests `<job>`, or `<tenant>.<job>`.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// NATS: the publish succeeds only if this is the last sequence on the subject; 0 for "none yet".
 pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
@@ -25,6 +27,16 @@ pub const DEAD_LETTER_SEQUENCE: &str = "Darkroom-Original-Sequence";
 pub const DEAD_LETTER_ATTEMPTS: &str = "Darkroom-Attempts";
 /// Dead letters: the worker that gave up.
 pub const DEAD_LETTER_WORKER: &str = "Darkroom-Worker";
+
+/// The message id of a job. Streams compare ids over all subjects, so it tells tenants apart.
+pub fn message_id(tenant: &Tenant, job: &JobId) -> String {
+    format!("{tenant}.{job}")
+}
+
+/// The job's id in a message id: the whole of it, or what follows the tenant.
+pub fn job_in_message_id<'a>(tenant: &Tenant, message_id: &'a str) -> &'a str {
+    message_id.strip_prefix(tenant.as_str()).and_then(|rest| rest.strip_prefix('.')).unwrap_or(message_id)
+}
 
 /// The id of a dead letter, so that repeating it stores nothing.
 pub fn dead_letter_id(stream_sequence: u64) -> String {

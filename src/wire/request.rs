@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::header;
 use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::job::{Draft, JobId, JobSpec, ModelManifest, OutputFormat, Priority, SamplerKind, Tenant, Violation};
 
@@ -224,7 +225,8 @@ fn body_fields(body: &[u8], violations: &mut Vec<Violation>) -> Map<String, Valu
 
 fn job_id(context: &Context<'_>, in_body: Option<&str>, violations: &mut Vec<Violation>) -> JobId {
     let mut named = None;
-    for (field, text) in [("Nats-Msg-Id", context.message_id), ("id", in_body)] {
+    let in_header = context.message_id.map(|id| header::job_in_message_id(context.tenant, id));
+    for (field, text) in [(header::MESSAGE_ID, in_header), ("id", in_body)] {
         let Some(text) = text else { continue };
         match text.parse::<JobId>() {
             Ok(job) if named.as_ref().is_some_and(|earlier| *earlier != job) => {

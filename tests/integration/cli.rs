@@ -270,7 +270,7 @@ async fn doctor_and_render_say_what_is_wrong_with_a_model() {
         (broken_model("unet", weights, Some(&whole[..whole.len() / 2])), &["unet", weights, "not a complete"]),
         (broken_model("unet", weights, None), &["unet", "does not exist"]),
         (broken_model("vae", "config.json", Some(b"{")), &["vae/config.json", "JSON"]),
-        (broken_model("tokenizer", "vocab.json", Some(b"[]")), &["vocab.json"]),
+        (broken_model("tokenizer", "tokenizer.json", Some(b"[]")), &["tokenizer.json"]),
     ];
     for (directory, words) in &cases {
         let model = directory.path().join("shapes");
