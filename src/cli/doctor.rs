@@ -111,7 +111,11 @@ async fn topology(report: &mut Report<'_>, bus: &Bus, manifest: Option<&ModelMan
             return;
         }
     }
-    let models: Vec<ModelManifest> = manifest.into_iter().cloned().collect();
+    // The models that are served are known from any one of their consumers; the others may be missing.
+    let served = topology::served(bus).await.unwrap_or_default().into_iter().map(|served| served.manifest);
+    let mut models: Vec<ModelManifest> = manifest.into_iter().cloned().chain(served).collect();
+    models.sort_by(|one, other| one.name.cmp(&other.name));
+    models.dedup_by(|one, other| one.name == other.name);
     let setup = "run `darkroom setup` with --model DIR for each model";
     match topology::reconcile(bus, &models, Mode::Check).await {
         Ok(findings) => report.say("topology", &judge(&findings)),

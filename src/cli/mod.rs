@@ -11,7 +11,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use darkroom::shell::bus::ConnectError;
+use darkroom::job::{Fault, FaultCode};
+use darkroom::shell::bus::{ApiError, ConnectError};
 use darkroom::shell::client::{SubmitError, WatchError};
 use darkroom::shell::config::BusOptions;
 
@@ -123,7 +124,11 @@ impl Failed {
 impl<E: Into<anyhow::Error>> From<E> for Failed {
     fn from(error: E) -> Self {
         let error = error.into();
-        let (exit, code) = if error.is::<ConnectError>() || error.is::<darkroom::shell::bus::ApiError>() {
+        let bus_failed = |fault: &Fault| fault.code == FaultCode::BusFailed;
+        let (exit, code) = if error.is::<ConnectError>()
+            || error.is::<ApiError>()
+            || error.downcast_ref::<Fault>().is_some_and(bus_failed)
+        {
             (Exit::Unreachable, "unreachable")
         } else {
             match (error.downcast_ref::<SubmitError>(), error.downcast_ref::<WatchError>()) {

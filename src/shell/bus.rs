@@ -166,6 +166,7 @@ pub async fn connect(options: &BusOptions, name: &str) -> Result<Bus, ConnectErr
 /// A URL as it may be logged.
 pub fn without_secrets(text: &str) -> String {
     match url::Url::parse(text) {
+        Ok(url) if url.username().is_empty() && url.password().is_none() => text.to_owned(),
         Ok(mut url) => {
             let hidden = url.set_password(None).and_then(|()| url.set_username(""));
             if hidden.is_ok() { url.to_string() } else { "(a URL)".to_owned() }
@@ -296,6 +297,7 @@ mod tests {
     fn secrets_do_not_reach_logs() {
         assert_eq!(without_secrets("nats://me:secret@host:4222"), "nats://host:4222");
         assert!(!without_secrets("me:secret@host").contains("secret"));
+        assert_eq!(without_secrets("file:///data/images"), "file:///data/images");
     }
 
     #[test]

@@ -7,7 +7,14 @@ use std::time::Duration;
 #[derive(Clone, Debug, clap::Args)]
 pub struct BusOptions {
     /// URL of the NATS server: nats://, tls://, ws:// or wss://, with user and password or token where needed
-    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL", global = true)]
+    #[arg(
+        long,
+        env = "NATS_URL",
+        hide_env_values = true,
+        default_value = "nats://127.0.0.1:4222",
+        value_name = "URL",
+        global = true
+    )]
     pub nats: String,
     /// Credentials file for NATS
     #[arg(long, env = "NATS_CREDS", value_name = "FILE", global = true)]
