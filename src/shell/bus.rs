@@ -165,8 +165,10 @@ pub async fn connect(options: &BusOptions, name: &str) -> Result<Bus, ConnectErr
 
 /// A URL as it may be logged.
 pub fn without_secrets(text: &str) -> String {
+    if !text.contains('@') {
+        return text.to_owned();
+    }
     match url::Url::parse(text) {
-        Ok(url) if url.username().is_empty() && url.password().is_none() => text.to_owned(),
         Ok(mut url) => {
             let hidden = url.set_password(None).and_then(|()| url.set_username(""));
             if hidden.is_ok() { url.to_string() } else { "(a URL)".to_owned() }
