@@ -6,10 +6,6 @@ use crate::job::{JobId, Tenant};
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// NATS: the publish succeeds only if this is the last sequence on the subject; 0 for "none yet".
 pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
-/// W3C trace context, taken up from requests and sent on with events.
-pub const TRACEPARENT: &str = "traceparent";
-/// W3C trace context, vendor part.
-pub const TRACESTATE: &str = "tracestate";
 /// Media type of the body.
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// Events are structured CloudEvents.
