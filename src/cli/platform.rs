@@ -21,7 +21,7 @@ pub(crate) struct SetupOptions {
     /// A model to serve: a diffusers directory; may be repeated
     #[arg(long, value_name = "DIR")]
     model: Vec<PathBuf>,
-    /// Only say what would be done
+    /// Only say what is missing or differs; exit code 1 if anything does
     #[arg(long)]
     check: bool,
 }
@@ -57,13 +57,15 @@ pub(crate) fn manifests(directories: &[PathBuf]) -> anyhow::Result<Vec<ModelMani
 }
 
 /// A finding for people and for scripts.
-pub(crate) fn show(finding: &Finding, output: Output) {
+pub(crate) fn show(finding: &Finding, mode: Mode, output: Output) {
     let Finding { kind, name, outcome } = finding;
-    let (word, differences) = match outcome {
-        Outcome::Unchanged => ("unchanged", &[][..]),
-        Outcome::Created => ("created", &[][..]),
-        Outcome::Updated(differences) => ("updated", &differences[..]),
-        Outcome::Drifted(differences) => ("drifted", &differences[..]),
+    let (word, differences) = match (outcome, mode) {
+        (Outcome::Unchanged, _) => ("unchanged", &[][..]),
+        (Outcome::Created, Mode::Apply) => ("created", &[][..]),
+        (Outcome::Created, Mode::Check) => ("missing", &[][..]),
+        (Outcome::Updated(differences), Mode::Apply) => ("updated", &differences[..]),
+        (Outcome::Updated(differences), Mode::Check) => ("outdated", &differences[..]),
+        (Outcome::Drifted(differences), _) => ("drifted", &differences[..]),
     };
     let texts: Vec<String> = differences.iter().map(ToString::to_string).collect();
     let why = if texts.is_empty() { String::new() } else { format!(": {}", texts.join("; ")) };
@@ -83,11 +85,14 @@ pub(crate) async fn setup(bus: &BusOptions, options: &SetupOptions, output: &Out
     let mode = if options.check { Mode::Check } else { Mode::Apply };
     let findings = topology::reconcile(&bus, &manifests, mode).await?;
     for finding in &findings {
-        show(finding, *output);
+        show(finding, mode, *output);
     }
     if findings.iter().any(|finding| matches!(finding.outcome, Outcome::Drifted(_))) {
         output.note("What drifted was left as it is: changing it would strand or lose messages.");
         return Ok(Exit::Drift);
+    }
+    if options.check && findings.iter().any(|finding| finding.outcome != Outcome::Unchanged) {
+        return Ok(Exit::Failure);
     }
     Ok(Exit::Success)
 }

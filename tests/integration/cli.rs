@@ -135,11 +135,18 @@ async fn setup_reports_drift_after_doing_everything_else() {
 }
 
 #[tokio::test]
-async fn setup_with_check_changes_nothing() {
+async fn setup_with_check_says_what_is_missing_and_changes_nothing() {
     let server = NatsServer::start().await;
-    darkroom_at(&server.url(), &["setup", "--check"]).await;
+    let finished = darkroom_at(&server.url(), &["setup", "--check"]).await;
+    assert_eq!(finished.status.code(), Some(1), "{finished}");
+    assert!(outcomes(&finished.stdout).iter().all(|word| *word == "missing"), "{finished}");
     let bus = connect(&server).await;
     assert_eq!(bus.api("INFO", &Value::Null).await.unwrap()["streams"], 0);
+
+    darkroom_at(&server.url(), &["setup"]).await;
+    let finished = darkroom_at(&server.url(), &["setup", "--check"]).await;
+    assert_eq!(finished.status.code(), Some(0), "{finished}");
+    assert!(outcomes(&finished.stdout).iter().all(|word| *word == "unchanged"), "{finished}");
 }
 
 /// The verdict and the words of each check of `doctor --json`.
