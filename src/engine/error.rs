@@ -94,12 +94,20 @@ pub enum LoadError {
         found: Vec<usize>,
     },
     /// The tokenizer's files do not make a tokenizer.
-    #[error("`{}` is not a CLIP tokenizer: {reason}", path.display())]
+    #[error("`{}` is not a tokenizer: {reason}", path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The device cannot compute in a number format.
+    #[error("{asked} is not possible on this device; supported: {supported}")]
+    Precision {
+        /// The format.
+        asked: &'static str,
+        /// What would be possible.
+        supported: &'static str,
     },
     /// The device cannot be used, or candle failed on it.
     #[error("the device cannot be used")]

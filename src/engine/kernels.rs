@@ -71,7 +71,7 @@ fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// The patches that a 3×3 convolution with padding 1 looks at, as columns of a matrix, with a row of ones for the bias.
+/// The patches that a 3×3 convolution looks at, as columns of a matrix, with a row of ones for the bias.
 ///
 /// `(b, c, h, w)` becomes `(b, 9 c + 1, rows * output width)`.
 pub(super) struct Patches {
@@ -79,6 +79,8 @@ pub(super) struct Patches {
     pub(super) stride: usize,
     /// How often each input pixel is repeated in both directions before the convolution.
     pub(super) repeat: usize,
+    /// Zeros before the first row and column: 1, or 0 where they all stand after the last.
+    pub(super) padding: usize,
     /// Which rows of the output.
     pub(super) rows: std::ops::Range<usize>,
 }
@@ -105,12 +107,12 @@ impl CustomOp1 for Patches {
             let (channel, down, right) = (tap / 9, tap % 9 / 3, tap % 3);
             let plane = &input[(image * channels + channel) * height * width..][..height * width];
             for (y, line) in self.rows.clone().zip(row.chunks_exact_mut(output_width)) {
-                let source_y = (y * self.stride + down).wrapping_sub(1);
+                let source_y = (y * self.stride + down).wrapping_sub(self.padding);
                 if source_y >= full_height {
                     continue;
                 }
                 let source = &plane[source_y / self.repeat * width..][..width];
-                if self.stride == 1 && self.repeat == 1 {
+                if self.stride == 1 && self.repeat == 1 && self.padding == 1 {
                     match right {
                         0 => line[1..].copy_from_slice(&source[..width - 1]),
                         1 => line.copy_from_slice(source),
@@ -118,7 +120,7 @@ impl CustomOp1 for Patches {
                     }
                 } else {
                     for (x, value) in line.iter_mut().enumerate() {
-                        let source_x = (x * self.stride + right).wrapping_sub(1);
+                        let source_x = (x * self.stride + right).wrapping_sub(self.padding);
                         if source_x < full_width {
                             *value = source[source_x / self.repeat];
                         }

@@ -4,7 +4,7 @@
 //! 1×1 convolution is one product `weight (out, in) @ x (b, in, t)`, and nothing is ever transposed or copied between
 //! convolutions and attention. Nothing here knows of a whole model.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::error::LoadError;
 use super::kernels;
@@ -37,6 +37,33 @@ fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
 /// SiLU of a small tensor.
 pub(super) fn silu(x: &Tensor) -> Result<Tensor> {
     candle_nn::ops::silu(x)
+}
+
+/// The wavelengths of embedded numbers go up to this, as in "Attention is all you need".
+const PERIOD_MAX: f32 = 10_000.0;
+
+/// Sines and cosines of each of `values`, `(n, width)` f32: diffusers' `get_timestep_embedding`.
+pub(super) fn sinusoid(
+    values: &[f32],
+    width: usize,
+    cosines_first: bool,
+    frequency_shift: f32,
+    device: &Device,
+) -> Result<Tensor> {
+    let half = width / 2;
+    let mut embedded = Vec::with_capacity(values.len() * width);
+    for value in values {
+        let angles = (0..half).map(|index| {
+            let exponent = -PERIOD_MAX.ln() * index as f32 / (half as f32 - frequency_shift);
+            value * exponent.exp()
+        });
+        let (sines, cosines): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
+        let (head, tail) = if cosines_first { (cosines, sines) } else { (sines, cosines) };
+        embedded.extend(head);
+        embedded.extend(tail);
+        embedded.resize(embedded.len() + width % 2, 0.0);
+    }
+    Tensor::from_vec(embedded, (values.len(), width), device)
 }
 
 /// A product with a matrix, along the channels.
@@ -85,13 +112,15 @@ impl Linear {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resize {
     Same,
-    /// Every second pixel.
+    /// Every second pixel, from the first on.
     Halve,
+    /// Every second pixel, from the second on: all padding is at the end, as in the VAE's encoder.
+    HalveLate,
     /// Each pixel becomes four before the convolution.
     Double,
 }
 
-/// A 3×3 convolution with padding 1.
+/// A 3×3 convolution with padding of one pixel.
 #[derive(Debug)]
 pub(super) struct Convolution {
     /// `(out, in, 3, 3)`; on the CPU `(out, 9 in + 1)`, with the bias in the last column.
@@ -120,14 +149,19 @@ impl Convolution {
     /// `(b, in, h, w)` to `(b, out, h', w')`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, _, h, w) = x.dims4()?;
-        let (stride, repeat) = match self.resize {
-            Resize::Same => (1, 1),
-            Resize::Halve => (2, 1),
-            Resize::Double => (1, 2),
+        let (stride, repeat, padding) = match self.resize {
+            Resize::Same => (1, 1, 1),
+            Resize::Halve => (2, 1, 1),
+            Resize::HalveLate => (2, 1, 0),
+            Resize::Double => (1, 2, 1),
         };
         if !on_cpu(x) {
-            let x = if repeat == 1 { x.clone() } else { x.upsample_nearest2d(h * repeat, w * repeat)? };
-            return accumulate(x.conv2d(&self.weight, 1, stride, 1, 1)?, &self.bias);
+            let x = match self.resize {
+                Resize::Same | Resize::Halve => x.clone(),
+                Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
+                Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
+            };
+            return accumulate(x.conv2d(&self.weight, padding, stride, 1, 1)?, &self.bias);
         }
         let (outputs, patch) = self.weight.dims2()?;
         let (rows, columns) = ((h * repeat).div_ceil(stride), (w * repeat).div_ceil(stride));
@@ -135,7 +169,7 @@ impl Convolution {
         let strip = (PATCH_BYTES_MAX / (b * patch * columns * size_of::<f32>())).clamp(1, rows);
         let mut strips = Vec::with_capacity(rows.div_ceil(strip));
         for start in (0..rows).step_by(strip) {
-            let patches = kernels::Patches { stride, repeat, rows: start..rows.min(start + strip) };
+            let patches = kernels::Patches { stride, repeat, padding, rows: start..rows.min(start + strip) };
             // (b, out, patch) @ (b, patch, pixels of the strip)
             strips.push(weight.matmul(&x.apply_op1_no_bwd(&patches)?)?);
         }

@@ -6,8 +6,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::id::InvalidToken;
-use super::limits::{GUIDANCE_MAX, IMAGES_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX};
-use super::model::ModelManifest;
+use super::limits::{
+    GUIDANCE_MAX, IMAGES_MAX, LORA_WEIGHT_MAX, LORAS_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX, TOLD_SIZE_MAX,
+};
+use super::model::{ModelManifest, Task};
+use super::options::{LongPrompt, LoraChoice, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting};
+
+/// How much of a starting picture is made anew unasked, as in diffusers.
+const STRENGTH_DEFAULT: f32 = 0.8;
 
 /// How noise becomes latents. Names follow k-diffusion and diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -163,15 +169,56 @@ pub struct Draft {
     pub output_format: Option<OutputFormat>,
     /// A preview with every n-th step.
     pub previews: Option<u32>,
+    /// How much of guidance's growth in contrast is taken back.
+    pub guidance_rescale: Option<f32>,
+    /// Whose random numbers the seed gives.
+    pub rng: Option<Rng>,
+    /// What to start from.
+    pub init_image: Option<PictureSource>,
+    /// How much of it is made anew.
+    pub strength: Option<f32>,
+    /// Where it is made anew.
+    pub mask_image: Option<PictureSource>,
+    /// Changes to the model's weights.
+    pub loras: Vec<LoraChoice>,
+    /// How long prompts are read.
+    pub long_prompt: Option<LongPrompt>,
+    /// Whether brackets in prompts have a meaning.
+    pub prompt_weighting: Option<bool>,
+    /// Height and width that SDXL is told.
+    pub original_size: Option<[u32; 2]>,
+    /// Top and left that SDXL is told.
+    pub crops_coords_top_left: Option<[u32; 2]>,
+    /// Height and width that SDXL is told.
+    pub target_size: Option<[u32; 2]>,
 }
 
 /// A job that can be done.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobSpec {
+    /// The first image; image `n` differs from it in its seed alone.
+    pub image: ImageSpec,
+    /// Images of this job, 1 to 8.
+    pub num_images: u32,
+    /// How the images are stored.
+    pub output_format: OutputFormat,
+    /// A preview with every n-th step.
+    pub previews: Option<u32>,
+    /// What the images start from, if not from noise alone.
+    pub init_image: Option<PictureSource>,
+    /// Where the starting picture is to be made anew.
+    pub mask_image: Option<PictureSource>,
+}
+
+/// All that decides the pixels of one image, but for the starting picture's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageSpec {
     /// What to draw; 1 to 2000 characters.
     pub prompt: String,
     /// What to avoid; empty for nothing.
     pub negative_prompt: String,
+    /// How both are read.
+    pub prompt_options: PromptOptions,
     /// Pixels, within the model's limits.
     pub width: u32,
     /// Pixels, within the model's limits.
@@ -180,37 +227,20 @@ pub struct JobSpec {
     pub num_inference_steps: u32,
     /// Classifier-free guidance, 1 to 20; 1 is none.
     pub guidance_scale: f32,
-    /// Decides the noise of image 0; image `n` has `seed + n`.
-    pub seed: u64,
-    /// Images of this job, 1 to 8.
-    pub num_images: u32,
-    /// The sampler.
-    pub scheduler: SamplerKind,
-    /// How the images are stored.
-    pub output_format: OutputFormat,
-    /// A preview with every n-th step.
-    pub previews: Option<u32>,
-}
-
-/// All that decides the pixels of one image.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ImageSpec {
-    /// What to draw.
-    pub prompt: String,
-    /// What to avoid.
-    pub negative_prompt: String,
-    /// Pixels.
-    pub width: u32,
-    /// Pixels.
-    pub height: u32,
-    /// Denoising steps.
-    pub num_inference_steps: u32,
-    /// Classifier-free guidance; 1 is none.
-    pub guidance_scale: f32,
+    /// How much of guidance's growth in contrast is taken back, 0 to 1 (section 3.4 of arXiv 2305.08891).
+    pub guidance_rescale: f32,
     /// Decides the noise.
     pub seed: u64,
+    /// Whose random numbers the seed gives.
+    pub rng: Rng,
     /// The sampler.
     pub scheduler: SamplerKind,
+    /// What it starts from.
+    pub start: Start,
+    /// Changes to the model's weights.
+    pub loras: Vec<LoraChoice>,
+    /// What SDXL is told of sizes.
+    pub sizes: Sizes,
 }
 
 impl JobSpec {
@@ -278,32 +308,112 @@ impl JobSpec {
             violations.push(Violation::new("seed", seed, format!("0 to {seed_largest}")));
         }
 
+        let guidance_rescale = draft.guidance_rescale.unwrap_or(0.0);
+        if !(0.0..=1.0).contains(&guidance_rescale) {
+            violations.push(Violation::new("guidance_rescale", guidance_rescale, "0 to 1"));
+        }
+        let scheduler = draft.scheduler.unwrap_or(defaults.scheduler);
+        if !manifest.schedulers.contains(&scheduler) {
+            let names: Vec<&str> = manifest.schedulers.iter().map(|kind| kind.as_str()).collect();
+            violations.push(Violation::new("scheduler", scheduler, format!("with this model: {}", names.join(", "))));
+        }
+        let start = check_start(draft, manifest, violations);
+        check_loras(&draft.loras, violations);
+        let sizes = Sizes {
+            original: draft.original_size.unwrap_or([height, width]),
+            crops_coords_top_left: draft.crops_coords_top_left.unwrap_or([0, 0]),
+            target: draft.target_size.unwrap_or([height, width]),
+        };
+        for (field, told, least) in [
+            ("original_size", sizes.original, 1),
+            ("crops_coords_top_left", sizes.crops_coords_top_left, 0),
+            ("target_size", sizes.target, 1),
+        ] {
+            if told.iter().any(|value| !(least..=TOLD_SIZE_MAX).contains(value)) {
+                let allowed = format!("two numbers from {least} to {TOLD_SIZE_MAX}");
+                violations.push(Violation::new(field, format!("{told:?}"), allowed));
+            }
+        }
+
         (violations.len() == before).then(|| Self {
-            prompt,
-            negative_prompt: draft.negative_prompt.clone().unwrap_or_default(),
-            width,
-            height,
-            num_inference_steps,
-            guidance_scale,
-            seed,
+            image: ImageSpec {
+                prompt,
+                negative_prompt: draft.negative_prompt.clone().unwrap_or_default(),
+                prompt_options: PromptOptions {
+                    long: draft.long_prompt.unwrap_or_default(),
+                    weighting: if draft.prompt_weighting == Some(true) { Weighting::On } else { Weighting::Off },
+                },
+                width,
+                height,
+                num_inference_steps,
+                guidance_scale,
+                guidance_rescale,
+                seed,
+                rng: draft.rng.unwrap_or_default(),
+                scheduler,
+                start,
+                loras: draft.loras.clone(),
+                sizes,
+            },
             num_images,
-            scheduler: draft.scheduler.unwrap_or(defaults.scheduler),
             output_format: draft.output_format.unwrap_or(OutputFormat::Png),
             previews,
+            init_image: draft.init_image.clone(),
+            mask_image: draft.mask_image.clone(),
         })
     }
 
     /// All that decides the pixels of image `index`.
     pub fn image(&self, index: u32) -> ImageSpec {
-        ImageSpec {
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
-            width: self.width,
-            height: self.height,
-            num_inference_steps: self.num_inference_steps,
-            guidance_scale: self.guidance_scale,
-            seed: self.seed + u64::from(index),
-            scheduler: self.scheduler,
+        ImageSpec { seed: self.image.seed + u64::from(index), ..self.image.clone() }
+    }
+}
+
+/// What the images start from; the rules of `init_image`, `mask_image` and `strength`, which depend on each other.
+fn check_start(draft: &Draft, manifest: &ModelManifest, violations: &mut Vec<Violation>) -> Start {
+    let (task, strength_unasked) = match (&draft.init_image, &draft.mask_image) {
+        (None, None) => (Task::TextToImage, 1.0),
+        (Some(_), None) => (Task::ImageToImage, STRENGTH_DEFAULT),
+        (Some(_), Some(_)) => (Task::Inpainting, 1.0),
+        (None, Some(_)) => {
+            violations.push(Violation::new("mask_image", "given", "only together with init_image"));
+            return Start::Noise;
+        }
+    };
+    let strength = draft.strength.unwrap_or(strength_unasked);
+    if !(strength > 0.0 && strength <= 1.0) {
+        violations.push(Violation::new("strength", strength, "above 0 to 1"));
+    } else if draft.strength.is_some() && task == Task::TextToImage {
+        violations.push(Violation::new("strength", strength, "only together with init_image"));
+    }
+    if !manifest.tasks.contains(&task) {
+        let needed = if manifest.tasks.contains(&Task::ImageToImage) || manifest.tasks == [Task::TextToImage] {
+            "not with this model"
+        } else {
+            "this model needs init_image and mask_image"
+        };
+        let field = if task == Task::Inpainting { "mask_image" } else { "init_image" };
+        let value = if draft.init_image.is_some() { "given" } else { "missing" };
+        violations.push(Violation::new(field, value, needed));
+    }
+    match task {
+        Task::TextToImage => Start::Noise,
+        Task::ImageToImage => Start::Picture { strength },
+        Task::Inpainting => Start::Inpaint { strength },
+    }
+}
+
+fn check_loras(loras: &[LoraChoice], violations: &mut Vec<Violation>) {
+    if loras.len() > LORAS_MAX {
+        violations.push(Violation::new("loras", format!("{} of them", loras.len()), format!("up to {LORAS_MAX}")));
+    }
+    for (index, lora) in loras.iter().enumerate() {
+        if !(lora.weight.abs() <= LORA_WEIGHT_MAX) {
+            let allowed = format!("-{LORA_WEIGHT_MAX} to {LORA_WEIGHT_MAX}");
+            violations.push(Violation::new(format!("loras[{index}].weight"), lora.weight, allowed));
+        }
+        if loras[..index].iter().any(|earlier| earlier.name == lora.name) {
+            violations.push(Violation::new(format!("loras[{index}].name"), &lora.name, "each LoRA once"));
         }
     }
 }
@@ -325,6 +435,8 @@ mod tests {
                 guidance_scale: 5.0,
                 scheduler: SamplerKind::Ddim,
             },
+            tasks: vec![Task::TextToImage, Task::ImageToImage],
+            schedulers: vec![SamplerKind::Ddim, SamplerKind::Euler],
         }
     }
 
@@ -334,12 +446,34 @@ mod tests {
         draft
     }
 
+    fn picture() -> PictureSource {
+        PictureSource::Key("inputs/a.png".into())
+    }
+
+    fn lora(name: &str, weight: f32) -> LoraChoice {
+        LoraChoice { name: name.parse().unwrap(), weight }
+    }
+
+    #[test]
+    fn a_model_for_inpainting_needs_picture_and_mask() {
+        let manifest = ModelManifest { tasks: vec![Task::Inpainting], ..manifest() };
+        for (draft, field) in [(draft(|_| {}), "init_image"), (draft(|d| d.init_image = Some(picture())), "init_image")] {
+            let mut violations = Vec::new();
+            assert_eq!(JobSpec::check(&draft, &manifest, 0, &mut violations), None);
+            assert_eq!(violations[0].field, field, "{violations:?}");
+        }
+    }
+
     #[test]
     fn gaps_take_the_models_defaults() {
         let mut violations = Vec::new();
         let spec = JobSpec::check(&draft(|_| {}), &manifest(), 9, &mut violations).unwrap();
-        assert_eq!((spec.width, spec.height, spec.num_inference_steps, spec.seed), (256, 256, 20, 9));
+        let image = spec.image(0);
+        assert_eq!((image.width, image.height, image.num_inference_steps, image.seed), (256, 256, 20, 9));
+        assert_eq!((image.start, image.rng, image.sizes.original), (Start::Noise, Rng::TorchCpu, [256, 256]));
         assert_eq!(spec.image(3).seed, 12);
+        let spec = JobSpec::check(&draft(|d| d.init_image = Some(picture())), &manifest(), 9, &mut violations).unwrap();
+        assert_eq!(spec.image.start, Start::Picture { strength: 0.8 });
     }
 
     #[test]
@@ -360,6 +494,17 @@ mod tests {
             ("num_images", draft(|d| d.num_images = Some(9))),
             ("seed", draft(|d| d.seed = Some(u64::MAX))),
             ("previews", draft(|d| d.previews = Some(0))),
+            ("guidance_rescale", draft(|d| d.guidance_rescale = Some(1.1))),
+            ("scheduler", draft(|d| d.scheduler = Some(SamplerKind::Lcm))),
+            ("strength", draft(|d| d.strength = Some(0.5))),
+            ("strength", draft(|d| (d.init_image, d.strength) = (Some(picture()), Some(0.0)))),
+            ("strength", draft(|d| (d.init_image, d.strength) = (Some(picture()), Some(1.5)))),
+            ("strength", draft(|d| (d.init_image, d.strength) = (Some(picture()), Some(f32::NAN)))),
+            ("mask_image", draft(|d| d.mask_image = Some(picture()))),
+            ("mask_image", draft(|d| (d.init_image, d.mask_image) = (Some(picture()), Some(picture())))),
+            ("loras[0].weight", draft(|d| d.loras = vec![lora("a", f32::INFINITY)])),
+            ("loras[1].name", draft(|d| d.loras = vec![lora("a", 1.0), lora("a", 0.5)])),
+            ("target_size", draft(|d| d.target_size = Some([0, 64]))),
         ];
         for (field, draft) in cases {
             let mut violations = Vec::new();

@@ -84,7 +84,7 @@ pub(crate) enum Fact {
     Delivered { lane: usize, message: async_nats::Message },
     PullEnded { lane: usize, outcome: PullOutcome },
     PullsStopped,
-    Claimed { ticket: Ticket, outcome: Result<Claimed, Fault> },
+    Claimed { ticket: Ticket, outcome: Result<Claimed, Fault>, pictures: StartingPictures },
     Stored { ticket: Ticket, outcome: Result<Vec<StoredImage>, Fault>, took: Duration },
     Recorded { ticket: Ticket, outcome: Result<Changed, Fault> },
     Acted { ticket: Ticket, outcome: Result<(), Fault> },
@@ -101,6 +101,8 @@ struct Job {
     request: Option<Request>,
     refusal: Option<Refusal>,
     owned: Option<Owned>,
+    pictures: StartingPictures,
+    warnings: Vec<String>,
     images: Vec<Option<Arc<RgbImage>>>,
     stored: Vec<StoredImage>,
     timings: Timings,
@@ -277,14 +279,15 @@ impl Worker {
                 Some(Input::PullEnded { lane, outcome })
             }
             Fact::PullsStopped => Some(Input::PullsStopped),
-            Fact::Claimed { ticket, outcome } => {
+            Fact::Claimed { ticket, outcome, pictures } => {
                 let outcome = match outcome {
                     Ok(Claimed { claim, owned }) => {
                         if let Some(job) = self.jobs.get_mut(&ticket) {
                             job.owned = owned;
                             job.claimed_at = self.clock.now();
+                            job.pictures = pictures;
                         }
-                        if matches!(claim, Claim::Won { .. }) {
+                        if matches!(claim, Claim::Won { .. } | Claim::Unprepared { .. }) {
                             self.publish_accepted(ticket);
                         }
                         Acted::Claimed(claim)
@@ -319,7 +322,7 @@ impl Worker {
                             }
                             if let (Status::Completed, Some(request)) = (owned.record.state.status, &job.request) {
                                 let took = self.clock.now().since(job.claimed_at);
-                                self.metrics.generated(took, request.spec.num_inference_steps);
+                                self.metrics.generated(took, request.spec.image.num_inference_steps);
                             }
                             job.owned = Some(owned);
                         }
@@ -389,7 +392,7 @@ impl Worker {
         }
         let offer = request.as_ref().map(|Request { spec, .. }| Offer {
             images: spec.num_images,
-            key: BatchKey { width: spec.width, height: spec.height },
+            key: BatchKey { width: spec.image.width, height: spec.image.height },
             previews: spec.previews,
         });
         let images = offer.as_ref().map_or(0, |offer| offer.images as usize);
@@ -398,6 +401,8 @@ impl Worker {
             request,
             refusal,
             owned: None,
+            pictures: StartingPictures::default(),
+            warnings: Vec::new(),
             images: vec![None; images],
             stored: Vec::new(),
             timings,
@@ -411,7 +416,7 @@ impl Worker {
     }
 
     fn engine_answered(&mut self, answer: Answer) -> Input {
-        let Answer { outcome, image, previews, took } = answer;
+        let Answer { outcome, image, previews, warnings, took } = answer;
         if let Err(fault) = &outcome {
             tracing::error!(%fault, "engine");
         }
@@ -421,6 +426,8 @@ impl Worker {
         match &work {
             EngineWork::Admit { ticket, .. } => {
                 if let Some(job) = self.jobs.get_mut(ticket) {
+                    // All images of a job have the same.
+                    job.warnings = warnings;
                     job.timings.encoding_ms += spent_ms;
                     job.gpu_ms += spent_ms;
                 }
@@ -499,10 +506,10 @@ impl Worker {
                 return self.engine.send(Command::Release { row: *row });
             }
             EngineWork::Admit { row, ticket, image } => {
-                let Some(Job { request: Some(request), span, .. }) = self.jobs.get(ticket) else { return };
+                let Some(Job { request: Some(request), pictures, span, .. }) = self.jobs.get(ticket) else { return };
                 self.rows.insert(*row, *ticket);
                 let spec = Box::new(request.spec.image(*image));
-                (Command::Admit { row: *row, spec }, tracing::info_span!(parent: span, "job.encode"))
+                (Command::Admit { row: *row, spec, pictures: pictures.clone() }, tracing::info_span!(parent: span, "job.encode"))
             }
             EngineWork::Step { rows, previews } => {
                 let span = tracing::info_span!(parent: None, "batch.step", batch.size = rows.len());
@@ -542,7 +549,7 @@ impl Worker {
         let data = event::Accepted {
             model: self.manifest.name.to_string(),
             priority: delivery.priority.to_string(),
-            seed: request.spec.seed,
+            seed: request.spec.image.seed,
             metadata: request.metadata.clone(),
         };
         let stored = span.in_scope(|| self.events.publish(EventKind::Accepted, tenant.as_str(), &request.job, 1, data));

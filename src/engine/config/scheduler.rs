@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Document, PARTS};
+use super::Document;
 use crate::engine::error::LoadError;
 use crate::job::SamplerKind;
 
@@ -46,6 +46,16 @@ pub(crate) enum Spacing {
     /// Evenly, to the last.
     Trailing,
 }
+
+/// The classes that samplers are made from.
+pub(super) const CLASSES: [&str; 6] = [
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+];
 
 /// `scheduler/scheduler_config.json`: what a sampler is made from.
 ///
@@ -126,7 +136,7 @@ impl SchedulerConfig {
         document.refuse_others(&READ, &FIXED)?;
         let config: Self = document.parse()?;
         if config.default_sampler().is_none() {
-            return Err(document.unsupported("_class_name", &config.class, PARTS[0].2.join(", ")));
+            return Err(document.unsupported("_class_name", &config.class, CLASSES.join(", ")));
         }
         if config.num_train_timesteps == Some(0) {
             return Err(document.invalid("num_train_timesteps", "is 0"));

@@ -1,0 +1,53 @@
+//! The model that is run at each step, whatever its architecture.
+//!
+//! What it is told besides latents, timestep and prompt is one vector for each row, worked out once for each image.
+
+use candle_core::{Result, Tensor};
+
+use super::config::TIME_IDS;
+use super::unet::Unet;
+
+/// One of the architectures.
+#[derive(Debug)]
+pub(crate) enum Denoiser {
+    Unet(Unet),
+}
+
+/// What an image is conditioned on beside its prompt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    /// SDXL's sizes in pixels: height and width of the original, crop from the top and the left, height and width of the
+    /// target.
+    pub(crate) time_ids: [f32; TIME_IDS],
+    /// For models with guidance built in.
+    pub(crate) guidance_scale: f32,
+}
+
+impl Denoiser {
+    /// The vector for prompts with the pooled embeddings `pooled (b, p)`: `(b, v)`, or `None` for models without one.
+    pub(crate) fn vector(&self, pooled: &Tensor, told: Told) -> Result<Option<Tensor>> {
+        match self {
+            Self::Unet(unet) => unet.vector(pooled, told.time_ids, told.guidance_scale),
+        }
+    }
+
+    /// The output for latents `x (b, c, h, w)`, each row at its own timestep: `(b, c, h, w)`.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        context: &Tensor,
+        vector: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Unet(unet) => unet.forward(x, timesteps, context, vector),
+        }
+    }
+
+    /// Whether guidance is an input of the model, so that one row of an image is enough whatever the scale.
+    pub(crate) fn guidance_is_built_in(&self) -> bool {
+        match self {
+            Self::Unet(unet) => unet.guidance_is_built_in(),
+        }
+    }
+}
