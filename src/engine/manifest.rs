@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::config::{PIPELINE_CLASS, PipelineConfig};
 use super::error::LoadError;
+use super::sampler;
 use crate::job::limits::{GUIDANCE_MAX, SIZE_MULTIPLE, STEPS_MAX, TOKEN_LENGTH_MAX};
 use crate::job::{Defaults, ModelLimits, ModelManifest, ModelName, SamplerKind};
 
@@ -99,19 +100,18 @@ pub(crate) fn describe(directory: &Path, config: &PipelineConfig) -> Result<Mode
 
     let asked = &overrides.defaults;
     let scheduler = match &asked.scheduler {
-        Some(name) => name.parse().map_err(|_| {
-            let known: Vec<_> = SamplerKind::ALL.iter().map(|kind| kind.as_str()).collect();
-            invalid("defaults.scheduler", format!("is {name}, not one of {}", known.join(", ")))
-        })?,
+        Some(name) => {
+            let available = sampler::available(&config.scheduler);
+            let unavailable =
+                || invalid("defaults.scheduler", format!("is {name}, not one of {}", sampler::names(&available)));
+            available.iter().copied().find(|kind| kind.as_str() == name).ok_or_else(unavailable)?
+        }
         None => config.scheduler.default_sampler().unwrap_or(SamplerKind::Ddim),
     };
-    let (steps, guidance) = match scheduler {
-        SamplerKind::Lcm => (STEPS_DEFAULT_LCM, GUIDANCE_DEFAULT_LCM),
-        SamplerKind::Ddim
-        | SamplerKind::Euler
-        | SamplerKind::EulerAncestral
-        | SamplerKind::DpmPlusPlus2M
-        | SamplerKind::DpmPlusPlus2MKarras => (STEPS_DEFAULT, GUIDANCE_DEFAULT),
+    let (steps, guidance) = if scheduler == SamplerKind::Lcm {
+        (STEPS_DEFAULT_LCM, GUIDANCE_DEFAULT_LCM)
+    } else {
+        (STEPS_DEFAULT, GUIDANCE_DEFAULT)
     };
     let side = side_default.clamp(limits.side_min, limits.side_max);
     let defaults = Defaults {

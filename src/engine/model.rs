@@ -16,7 +16,7 @@ use super::device::{DeviceChoice, Placement};
 use super::error::LoadError;
 use super::manifest::describe;
 use super::preview::ColourMap;
-use super::sampler::{Advanced, StepPlan, Trajectory};
+use super::sampler::{PlanOptions, SamplerState, StepPlan, Trajectory};
 use super::text::TextEncoder;
 use super::unet::Unet;
 use super::vae::Decoder;
@@ -52,10 +52,8 @@ struct Row {
     trajectory: Trajectory,
     /// Steps taken.
     step: usize,
-    /// `(1, c, h, w)` f32
-    latents: Tensor,
-    /// The last estimate of the finished picture, like `latents`.
-    x0: Option<Tensor>,
+    /// Tensors of `(1, c, h, w)`.
+    state: SamplerState,
     /// `(g, d, t)`: the negative prompt, if there is guidance, and the prompt.
     context: Tensor,
     guidance_scale: f64,
@@ -197,19 +195,20 @@ impl StableDiffusion {
                 let Some(noise) = tensors.get("noise").or_else(|| tensors.get("latents")) else {
                     candle_core::bail!("it has no tensor `noise` or `latents`");
                 };
-                if noise.shape() != row.latents.shape() {
-                    candle_core::bail!("its shape is {:?}, not {:?}", noise.dims(), row.latents.dims());
+                let latents = &row.state.latents;
+                if noise.shape() != latents.shape() {
+                    candle_core::bail!("its shape is {:?}, not {:?}", noise.dims(), latents.dims());
                 }
-                noise.to_dtype(DType::F32)? * row.trajectory.initial_scale
+                row.trajectory.start(&noise.to_dtype(DType::F32)?)
             };
-            row.latents = replace().map_err(wrong)?;
+            row.state = replace().map_err(wrong)?;
         }
         for step in 1..=steps {
             self.step(&[RENDERED_ROW])?;
             on_step(step, steps);
         }
         let image = self.decode(RENDERED_ROW)?;
-        Ok(Rendered { image, steps, latents: self.row(RENDERED_ROW)?.latents.clone() })
+        Ok(Rendered { image, steps, latents: self.row(RENDERED_ROW)?.state.latents.clone() })
     }
 
     /// Where it computes and in which number format, for people.
@@ -242,10 +241,9 @@ impl StableDiffusion {
         let values = noise::initial(spec.seed, self.latent_channels * height * width);
         let noise = Tensor::from_vec(values, (1, self.latent_channels, height, width), &self.placement.device)?;
         Ok(Row {
-            latents: (noise * trajectory.initial_scale)?,
+            state: trajectory.start(&noise)?,
             trajectory,
             step: 0,
-            x0: None,
             context: Tensor::cat(&context, 0)?,
             guidance_scale: f64::from(spec.guidance_scale),
             seed: spec.seed,
@@ -253,12 +251,12 @@ impl StableDiffusion {
     }
 
     /// The next state of `rows`, from one forward pass over all of them.
-    fn advance(&self, rows: &[(&Row, StepPlan)]) -> candle_core::Result<Vec<Advanced>> {
+    fn advance(&self, rows: &[(&Row, &StepPlan)]) -> candle_core::Result<Vec<SamplerState>> {
         let mut inputs = Vec::new();
         let mut timesteps = Vec::new();
         let mut contexts = Vec::new();
         for (row, plan) in rows {
-            let input = (&row.latents * plan.input_scale)?.to_dtype(self.placement.dtype)?;
+            let input = (&row.state.latents * plan.input_scale)?.to_dtype(self.placement.dtype)?;
             for _ in 0..row.context.dim(0)? {
                 inputs.push(input.clone());
                 timesteps.push(plan.timestep);
@@ -282,10 +280,11 @@ impl StableDiffusion {
             };
             first += width;
             let noise = || {
-                let values = noise::at_step(row.seed, row.step, row.latents.elem_count());
-                Tensor::from_vec(values, row.latents.shape(), &self.placement.device)
+                let latents = &row.state.latents;
+                let values = noise::at_step(row.seed, row.step, latents.elem_count());
+                Tensor::from_vec(values, latents.shape(), &self.placement.device)
             };
-            advanced.push(plan.advance(&row.latents, &output, row.x0.as_ref(), noise)?);
+            advanced.push(plan.advance(&row.state, &output, noise)?);
         }
         Ok(advanced)
     }
@@ -313,7 +312,8 @@ impl Engine for StableDiffusion {
                 return Err(Fault::reject(FaultCode::InvalidRequest, message));
             }
         }
-        let trajectory = Trajectory::plan(spec.scheduler, spec.num_inference_steps as usize, &self.scheduler)
+        let options = PlanOptions::default();
+        let trajectory = Trajectory::plan(spec.scheduler, spec.num_inference_steps as usize, &self.scheduler, &options)
             .map_err(|error| Fault::reject(FaultCode::InvalidRequest, error.to_string()))?;
         let steps = trajectory.steps.len() as u32;
         let admitted = self.admitted(spec, trajectory).map_err(failed)?;
@@ -328,22 +328,21 @@ impl Engine for StableDiffusion {
             let Some(plan) = row.trajectory.steps.get(row.step) else {
                 return Err(Fault::retry(FaultCode::EngineFailed, format!("row {} has no steps left", id.0)));
             };
-            batch.push((row, *plan));
+            batch.push((row, plan));
         }
         if batch.is_empty() {
             return Ok(());
         }
         let advanced = if self.placement.device.is_cpu() {
-            let alone = |one: &(&Row, StepPlan)| self.advance(std::slice::from_ref(one));
+            let alone = |one: &(&Row, &StepPlan)| self.advance(std::slice::from_ref(one));
             let advanced: Result<Vec<_>, _> = batch.par_iter().map(alone).collect();
             advanced.map(|advanced| advanced.into_iter().flatten().collect())
         } else {
             self.advance(&batch)
         };
-        for (id, advanced) in rows.iter().zip(advanced.map_err(failed)?) {
+        for (id, state) in rows.iter().zip(advanced.map_err(failed)?) {
             let row = self.row_mut(*id)?;
-            row.latents = advanced.latents;
-            row.x0 = Some(advanced.x0);
+            row.state = state;
             row.step += 1;
         }
         Ok(())
@@ -356,12 +355,7 @@ impl Engine for StableDiffusion {
         }
         let row = self.row(row)?;
         let Some(colours) = &self.colours else { return Err(Fault::retry(FaultCode::EngineFailed, "no colour map")) };
-        // Before the first step there is only noise to show.
-        let latents = match &row.x0 {
-            Some(x0) => Ok(x0.clone()),
-            None => &row.latents / row.trajectory.initial_scale,
-        };
-        let picture = latents.and_then(|latents| colours.apply(&latents)).map_err(failed)?;
+        let picture = colours.apply(&row.state.estimate).map_err(failed)?;
         image::jpeg(&picture, PREVIEW_JPEG_QUALITY)
     }
 
@@ -371,11 +365,11 @@ impl Engine for StableDiffusion {
         if row.step < row.trajectory.steps.len() {
             return Err(Fault::retry(FaultCode::EngineFailed, format!("row {} has steps left", id.0)));
         }
-        let values = row.latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(failed)?;
+        let values = row.state.latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(failed)?;
         if !values.iter().all(|value| value.is_finite()) {
             return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));
         }
-        self.decoder.decode(&row.latents).map_err(failed)
+        self.decoder.decode(&row.state.latents).map_err(failed)
     }
 
     fn release(&mut self, row: RowId) {
@@ -480,7 +474,7 @@ mod tests {
         let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
         let steps = model.admit(RowId(1), &spec()).unwrap();
         let row = model.row_mut(RowId(1)).unwrap();
-        row.latents = Tensor::full(f32::NAN, row.latents.shape(), &Device::Cpu).unwrap();
+        row.state.latents = Tensor::full(f32::NAN, row.state.latents.shape(), &Device::Cpu).unwrap();
         for _ in 0..steps {
             model.step(&[RowId(1)]).unwrap();
         }

@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::LoadError;
-pub(crate) use scheduler::{BetaSchedule, Prediction, SchedulerConfig, Spacing};
+pub(crate) use scheduler::{
+    Algorithm, BetaSchedule, FinalSigma, Interpolation, Prediction, SchedulerConfig, SolverType, Spacing, TimeShift, Variance,
+};
 pub(crate) use text::{TextActivation, TextEncoderConfig};
 pub(crate) use unet::UnetConfig;
 pub(crate) use vae::VaeConfig;
@@ -29,11 +31,16 @@ pub(crate) const PARTS: [(&str, &str, &[&str]); 5] = [
         "diffusers",
         &[
             "DDIMScheduler",
+            "DDPMScheduler",
             "DPMSolverMultistepScheduler",
+            "DPMSolverSinglestepScheduler",
             "EulerAncestralDiscreteScheduler",
             "EulerDiscreteScheduler",
+            "FlowMatchEulerDiscreteScheduler",
+            "HeunDiscreteScheduler",
             "LCMScheduler",
             "PNDMScheduler",
+            "UniPCMultistepScheduler",
         ],
     ),
     ("text_encoder", "transformers", &["CLIPTextModel"]),
