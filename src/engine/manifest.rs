@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::config::{DenoiserConfig, Family, PipelineConfig, Prediction, Spacing};
 use super::device::Precisions;
 use super::error::LoadError;
+use super::sampler;
 use crate::job::limits::{GUIDANCE_MAX, SIZE_MULTIPLE, STEPS_MAX, TOKEN_LENGTH_MAX};
 use crate::job::{Defaults, ModelLimits, ModelManifest, ModelName, SamplerKind, Task};
 
@@ -108,10 +109,12 @@ pub(crate) fn describe(
 
     let asked = &overrides.defaults;
     let scheduler = match &asked.scheduler {
-        Some(name) => name.parse().map_err(|_| {
-            let known: Vec<_> = SamplerKind::ALL.iter().map(|kind| kind.as_str()).collect();
-            invalid("defaults.scheduler", format!("is {name}, not one of {}", known.join(", ")))
-        })?,
+        Some(name) => {
+            let available = sampler::available(&config.scheduler);
+            let unavailable =
+                || invalid("defaults.scheduler", format!("is {name}, not one of {}", sampler::names(&available)));
+            available.iter().copied().find(|kind| kind.as_str() == name).ok_or_else(unavailable)?
+        }
         None => config.scheduler.default_sampler().unwrap_or(SamplerKind::Ddim),
     };
     let schedulers = sampler::available(&config.scheduler);
@@ -148,7 +151,7 @@ pub(crate) fn describe(
 
 /// Steps and guidance of requests that name none: what the authors of the family, or everybody in the field, uses.
 fn steps_and_guidance(config: &PipelineConfig, scheduler: SamplerKind) -> (u32, f32) {
-    let few = scheduler == SamplerKind::LCM;
+    let few = scheduler == SamplerKind::Lcm;
     let guidance_is_built_in = match &config.denoiser {
         DenoiserConfig::Unet(unet) => unet.time_cond_proj_dim.is_some(),
     };

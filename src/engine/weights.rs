@@ -81,7 +81,7 @@ impl std::fmt::Debug for Weights {
 
 impl Weights {
     /// Maps `files`, which must stay as they are while the model is loaded.
-    pub(crate) fn open(files: &[PathBuf], placement: Placement) -> Result<Self, LoadError> {
+    pub(crate) fn open(files: &[PathBuf], placement: &Placement) -> Result<Self, LoadError> {
         for path in files {
             // One by one first, so that an error names its file.
             map(&[path]).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
@@ -89,17 +89,12 @@ impl Weights {
         let path = files.first().cloned().unwrap_or_default();
         let paths: Vec<&PathBuf> = files.iter().collect();
         let tensors = map(&paths).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
-        Ok(Self { tensors: Arc::new(tensors), path: Arc::new(path), placement, prefix: String::new() })
+        Ok(Self { tensors: Arc::new(tensors), path: Arc::new(path), placement: placement.clone(), prefix: String::new() })
     }
 
     /// The weights below `name`.
     pub(crate) fn at(&self, name: &str) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
-    }
-
-    /// The same weights on another device or in another number format.
-    pub(crate) fn placed(self, placement: Placement) -> Self {
-        Self { placement, ..self }
     }
 
     /// Whether there is a tensor `name`.

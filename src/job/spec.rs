@@ -15,37 +15,129 @@ use super::options::{LongPrompt, LoraChoice, PictureSource, PromptOptions, Rng, 
 /// How much of a starting picture is made anew unasked, as in diffusers.
 const STRENGTH_DEFAULT: f32 = 0.8;
 
+/// Which noise levels a sampler stops at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SigmaSpacing {
+    /// Those of the training timesteps that the model's configuration picks.
+    #[default]
+    Trained,
+    /// Denser towards little noise; Karras et al., arXiv 2206.00364.
+    Karras,
+    /// Evenly spaced logarithms.
+    Exponential,
+    /// Denser at both ends, by the beta distribution; arXiv 2407.12173.
+    Beta,
+}
+
 /// How noise becomes latents. Names follow k-diffusion and diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SamplerKind {
+    /// `PNDMScheduler` without Runge-Kutta steps.
+    Pndm,
     /// `DDIMScheduler`, eta 0.
     Ddim,
-    /// `EulerDiscreteScheduler`.
-    Euler,
+    /// `DDPMScheduler`.
+    Ddpm,
     /// `EulerAncestralDiscreteScheduler`.
     EulerAncestral,
-    /// `DPMSolverMultistepScheduler`, order 2.
-    DpmPlusPlus2M,
-    /// `DPMSolverMultistepScheduler`, order 2, with Karras sigmas.
-    DpmPlusPlus2MKarras,
     /// `LCMScheduler`.
     Lcm,
+    /// `FlowMatchEulerDiscreteScheduler`.
+    FlowMatchEuler,
+    /// `EulerDiscreteScheduler`.
+    Euler(SigmaSpacing),
+    /// `HeunDiscreteScheduler`.
+    Heun(SigmaSpacing),
+    /// `DPMSolverMultistepScheduler`.
+    DpmPlusPlus2M(SigmaSpacing),
+    /// `DPMSolverMultistepScheduler`, `algorithm_type` `sde-dpmsolver++`.
+    DpmPlusPlus2MSde(SigmaSpacing),
+    /// `DPMSolverSinglestepScheduler`.
+    DpmPlusPlusSde(SigmaSpacing),
+    /// `UniPCMultistepScheduler`.
+    UniPc(SigmaSpacing),
 }
 
 impl SamplerKind {
     /// Every sampler.
-    pub const ALL: &'static [Self] =
-        &[Self::Ddim, Self::Euler, Self::EulerAncestral, Self::DpmPlusPlus2M, Self::DpmPlusPlus2MKarras, Self::Lcm];
+    pub const ALL: &'static [Self] = {
+        use SigmaSpacing::{Beta, Exponential, Karras, Trained};
+        &[
+            Self::Pndm,
+            Self::Ddim,
+            Self::Ddpm,
+            Self::EulerAncestral,
+            Self::Lcm,
+            Self::FlowMatchEuler,
+            Self::Euler(Trained),
+            Self::Euler(Karras),
+            Self::Euler(Exponential),
+            Self::Euler(Beta),
+            Self::Heun(Trained),
+            Self::Heun(Karras),
+            Self::Heun(Exponential),
+            Self::Heun(Beta),
+            Self::DpmPlusPlus2M(Trained),
+            Self::DpmPlusPlus2M(Karras),
+            Self::DpmPlusPlus2M(Exponential),
+            Self::DpmPlusPlus2M(Beta),
+            Self::DpmPlusPlus2MSde(Trained),
+            Self::DpmPlusPlus2MSde(Karras),
+            Self::DpmPlusPlus2MSde(Exponential),
+            Self::DpmPlusPlus2MSde(Beta),
+            Self::DpmPlusPlusSde(Trained),
+            Self::DpmPlusPlusSde(Karras),
+            Self::DpmPlusPlusSde(Exponential),
+            Self::DpmPlusPlusSde(Beta),
+            Self::UniPc(Trained),
+            Self::UniPc(Karras),
+            Self::UniPc(Exponential),
+            Self::UniPc(Beta),
+        ]
+    };
 
-    /// The name on the wire.
+    /// The name on the wire: that of the solver and, unless it is [`SigmaSpacing::Trained`], of the spacing.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Pndm => "pndm",
             Self::Ddim => "ddim",
-            Self::Euler => "euler",
+            Self::Ddpm => "ddpm",
             Self::EulerAncestral => "euler_ancestral",
-            Self::DpmPlusPlus2M => "dpmpp_2m",
-            Self::DpmPlusPlus2MKarras => "dpmpp_2m_karras",
             Self::Lcm => "lcm",
+            Self::FlowMatchEuler => "flow_match_euler",
+            Self::Euler(spacing) => spacing.pick(["euler", "euler_karras", "euler_exponential", "euler_beta"]),
+            Self::Heun(spacing) => spacing.pick(["heun", "heun_karras", "heun_exponential", "heun_beta"]),
+            Self::DpmPlusPlus2M(spacing) => spacing.pick(["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta"]),
+            Self::DpmPlusPlus2MSde(spacing) => spacing.pick(["dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2m_sde_exponential", "dpmpp_2m_sde_beta"]),
+            Self::DpmPlusPlusSde(spacing) => spacing.pick(["dpmpp_sde", "dpmpp_sde_karras", "dpmpp_sde_exponential", "dpmpp_sde_beta"]),
+            Self::UniPc(spacing) => spacing.pick(["unipc", "unipc_karras", "unipc_exponential", "unipc_beta"]),
+        }
+    }
+
+    /// The spacing of its noise levels.
+    pub fn spacing(self) -> SigmaSpacing {
+        match self {
+            Self::Pndm | Self::Ddim | Self::Ddpm | Self::EulerAncestral | Self::Lcm | Self::FlowMatchEuler => {
+                SigmaSpacing::Trained
+            }
+            Self::Euler(spacing)
+            | Self::Heun(spacing)
+            | Self::DpmPlusPlus2M(spacing)
+            | Self::DpmPlusPlus2MSde(spacing)
+            | Self::DpmPlusPlusSde(spacing)
+            | Self::UniPc(spacing) => spacing,
+        }
+    }
+}
+
+impl SigmaSpacing {
+    fn pick(self, names: [&'static str; 4]) -> &'static str {
+        let [trained, karras, exponential, beta] = names;
+        match self {
+            Self::Trained => trained,
+            Self::Karras => karras,
+            Self::Exponential => exponential,
+            Self::Beta => beta,
         }
     }
 }

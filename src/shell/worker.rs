@@ -21,7 +21,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use opentelemetry::trace::TraceContextExt;
 
-use crate::engine::{Engine, RgbImage};
+use crate::engine::{Engine, RgbImage, StartingPictures};
 use crate::job::limits::FAILURES_MAX;
 use crate::job::{Fault, ModelManifest, Pool, Status, WorkerId};
 use crate::sched::{
@@ -35,6 +35,7 @@ use super::bus::Bus;
 use super::clock::Clock;
 use super::engine_thread::{self, Answer, Command, EngineThread, StartError};
 use super::events::Events;
+use super::fetch::Fetcher;
 use super::metrics::Metrics;
 use super::records::{Changed, Claimed, Owned, Records};
 use super::store::Store;
@@ -119,6 +120,7 @@ struct Worker {
     lanes: Vec<Lane>,
     bus: Bus,
     store: Store,
+    fetcher: Fetcher,
     records: Records,
     events: Events,
     metrics: Metrics,
@@ -199,6 +201,7 @@ where
         manifest,
         lanes,
         bus,
+        fetcher: Fetcher { store: store.clone() },
         store,
         records,
         clock,

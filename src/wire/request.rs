@@ -57,7 +57,7 @@ pub struct RequestDocument {
     pub num_images: Option<u32>,
     /// The sampler.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "lcm"]))]
+    #[schemars(extend("enum" = SamplerKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>()))]
     pub scheduler: Option<String>,
     /// How the images are stored.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -179,7 +179,7 @@ impl Worker {
             worker: self.config.worker.clone(),
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
-        let (source, spec) = (self.fetcher.clone(), request.spec.clone());
+        let (fetcher, spec) = (self.fetcher.clone(), request.spec.clone());
         let claimed = async move {
             let mut outcome = match records.claim(&claim, unix_ms).await {
                 // A record that this build cannot read belongs to somebody else.
@@ -191,7 +191,7 @@ impl Worker {
             if let Ok(Claimed { claim: won @ Claim::Won { .. }, .. }) = &mut outcome
                 && let Claim::Won { failures } = *won
             {
-                match source.starting_pictures(&claim.tenant, &spec).await {
+                match fetcher.starting_pictures(&claim.tenant, &spec).await {
                     Ok(fetched) => pictures = fetched,
                     Err(fault) => *won = Claim::Unprepared { failures, fault },
                 }
