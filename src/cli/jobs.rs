@@ -58,7 +58,7 @@ pub(crate) struct SubmitOptions {
     /// Images, 1 to 8
     #[arg(long, value_name = "N")]
     num_images: Option<u32>,
-    /// ddim, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_karras or lcm
+    /// ddim, pndm, euler, dpmpp_2m, dpmpp_2m_karras, unipc, lcm, …: see the README, and the error of any other name
     #[arg(long, value_name = "NAME")]
     scheduler: Option<String>,
     /// png, jpeg or webp

@@ -9,7 +9,6 @@ use serde::Deserialize;
 
 use super::config::{PIPELINE_CLASS, PipelineConfig};
 use super::error::LoadError;
-use super::sampler;
 use crate::job::limits::{GUIDANCE_MAX, SIZE_MULTIPLE, STEPS_MAX, TOKEN_LENGTH_MAX};
 use crate::job::{Defaults, ModelLimits, ModelManifest, ModelName, SamplerKind};
 
@@ -101,9 +100,9 @@ pub(crate) fn describe(directory: &Path, config: &PipelineConfig) -> Result<Mode
     let asked = &overrides.defaults;
     let scheduler = match &asked.scheduler {
         Some(name) => {
-            let available = sampler::available(&config.scheduler);
+            let available = config.scheduler.available_samplers();
             let unavailable =
-                || invalid("defaults.scheduler", format!("is {name}, not one of {}", sampler::names(&available)));
+                || invalid("defaults.scheduler", format!("is {name}, not one of {}", SamplerKind::list(&available)));
             available.iter().copied().find(|kind| kind.as_str() == name).ok_or_else(unavailable)?
         }
         None => config.scheduler.default_sampler().unwrap_or(SamplerKind::Ddim),

@@ -15,7 +15,8 @@ use serde_json::{Map, Value};
 
 use super::error::LoadError;
 pub(crate) use scheduler::{
-    Algorithm, BetaSchedule, FinalSigma, Interpolation, Prediction, SchedulerConfig, SolverType, Spacing, TimeShift, Variance,
+    Algorithm, BetaSchedule, FinalSigma, Interpolation, Prediction, SchedulerConfig, SolverType, Spacing, TimeShift,
+    Variance,
 };
 pub(crate) use text::{TextActivation, TextEncoderConfig};
 pub(crate) use unet::UnetConfig;

@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 
 use super::{Document, PARTS};
 use crate::engine::error::LoadError;
-use crate::engine::sampler::{available, names};
 use crate::job::{SamplerKind, SigmaSpacing};
 
 /// What the model's output means.
@@ -104,15 +103,14 @@ pub(crate) enum SolverType {
 
 /// The variance of the noise that DDPM adds.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
 pub(crate) enum Variance {
     /// That of the step back, given the picture.
     #[default]
-    FixedSmall,
-    /// The same by way of its logarithm.
-    FixedSmallLog,
+    #[serde(rename = "fixed_small", alias = "fixed_small_log")]
+    Small,
     /// Beta.
-    FixedLarge,
+    #[serde(rename = "fixed_large")]
+    Large,
 }
 
 /// What `mu` is to a dynamic shift.
@@ -267,6 +265,8 @@ impl Default for SchedulerConfig {
     }
 }
 
+/// Fields that decide which samplers there are.
+const DECIDING_FIELDS: &str = "_class_name, prediction_type, solver_order, use_flow_sigmas";
 /// Fields that decide a trajectory.
 const READ: [&str; 37] = [
     "algorithm_type",
@@ -346,7 +346,11 @@ impl SchedulerConfig {
             ("original_inference_steps", config.original_inference_steps == Some(0), "is 0"),
             ("use_karras_sigmas", spaced > 1, "is only one of use_exponential_sigmas and use_beta_sigmas"),
             ("solver_order", !(1..=3).contains(&config.solver_order.unwrap_or(2)), "is not 1 to 3"),
-            ("max_image_seq_len", config.max_image_seq_len <= config.base_image_seq_len, "is not above base_image_seq_len"),
+            (
+                "max_image_seq_len",
+                config.max_image_seq_len <= config.base_image_seq_len,
+                "is not above base_image_seq_len",
+            ),
             ("shift_terminal", config.shift_terminal.is_some_and(|last| !(0.0..1.0).contains(&last)), "is not 0 to 1"),
         ];
         if let Some((field, _, reason)) = reasons.into_iter().find(|(_, wrong, _)| *wrong) {
@@ -359,13 +363,12 @@ impl SchedulerConfig {
         if config.prediction_type == Prediction::Flow && !config.use_flow_sigmas {
             return Err(document.unsupported("use_flow_sigmas", false, "true with prediction_type flow_prediction"));
         }
-        if !available(&config).contains(&default) {
-            let fields = format!(
-                "{}, {:?}, {:?}, {}",
-                config.class, config.prediction_type, config.solver_order, config.use_flow_sigmas
-            );
-            let supported = format!("what one of these takes: {}", names(&available(&config)));
-            return Err(document.unsupported("_class_name, prediction_type, solver_order, use_flow_sigmas", fields, supported));
+        let available = config.available_samplers();
+        if !available.contains(&default) {
+            let Self { class, prediction_type, solver_order, use_flow_sigmas, .. } = &config;
+            let fields = format!("{class}, {prediction_type:?}, {solver_order:?}, {use_flow_sigmas}");
+            let supported = format!("what one of these takes: {}", SamplerKind::list(&available));
+            return Err(document.unsupported(DECIDING_FIELDS, fields, supported));
         }
         Ok(config)
     }
@@ -391,6 +394,27 @@ impl SchedulerConfig {
         } else {
             SigmaSpacing::Trained
         }
+    }
+
+    /// The samplers that a model with this configuration can be used with, in the order of [`SamplerKind::ALL`].
+    pub(crate) fn available_samplers(&self) -> Vec<SamplerKind> {
+        let order = self.solver_order.unwrap_or(2);
+        let suits = |kind: &SamplerKind| match kind {
+            SamplerKind::FlowMatchEuler => self.is_flow_match(),
+            _ if self.is_flow_match() => false,
+            SamplerKind::UniPc(spacing) => !self.use_flow_sigmas || *spacing == SigmaSpacing::Trained,
+            SamplerKind::DpmPlusPlus2M(spacing)
+            | SamplerKind::DpmPlusPlus2MSde(spacing)
+            | SamplerKind::DpmPlusPlusSde(spacing) => {
+                order <= 2 && (!self.use_flow_sigmas || *spacing == SigmaSpacing::Trained)
+            }
+            _ if self.use_flow_sigmas => false,
+            SamplerKind::Pndm | SamplerKind::EulerAncestral => self.prediction_type != Prediction::Sample,
+            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Lcm | SamplerKind::Euler(_) | SamplerKind::Heun(_) => {
+                true
+            }
+        };
+        SamplerKind::ALL.iter().copied().filter(suits).collect()
     }
 
     /// The sampler that the model comes with.
@@ -515,11 +539,7 @@ mod tests {
             ("UniPCMultistepScheduler", json!({"solver_order": 4}), "solver_order"),
             ("UniPCMultistepScheduler", json!({"prediction_type": "flow_prediction"}), "use_flow_sigmas"),
             ("DPMSolverMultistepScheduler", json!({"use_lu_lambdas": true}), "use_lu_lambdas"),
-            (
-                "DPMSolverMultistepScheduler",
-                json!({"solver_order": 3}),
-                "_class_name, prediction_type, solver_order, use_flow_sigmas",
-            ),
+            ("DPMSolverMultistepScheduler", json!({"solver_order": 3}), DECIDING_FIELDS),
             ("FlowMatchEulerDiscreteScheduler", json!({"invert_sigmas": true}), "invert_sigmas"),
             ("FlowMatchEulerDiscreteScheduler", json!({"stochastic_sampling": true}), "stochastic_sampling"),
             ("FlowMatchEulerDiscreteScheduler", json!({"max_image_seq_len": 256}), "max_image_seq_len"),
@@ -528,11 +548,11 @@ mod tests {
             ("DDIMScheduler", json!({"num_train_timesteps": 1}), "num_train_timesteps"),
             ("KDPM2DiscreteScheduler", json!({}), "_class_name"),
         ] {
-            match read(stable_diffusion(class, more)).unwrap_err() {
-                LoadError::Unsupported { field: named, .. } | LoadError::Invalid { field: named, .. } => {
-                    assert_eq!(named, field, "{class}");
-                }
-                error => panic!("{class}, {field}: {error}"),
+            let error = read(stable_diffusion(class, more)).unwrap_err();
+            if let LoadError::Unsupported { field: named, .. } | LoadError::Invalid { field: named, .. } = &error {
+                assert_eq!(named, field, "{class}");
+            } else {
+                panic!("{class}, {field}: {error}");
             }
         }
     }
