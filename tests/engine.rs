@@ -113,7 +113,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("model_index.json", "unet", json!(["diffusers", "UNet3DConditionModel"])),
         ("model_index.json", "text_encoder", json!(["transformers", "CLIPTextModelWithProjection"])),
         ("model_index.json", "vae", Value::Null),
-        ("scheduler/scheduler_config.json", "_class_name", json!("UniPCMultistepScheduler")),
+        ("scheduler/scheduler_config.json", "_class_name", json!("KDPM2DiscreteScheduler")),
         ("scheduler/scheduler_config.json", "thresholding", json!(true)),
         ("unet/config.json", "time_cond_proj_dim", json!(256)),
         ("unet/config.json", "down_block_types", json!(["AttnDownBlock2D", "DownBlock2D"])),
