@@ -10,7 +10,6 @@ use serde::Deserialize;
 use super::config::{DenoiserConfig, Family, PipelineConfig, Prediction, Spacing};
 use super::device::Precisions;
 use super::error::LoadError;
-use super::sampler;
 use crate::job::limits::{GUIDANCE_MAX, SIZE_MULTIPLE, STEPS_MAX, TOKEN_LENGTH_MAX};
 use crate::job::{Defaults, ModelLimits, ModelManifest, ModelName, SamplerKind, Task};
 
@@ -110,14 +109,14 @@ pub(crate) fn describe(
     let asked = &overrides.defaults;
     let scheduler = match &asked.scheduler {
         Some(name) => {
-            let available = sampler::available(&config.scheduler);
+            let available = config.scheduler.available_samplers();
             let unavailable =
-                || invalid("defaults.scheduler", format!("is {name}, not one of {}", sampler::names(&available)));
+                || invalid("defaults.scheduler", format!("is {name}, not one of {}", SamplerKind::list(&available)));
             available.iter().copied().find(|kind| kind.as_str() == name).ok_or_else(unavailable)?
         }
         None => config.scheduler.default_sampler().unwrap_or(SamplerKind::Ddim),
     };
-    let schedulers = sampler::available(&config.scheduler);
+    let schedulers = config.scheduler.available_samplers();
     if !schedulers.contains(&scheduler) {
         return Err(invalid("defaults.scheduler", format!("is {scheduler}, which this model cannot use")));
     }

@@ -107,11 +107,22 @@ impl SamplerKind {
             Self::FlowMatchEuler => "flow_match_euler",
             Self::Euler(spacing) => spacing.pick(["euler", "euler_karras", "euler_exponential", "euler_beta"]),
             Self::Heun(spacing) => spacing.pick(["heun", "heun_karras", "heun_exponential", "heun_beta"]),
-            Self::DpmPlusPlus2M(spacing) => spacing.pick(["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta"]),
-            Self::DpmPlusPlus2MSde(spacing) => spacing.pick(["dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2m_sde_exponential", "dpmpp_2m_sde_beta"]),
-            Self::DpmPlusPlusSde(spacing) => spacing.pick(["dpmpp_sde", "dpmpp_sde_karras", "dpmpp_sde_exponential", "dpmpp_sde_beta"]),
+            Self::DpmPlusPlus2M(spacing) => {
+                spacing.pick(["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta"])
+            }
+            Self::DpmPlusPlus2MSde(spacing) => {
+                spacing.pick(["dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2m_sde_exponential", "dpmpp_2m_sde_beta"])
+            }
+            Self::DpmPlusPlusSde(spacing) => {
+                spacing.pick(["dpmpp_sde", "dpmpp_sde_karras", "dpmpp_sde_exponential", "dpmpp_sde_beta"])
+            }
             Self::UniPc(spacing) => spacing.pick(["unipc", "unipc_karras", "unipc_exponential", "unipc_beta"]),
         }
+    }
+
+    /// Names for people, with commas.
+    pub fn list(kinds: &[Self]) -> String {
+        kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ")
     }
 
     /// The spacing of its noise levels.

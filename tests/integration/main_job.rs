@@ -34,7 +34,7 @@ async fn a_client_in_another_language_sees_the_whole_job() {
 
 /// Forty jobs of different lengths, samplers, guidance and seeds.
 pub(crate) fn forty_requests() -> Vec<(String, Value)> {
-    let samplers = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "lcm"];
+    let samplers = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "heun", "lcm"];
     let colours = ["red", "green", "blue", "yellow", "purple"];
     (0..40_usize)
         .map(|index| {

@@ -17,7 +17,8 @@ use serde_json::{Map, Value};
 use super::error::LoadError;
 pub(crate) use family::{Family, PipelineIndex};
 pub(crate) use scheduler::{
-    Algorithm, BetaSchedule, FinalSigma, Interpolation, Prediction, SchedulerConfig, SolverType, Spacing, TimeShift, Variance,
+    Algorithm, BetaSchedule, FinalSigma, Interpolation, Prediction, SchedulerConfig, SolverType, Spacing, TimeShift,
+    Variance,
 };
 pub(crate) use text::{ClipConfig, TextActivation};
 pub(crate) use unet::{TIME_IDS, UnetConfig, UnetLevel};

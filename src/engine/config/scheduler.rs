@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 
 use super::Document;
 use crate::engine::error::LoadError;
-use crate::engine::sampler::{available, names};
 use crate::job::{SamplerKind, SigmaSpacing};
 
 /// What the model's output means.
@@ -119,15 +118,14 @@ pub(crate) enum SolverType {
 
 /// The variance of the noise that DDPM adds.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
 pub(crate) enum Variance {
     /// That of the step back, given the picture.
     #[default]
-    FixedSmall,
-    /// The same by way of its logarithm.
-    FixedSmallLog,
+    #[serde(rename = "fixed_small", alias = "fixed_small_log")]
+    Small,
     /// Beta.
-    FixedLarge,
+    #[serde(rename = "fixed_large")]
+    Large,
 }
 
 /// What `mu` is to a dynamic shift.
@@ -282,6 +280,8 @@ impl Default for SchedulerConfig {
     }
 }
 
+/// Fields that decide which samplers there are.
+const DECIDING_FIELDS: &str = "_class_name, prediction_type, solver_order, use_flow_sigmas";
 /// Fields that decide a trajectory.
 const READ: [&str; 37] = [
     "algorithm_type",
@@ -361,7 +361,11 @@ impl SchedulerConfig {
             ("original_inference_steps", config.original_inference_steps == Some(0), "is 0"),
             ("use_karras_sigmas", spaced > 1, "is only one of use_exponential_sigmas and use_beta_sigmas"),
             ("solver_order", !(1..=3).contains(&config.solver_order.unwrap_or(2)), "is not 1 to 3"),
-            ("max_image_seq_len", config.max_image_seq_len <= config.base_image_seq_len, "is not above base_image_seq_len"),
+            (
+                "max_image_seq_len",
+                config.max_image_seq_len <= config.base_image_seq_len,
+                "is not above base_image_seq_len",
+            ),
             ("shift_terminal", config.shift_terminal.is_some_and(|last| !(0.0..1.0).contains(&last)), "is not 0 to 1"),
         ];
         if let Some((field, _, reason)) = reasons.into_iter().find(|(_, wrong, _)| *wrong) {
@@ -374,13 +378,12 @@ impl SchedulerConfig {
         if config.prediction_type == Prediction::Flow && !config.use_flow_sigmas {
             return Err(document.unsupported("use_flow_sigmas", false, "true with prediction_type flow_prediction"));
         }
-        if !available(&config).contains(&default) {
-            let fields = format!(
-                "{}, {:?}, {:?}, {}",
-                config.class, config.prediction_type, config.solver_order, config.use_flow_sigmas
-            );
-            let supported = format!("what one of these takes: {}", names(&available(&config)));
-            return Err(document.unsupported("_class_name, prediction_type, solver_order, use_flow_sigmas", fields, supported));
+        let available = config.available_samplers();
+        if !available.contains(&default) {
+            let Self { class, prediction_type, solver_order, use_flow_sigmas, .. } = &config;
+            let fields = format!("{class}, {prediction_type:?}, {solver_order:?}, {use_flow_sigmas}");
+            let supported = format!("what one of these takes: {}", SamplerKind::list(&available));
+            return Err(document.unsupported(DECIDING_FIELDS, fields, supported));
         }
         Ok(config)
     }
@@ -408,6 +411,27 @@ impl SchedulerConfig {
         }
     }
 
+    /// The samplers that a model with this configuration can be used with, in the order of [`SamplerKind::ALL`].
+    pub(crate) fn available_samplers(&self) -> Vec<SamplerKind> {
+        let order = self.solver_order.unwrap_or(2);
+        let suits = |kind: &SamplerKind| match kind {
+            SamplerKind::FlowMatchEuler => self.is_flow_match(),
+            _ if self.is_flow_match() => false,
+            SamplerKind::UniPc(spacing) => !self.use_flow_sigmas || *spacing == SigmaSpacing::Trained,
+            SamplerKind::DpmPlusPlus2M(spacing)
+            | SamplerKind::DpmPlusPlus2MSde(spacing)
+            | SamplerKind::DpmPlusPlusSde(spacing) => {
+                order <= 2 && (!self.use_flow_sigmas || *spacing == SigmaSpacing::Trained)
+            }
+            _ if self.use_flow_sigmas => false,
+            SamplerKind::Pndm | SamplerKind::EulerAncestral => self.prediction_type != Prediction::Sample,
+            SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Lcm | SamplerKind::Euler(_) | SamplerKind::Heun(_) => {
+                true
+            }
+        };
+        SamplerKind::ALL.iter().copied().filter(suits).collect()
+    }
+
     /// The sampler that the model comes with.
     pub(crate) fn default_sampler(&self) -> Option<SamplerKind> {
         let spacing = self.sigma_spacing();
@@ -427,6 +451,124 @@ impl SchedulerConfig {
             "PNDMScheduler" => Some(SamplerKind::Pndm),
             "UniPCMultistepScheduler" => Some(SamplerKind::UniPc(spacing)),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(fields: Value) -> Result<SchedulerConfig, LoadError> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("scheduler")).unwrap();
+        // Python's way of writing what JSON cannot.
+        let text = fields.to_string().replace("\"-inf\"", "-Infinity");
+        std::fs::write(directory.path().join("scheduler/scheduler_config.json"), text).unwrap();
+        SchedulerConfig::read(directory.path())
+    }
+
+    /// `more` added to what all Stable Diffusions say.
+    fn stable_diffusion(class: &str, more: Value) -> Value {
+        let mut fields = json!({
+            "_class_name": class, "_diffusers_version": "0.42.1", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085, "clip_sample": false, "num_train_timesteps": 1000, "prediction_type": "epsilon",
+            "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1, "trained_betas": null,
+        });
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        fields
+    }
+
+    #[test]
+    fn the_files_of_well_known_models_are_read() {
+        let flux = json!({
+            "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
+            "invert_sigmas": false, "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000,
+            "shift": 3.0, "shift_terminal": null, "stochastic_sampling": false, "time_shift_type": "exponential",
+            "use_beta_sigmas": false, "use_dynamic_shifting": true, "use_exponential_sigmas": false,
+            "use_karras_sigmas": false,
+        });
+        let euler = json!({
+            "interpolation_type": "linear", "sample_max_value": 1.0, "timestep_spacing": "leading",
+            "use_karras_sigmas": false,
+        });
+        let turbo = json!({
+            "final_sigmas_type": "zero", "interpolation_type": "linear", "rescale_betas_zero_snr": false,
+            "sample_max_value": 1.0, "sigma_max": null, "sigma_min": null, "timestep_spacing": "trailing",
+            "timestep_type": "discrete", "use_karras_sigmas": false,
+        });
+        let dpm = json!({
+            "algorithm_type": "dpmsolver++", "dynamic_thresholding_ratio": 0.995, "euler_at_final": false,
+            "final_sigmas_type": "zero", "flow_shift": 1.0, "lambda_min_clipped": "-inf", "lower_order_final": true,
+            "rescale_betas_zero_snr": false, "sample_max_value": 1.0, "solver_order": 2, "solver_type": "midpoint",
+            "thresholding": false, "time_shift_type": "exponential", "timestep_spacing": "linspace",
+            "use_beta_sigmas": false, "use_dynamic_shifting": false, "use_exponential_sigmas": false,
+            "use_flow_sigmas": false, "use_karras_sigmas": true, "use_lu_lambdas": false, "variance_type": null,
+        });
+        let unipc = json!({
+            "disable_corrector": [], "dynamic_thresholding_ratio": 0.995, "final_sigmas_type": "zero",
+            "lower_order_final": true, "predict_x0": true, "sample_max_value": 1.0, "solver_order": 2, "solver_p": null,
+            "solver_type": "bh2", "thresholding": false, "timestep_spacing": "linspace",
+        });
+        let lcm = json!({
+            "clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "original_inference_steps": 50,
+            "rescale_betas_zero_snr": false, "sample_max_value": 1.0, "thresholding": false, "timestep_scaling": 10.0,
+            "timestep_spacing": "leading",
+        });
+        for (model, fields, sampler) in [
+            ("Stable Diffusion 1.5", stable_diffusion("PNDMScheduler", json!({})), "pndm"),
+            ("2.1", stable_diffusion("DDIMScheduler", json!({"prediction_type": "v_prediction"})), "ddim"),
+            ("XL", stable_diffusion("EulerDiscreteScheduler", euler), "euler"),
+            ("XL Turbo", stable_diffusion("EulerAncestralDiscreteScheduler", turbo.clone()), "euler_ancestral"),
+            ("Turbo", stable_diffusion("EulerDiscreteScheduler", turbo), "euler"),
+            ("DPM++ 2M Karras", stable_diffusion("DPMSolverMultistepScheduler", dpm), "dpmpp_2m_karras"),
+            ("UniPC", stable_diffusion("UniPCMultistepScheduler", unipc), "unipc"),
+            ("an LCM", stable_diffusion("LCMScheduler", lcm), "lcm"),
+            (
+                "3.5",
+                json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}),
+                "flow_match_euler",
+            ),
+            ("FLUX.1", flux, "flow_match_euler"),
+        ] {
+            let config = read(fields).unwrap_or_else(|error| panic!("{model}: {error}"));
+            assert_eq!(config.default_sampler().unwrap().as_str(), sampler, "{model}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_by_name() {
+        let sde = json!({"algorithm_type": "sde-dpmsolver++", "use_beta_sigmas": true});
+        let config = read(stable_diffusion("DPMSolverMultistepScheduler", sde)).unwrap();
+        assert_eq!(config.default_sampler(), Some(SamplerKind::DpmPlusPlus2MSde(SigmaSpacing::Beta)));
+
+        for (class, more, field) in [
+            ("PNDMScheduler", json!({"skip_prk_steps": false}), "skip_prk_steps"),
+            ("DDPMScheduler", json!({"variance_type": "learned_range"}), "variance_type"),
+            ("DDIMScheduler", json!({"thresholding": true}), "thresholding"),
+            ("DDIMScheduler", json!({"trained_betas": [0.1]}), "trained_betas"),
+            ("EulerDiscreteScheduler", json!({"timestep_type": "continuous"}), "timestep_type"),
+            ("UniPCMultistepScheduler", json!({"predict_x0": false}), "predict_x0"),
+            ("UniPCMultistepScheduler", json!({"solver_order": 4}), "solver_order"),
+            ("UniPCMultistepScheduler", json!({"prediction_type": "flow_prediction"}), "use_flow_sigmas"),
+            ("DPMSolverMultistepScheduler", json!({"use_lu_lambdas": true}), "use_lu_lambdas"),
+            ("DPMSolverMultistepScheduler", json!({"solver_order": 3}), DECIDING_FIELDS),
+            ("FlowMatchEulerDiscreteScheduler", json!({"invert_sigmas": true}), "invert_sigmas"),
+            ("FlowMatchEulerDiscreteScheduler", json!({"stochastic_sampling": true}), "stochastic_sampling"),
+            ("FlowMatchEulerDiscreteScheduler", json!({"max_image_seq_len": 256}), "max_image_seq_len"),
+            ("LCMScheduler", json!({"original_inference_steps": 0}), "original_inference_steps"),
+            ("HeunDiscreteScheduler", json!({"use_karras_sigmas": true, "use_beta_sigmas": true}), "use_karras_sigmas"),
+            ("DDIMScheduler", json!({"num_train_timesteps": 1}), "num_train_timesteps"),
+            ("KDPM2DiscreteScheduler", json!({}), "_class_name"),
+        ] {
+            let error = read(stable_diffusion(class, more)).unwrap_err();
+            if let LoadError::Unsupported { field: named, .. } | LoadError::Invalid { field: named, .. } = &error {
+                assert_eq!(named, field, "{class}");
+            } else {
+                panic!("{class}, {field}: {error}");
+            }
         }
     }
 }

@@ -62,10 +62,8 @@ pub(super) fn ddpm(schedule: &Schedule, steps: usize, config: &SchedulerConfig) 
         let mean = ESTIMATE * (alpha_next.sqrt() * beta / (1.0 - alpha))
             + SAMPLE * ((alpha / alpha_next).sqrt() * (1.0 - alpha_next) / (1.0 - alpha));
         let variance = match config.variance_type.unwrap_or_default() {
-            Variance::FixedSmall | Variance::FixedSmallLog => {
-                ((1.0 - alpha_next) / (1.0 - alpha) * beta).max(DDPM_VARIANCE_MIN)
-            }
-            Variance::FixedLarge => beta,
+            Variance::Small => ((1.0 - alpha_next) / (1.0 - alpha) * beta).max(DDPM_VARIANCE_MIN),
+            Variance::Large => beta,
         };
         let (noise, draws_noise) =
             if timestep == 0 { (0.0, StepNoise::None) } else { (variance.sqrt(), StepNoise::Drawn) };
@@ -89,8 +87,7 @@ pub(super) fn lcm(schedule: &Schedule, steps: usize, config: &SchedulerConfig) -
         let timestep = timesteps[index];
         let scaled = timestep as f64 * config.timestep_scaling.unwrap_or(LCM_TIMESTEP_SCALING);
         let variance = scaled * scaled + LCM_SIGMA_DATA * LCM_SIGMA_DATA;
-        let denoised =
-            ESTIMATE * (scaled / variance.sqrt()) + SAMPLE * (LCM_SIGMA_DATA * LCM_SIGMA_DATA / variance);
+        let denoised = ESTIMATE * (scaled / variance.sqrt()) + SAMPLE * (LCM_SIGMA_DATA * LCM_SIGMA_DATA / variance);
         let (next, draws_noise) = match timesteps.get(index + 1) {
             Some(next) => {
                 let next = Level::of_variance(schedule.alphas[*next]);

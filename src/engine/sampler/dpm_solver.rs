@@ -101,15 +101,17 @@ fn flow_sigmas(
 /// Integer timesteps, one less than the spacing has: these solvers do not stop at the least noise.
 fn trained_timesteps(schedule: &Schedule, kind: SamplerKind, steps: usize, config: &SchedulerConfig) -> Vec<f64> {
     let clips = !matches!(kind, SamplerKind::UniPc(_));
-    let clipped = config.lambda_min_clipped.filter(|_| clips).map_or(0, |least| {
-        schedule.alphas.iter().filter(|alpha| Level::of_variance(**alpha).lambda() < least).count()
-    });
+    let clipped = config
+        .lambda_min_clipped
+        .filter(|_| clips)
+        .map_or(0, |least| schedule.alphas.iter().filter(|alpha| Level::of_variance(**alpha).lambda() < least).count());
     let last = schedule.len().saturating_sub(clipped).max(1);
     let singlestep = matches!(kind, SamplerKind::DpmPlusPlusSde(_));
     match config.timestep_spacing.filter(|_| !singlestep).unwrap_or(Spacing::Linspace) {
-        Spacing::Linspace => {
-            (1..=steps).rev().map(|index| (index as f64 * ((last - 1) as f64 / steps as f64)).round_ties_even()).collect()
-        }
+        Spacing::Linspace => (1..=steps)
+            .rev()
+            .map(|index| (index as f64 * ((last - 1) as f64 / steps as f64)).round_ties_even())
+            .collect(),
         Spacing::Leading => {
             let stride = last / (steps + 1);
             (1..=steps).rev().map(|index| (index * stride + config.steps_offset) as f64).collect()
@@ -152,7 +154,7 @@ pub(super) fn multistep(
     Trajectory { initial_scale: 1.0, steps: (0..count).map(plan).collect() }
 }
 
-/// The steps of `DPMSolverSinglestepScheduler`: pairs of a first order step and one of second order from the same start.
+/// The steps of `DPMSolverSinglestepScheduler`: pairs of a first order step and a second order one from the same start.
 ///
 /// Memory: the sample that the pair started from, and the estimate of the step before.
 pub(super) fn singlestep(
@@ -171,7 +173,7 @@ pub(super) fn singlestep(
     let plan = |index: usize| {
         let (from, to) = (ladder.levels[index], ladder.levels[index + 1]);
         let first_order = config.solver_order == Some(1)
-            || index % 2 == 0
+            || index.is_multiple_of(2)
             || index <= skipped
             || (lower_order_final && index + 1 == count);
         let solver = |start: Level| Solver { algorithm, solver_type: config.solver_type, from: start, to };
@@ -183,12 +185,7 @@ pub(super) fn singlestep(
             let ratio = (from.lambda() - solver.from.lambda()) / solver.width();
             (solver.second_order(start, estimate, (ESTIMATE - estimate) * (1.0 / ratio)), start)
         };
-        StepPlan {
-            next,
-            memory: vec![start, ESTIMATE],
-            draws_noise: algorithm.draws(),
-            ..ladder.step(index, schedule)
-        }
+        StepPlan { next, memory: vec![start, ESTIMATE], draws_noise: algorithm.draws(), ..ladder.step(index, schedule) }
     };
     Trajectory { initial_scale: 1.0, steps: (0..count).map(plan).collect() }
 }

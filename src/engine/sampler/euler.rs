@@ -72,12 +72,7 @@ fn step(schedule: &Schedule, timestep: f64, sigma: f64) -> StepPlan {
 }
 
 /// Algorithm 2 of arXiv 2206.00364 without churn and without its second order.
-pub(super) fn euler(
-    schedule: &Schedule,
-    spacing: SigmaSpacing,
-    steps: usize,
-    config: &SchedulerConfig,
-) -> Trajectory {
+pub(super) fn euler(schedule: &Schedule, spacing: SigmaSpacing, steps: usize, config: &SchedulerConfig) -> Trajectory {
     let sigma_final = match config.final_sigmas_type {
         FinalSigma::Zero => 0.0,
         FinalSigma::SigmaMin => schedule.sigmas[0],

@@ -18,10 +18,12 @@ mod unipc;
 
 use candle_core::{Result, Tensor};
 
-use super::config::{Prediction, SchedulerConfig};
-use crate::job::{SamplerKind, SigmaSpacing};
+use super::config::SchedulerConfig;
+use crate::job::SamplerKind;
 use schedule::Schedule;
-pub(crate) use step::{Combination, Noising, SamplerState, StepNoise, StepPlan};
+#[cfg(test)]
+use step::{Noising, StepNoise};
+pub(crate) use step::{SamplerState, StepPlan};
 
 /// `original_inference_steps` of models that do not say.
 const LCM_ORIGINAL_STEPS: usize = 50;
@@ -71,7 +73,7 @@ pub(crate) enum PlanError {
         steps_max: usize,
     },
     /// A sampler that does not suit the model.
-    #[error("{sampler} does not suit this model, but these do: {}", names(available))]
+    #[error("{sampler} does not suit this model, but these do: {}", SamplerKind::list(available))]
     Unavailable {
         /// The sampler.
         sampler: SamplerKind,
@@ -88,30 +90,6 @@ pub(crate) enum PlanError {
     },
 }
 
-/// Names for people, with commas.
-pub(crate) fn names(kinds: &[SamplerKind]) -> String {
-    kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ")
-}
-
-/// The samplers that a model with this configuration can be used with, in the order of [`SamplerKind::ALL`].
-pub(crate) fn available(config: &SchedulerConfig) -> Vec<SamplerKind> {
-    let order = config.solver_order.unwrap_or(2);
-    let suits = |kind: &SamplerKind| match kind {
-        SamplerKind::FlowMatchEuler => config.is_flow_match(),
-        _ if config.is_flow_match() => false,
-        SamplerKind::UniPc(spacing) => !config.use_flow_sigmas || *spacing == SigmaSpacing::Trained,
-        SamplerKind::DpmPlusPlus2M(spacing)
-        | SamplerKind::DpmPlusPlus2MSde(spacing)
-        | SamplerKind::DpmPlusPlusSde(spacing) => {
-            order <= 2 && (!config.use_flow_sigmas || *spacing == SigmaSpacing::Trained)
-        }
-        _ if config.use_flow_sigmas => false,
-        SamplerKind::Pndm | SamplerKind::EulerAncestral => config.prediction_type != Prediction::Sample,
-        SamplerKind::Ddim | SamplerKind::Ddpm | SamplerKind::Lcm | SamplerKind::Euler(_) | SamplerKind::Heun(_) => true,
-    };
-    SamplerKind::ALL.iter().copied().filter(suits).collect()
-}
-
 impl Trajectory {
     /// The steps that `kind` takes for a request of `steps` steps.
     ///
@@ -123,7 +101,7 @@ impl Trajectory {
         config: &SchedulerConfig,
         options: &PlanOptions,
     ) -> std::result::Result<Self, PlanError> {
-        let available = available(config);
+        let available = config.available_samplers();
         if !available.contains(&kind) {
             return Err(PlanError::Unavailable { sampler: kind, available });
         }

@@ -243,7 +243,11 @@ fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count - 1).max(1) as f32;
     (0..count)
         .map(|index| {
-            if index < count / 2 { step.mul_add(index as f32, start) } else { (-step).mul_add((count - 1 - index) as f32, end) }
+            if index < count / 2 {
+                step.mul_add(index as f32, start)
+            } else {
+                (-step).mul_add((count - 1 - index) as f32, end)
+            }
         })
         .collect()
 }

@@ -1,7 +1,7 @@
 //! What one step does, as plain data, and the state that it takes a row from and to.
 //!
-//! A step is a handful of [`Combination`]s whose factors were worked out in f64 before the first step. Evaluating them is
-//! all that happens to tensors; schedules and solvers are none of this module's business.
+//! A step is a handful of [`Combination`]s whose factors were worked out in f64 before the first step. Evaluating them
+//! is all that happens to tensors; schedules and solvers are none of this module's business.
 
 use std::collections::HashMap;
 use std::ops::{Add, Mul, Sub};
