@@ -96,6 +96,13 @@ pub struct Precisions {
     pub vae: Option<Precision>,
 }
 
+impl Precisions {
+    /// The same for every part.
+    pub fn all(precision: Option<Precision>) -> Self {
+        Self { denoiser: precision, text_encoder: precision, vae: precision }
+    }
+}
+
 /// An opened device and the number format of a part that lives there.
 #[derive(Clone, Debug)]
 pub(crate) struct Placement {

@@ -203,14 +203,13 @@ fn embeddings_are_those_of_diffusers() {
 fn the_vae_computes_what_diffusers_computes() {
     for family in FAMILIES {
         let tensors = tiny::tensors(family);
-        let (directory, mut pipeline) = open(family, None);
+        let (_directory, pipeline) = open(family, None);
         let decoded = pipeline.decoded(&tensors["noise"]).unwrap();
         assert!(error(&decoded, &tensors["decoded"]) <= STAGE_TOLERANCE, "{family}: decoder");
         let file = pictures(&tensors, &Start::Picture { strength: 1.0 }).init_image.unwrap();
         let (mean, deviation) = pipeline.encoded(&file, 24, 16).unwrap();
         assert!(error(&mean, &tensors["encoded/mean"]) <= STAGE_TOLERANCE, "{family}: encoder's mean");
         assert!(error(&deviation, &tensors["encoded/std"]) <= STAGE_TOLERANCE, "{family}: encoder's deviation");
-        drop(directory);
     }
 }
 

@@ -198,7 +198,7 @@ mod tests {
         RgbImage::from_fn(width, height, |x, y| Rgb([(x * 5) as u8, (y * 7) as u8, (x * y) as u8]))
     }
 
-    /// A PNG whose header promises `width` and `height`, and holds nothing else.
+    /// A PNG whose header promises `width` and `height`, with hardly any data.
     fn header(width: u32, height: u32) -> Vec<u8> {
         let mut chunk = b"IHDR".to_vec();
         chunk.extend(width.to_be_bytes());
@@ -207,6 +207,8 @@ mod tests {
         let mut file = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
         file.extend(&chunk);
         file.extend(crc32(&chunk).to_be_bytes());
+        file.extend(b"\0\0\0\x04IDAT\x78\x9c\x03\0");
+        file.extend(crc32(b"IDAT\x78\x9c\x03\0").to_be_bytes());
         file
     }
 

@@ -357,7 +357,7 @@ mod tests {
         ];
         let ours = Generator::new(Rng::TorchCuda, 0).normal(12);
         for (ours, theirs) in ours.iter().zip(theirs) {
-            assert!((ours - theirs).abs() <= 3e-7 * theirs.abs().max(1.0), "{ours}, on a GPU {theirs}");
+            assert!((ours - theirs).abs() <= 6e-7 * theirs.abs().max(1.0), "{ours}, on a GPU {theirs}");
         }
     }
 

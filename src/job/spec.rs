@@ -9,7 +9,7 @@ use super::id::InvalidToken;
 use super::limits::{
     GUIDANCE_MAX, IMAGES_MAX, LORA_WEIGHT_MAX, LORAS_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX, TOLD_SIZE_MAX,
 };
-use super::model::{ModelManifest, Task};
+use super::model::{Defaults, ModelManifest, Task};
 use super::options::{LongPrompt, LoraChoice, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting};
 
 /// How much of a starting picture is made anew unasked, as in diffusers.
@@ -346,6 +346,29 @@ pub struct ImageSpec {
     pub sizes: Sizes,
 }
 
+impl ImageSpec {
+    /// What a request asks for that names nothing but `prompt`, with seed 0.
+    pub fn with_defaults(prompt: impl Into<String>, defaults: &Defaults) -> Self {
+        let size = [defaults.height, defaults.width];
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            prompt_options: PromptOptions::default(),
+            width: defaults.width,
+            height: defaults.height,
+            num_inference_steps: defaults.num_inference_steps,
+            guidance_scale: defaults.guidance_scale,
+            guidance_rescale: 0.0,
+            seed: 0,
+            rng: Rng::default(),
+            scheduler: defaults.scheduler,
+            start: Start::Noise,
+            loras: Vec::new(),
+            sizes: Sizes { original: size, crops_coords_top_left: [0, 0], target: size },
+        }
+    }
+}
+
 impl JobSpec {
     /// Checks `draft` against the general limits and, where one is given, the model's; every broken rule is pushed to
     /// `violations`. `seed_unasked` is the seed of a request that names none.
@@ -523,7 +546,7 @@ fn check_loras(loras: &[LoraChoice], violations: &mut Vec<Violation>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::{Defaults, ModelLimits};
+    use super::super::model::ModelLimits;
     use super::*;
 
     fn manifest() -> ModelManifest {
@@ -539,7 +562,7 @@ mod tests {
                 scheduler: SamplerKind::Ddim,
             },
             tasks: vec![Task::TextToImage, Task::ImageToImage],
-            schedulers: vec![SamplerKind::Ddim, SamplerKind::Euler],
+            schedulers: vec![SamplerKind::Ddim, SamplerKind::Euler(SigmaSpacing::Trained)],
         }
     }
 

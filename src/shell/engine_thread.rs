@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::engine::{self, Admitted, Engine, RgbImage, RowId, StartingPictures};
-use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, OutputFormat, PromptOptions, Rng, Sizes, Start, Task};
+use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, OutputFormat, Start, Task};
 use crate::sched::{EngineReport, RowKey};
 
 use super::clock::Clock;
@@ -142,22 +142,7 @@ fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
         let pictures = StartingPictures { init_image: Some(file.clone()), mask_image: Some(file) };
         (Start::Inpaint { strength: 1.0 }, pictures)
     };
-    let spec = ImageSpec {
-        prompt: "warm-up".to_owned(),
-        negative_prompt: String::new(),
-        prompt_options: PromptOptions::default(),
-        width,
-        height,
-        num_inference_steps: 1,
-        guidance_scale: defaults.guidance_scale,
-        guidance_rescale: 0.0,
-        seed: 0,
-        rng: Rng::TorchCpu,
-        scheduler: defaults.scheduler,
-        start,
-        loras: Vec::new(),
-        sizes: Sizes { original: [height, width], crops_coords_top_left: [0, 0], target: [height, width] },
-    };
+    let spec = ImageSpec { num_inference_steps: 1, start, ..ImageSpec::with_defaults("warm-up", &defaults) };
     let row = RowId(u64::MAX);
     for _ in 0..engine.admit(row, &spec, &pictures)?.steps {
         engine.step(&[row])?;

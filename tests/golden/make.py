@@ -161,6 +161,7 @@ class Recorder:
         finally:
             hook.remove()
             del pipeline.vae.decode
+        assert torch.isfinite(decoded[0]).all(), name
         self.add(f"{name}/vae_latents", decoded[0])
         self.add(f"{name}/image", np.clip(image * 255, 0, 255).round().astype(np.uint8))
         if stages:
@@ -200,6 +201,8 @@ def family(name, options):
     pipeline.set_progress_bar_config(disable=True)
     saved = pathlib.Path(tempfile.mkdtemp())
     pipeline.save_pretrained(str(saved))
+    # From the file, as users have it: what a class has by default is no default any more once it was written.
+    pipeline.scheduler = type(options["scheduler"]).from_pretrained(str(saved), subfolder="scheduler")
     configs = {}
     for path in sorted(saved.rglob("*.json")):
         if "tokenizer" not in path.parent.name and not path.name.endswith("index.json") or path.name == "model_index.json":
@@ -259,10 +262,13 @@ def requests(recorder, name, options, pipeline, base):
         pipeline.scheduler = scheduler
     base_scheduler = pipeline.scheduler
     for kind, (scheduler_class, settings) in KINDS.items():
-        if kind.startswith("flow"):
+        if kind.startswith("flow") or kind == "pndm" and name != "sd1":
             continue
         pipeline.scheduler = scheduler_class.from_config({**base_scheduler.config, **settings})
-        recorder.run(f"sampler/{kind}", pipeline, {**base, "scheduler": kind})
+        try:
+            recorder.run(f"sampler/{kind}", pipeline, {**base, "scheduler": kind})
+        except (AssertionError, IndexError) as error:  # two timesteps of a spacing fall together there
+            print(f"{name}: diffusers has no {kind}: {error}")
     pipeline.scheduler = base_scheduler
 
 

@@ -141,9 +141,6 @@ class Generator:
 
 
 generator = Generator()
-for module in [scheduling_ddpm, scheduling_dpmsolver_multistep, scheduling_dpmsolver_singlestep,
-               scheduling_euler_ancestral_discrete, scheduling_lcm]:
-    module.randn_tensor = generator
 
 
 def mu_of(config, tokens):
@@ -213,6 +210,9 @@ def walk(kind, config, steps, strength, flow=None, tokens=0):
 
 
 def main():
+    for module in [scheduling_ddpm, scheduling_dpmsolver_multistep, scheduling_dpmsolver_singlestep,
+                   scheduling_euler_ancestral_discrete, scheduling_lcm]:
+        module.randn_tensor = generator
     groups = []
 
     def record(name, config, kinds, asked, **flow):

@@ -27,6 +27,12 @@ struct Options {
     /// Where to compute: auto, cpu or cuda
     #[arg(long, env = "DARKROOM_DEVICE", default_value = "auto")]
     device: engine::DeviceChoice,
+    /// Number format of all parts: f32, f16 or bf16; what the model's darkroom.toml says, or suits the device, when absent
+    #[arg(long, env = "DARKROOM_DTYPE", value_name = "NAME")]
+    dtype: Option<engine::Precision>,
+    /// The folder with LoRAs, as NAME.safetensors
+    #[arg(long, env = "DARKROOM_LORAS", value_name = "DIR")]
+    loras: Option<PathBuf>,
     /// Which requests to take: `any`, `ondemand` or both; a machine that may be taken away serves only `any`
     #[arg(long, env = "DARKROOM_POOLS", value_delimiter = ',', default_value = "any,ondemand")]
     pools: Vec<Pool>,
@@ -74,8 +80,13 @@ async fn run(options: Options) -> anyhow::Result<()> {
         exit_when_idle: options.exit_when_idle,
         grace: options.grace,
     };
-    let (model, device) = (options.model, options.device);
-    let load = move || engine::load(&model, device).map(|engine| Box::new(engine) as Box<dyn Engine>);
+    let load_options = engine::LoadOptions {
+        device: options.device,
+        precisions: engine::Precisions::all(options.dtype),
+        loras: options.loras,
+    };
+    let model = options.model;
+    let load = move || engine::load(&model, &load_options).map(|engine| Box::new(engine) as Box<dyn Engine>);
     worker::run(config, load, bus, store, stop).await?;
     Ok(())
 }

@@ -22,8 +22,8 @@ use super::config::SchedulerConfig;
 use crate::job::SamplerKind;
 use schedule::Schedule;
 #[cfg(test)]
-use step::{Noising, StepNoise};
-pub(crate) use step::{SamplerState, StepPlan};
+use step::StepNoise;
+pub(crate) use step::{Noising, SamplerState, StepPlan};
 
 /// `original_inference_steps` of models that do not say.
 const LCM_ORIGINAL_STEPS: usize = 50;
