@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::lora::LoraError;
+
 /// A model directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -101,6 +103,9 @@ pub enum LoadError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A LoRA cannot be used with this model.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// The device cannot be used, or candle failed on it.
     #[error("the device cannot be used")]
     Device(#[from] candle_core::Error),

@@ -10,12 +10,17 @@ mod error;
 mod image;
 mod kernels;
 mod layers;
+#[allow(dead_code, unused_imports, reason = "requests do not name LoRAs yet")]
+mod lora;
 mod manifest;
 mod model;
 mod noise;
 mod preview;
 mod sampler;
 mod text;
+#[cfg(test)]
+#[path = "../../tests/golden/tiny.rs"]
+mod tiny;
 mod unet;
 mod vae;
 mod weights;
@@ -25,6 +30,7 @@ use crate::job::{Fault, ImageSpec, ModelManifest};
 pub use device::{DeviceChoice, UnknownDevice};
 pub use error::LoadError;
 pub use image::encode;
+pub use lora::{LoraError, Part};
 pub use manifest::{OVERRIDES_FILE, read_manifest};
 pub use model::{RenderError, Rendered, StableDiffusion, load};
 pub use unet::Unet;

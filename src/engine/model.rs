@@ -384,13 +384,10 @@ impl Engine for StableDiffusion {
 }
 
 #[cfg(test)]
-#[path = "../../tests/golden/tiny.rs"]
-mod tiny;
-
-#[cfg(test)]
 mod tests {
     use candle_core::Device;
 
+    use super::super::tiny;
     use super::*;
 
     fn spec() -> ImageSpec {

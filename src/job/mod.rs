@@ -10,7 +10,7 @@ pub mod spec;
 pub mod state;
 
 pub use fault::{Fault, FaultClass, FaultCode};
-pub use id::{InvalidToken, JobId, ModelName, Tenant, WorkerId};
+pub use id::{InvalidToken, JobId, LoraName, ModelName, Tenant, WorkerId};
 pub use model::{Defaults, ModelLimits, ModelManifest};
 pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, Violation};
 pub use state::{IllegalStep, JobState, JobStep, Pool, Priority, Status};
