@@ -16,6 +16,8 @@ mod manifest;
 mod model;
 mod noise;
 mod preview;
+#[allow(dead_code, reason = "requests do not choose how prompts are read yet")]
+mod prompt;
 mod sampler;
 mod text;
 #[cfg(test)]

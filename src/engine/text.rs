@@ -62,7 +62,7 @@ impl TextEncoder {
 }
 
 /// The tokenizer in `directory`: `tokenizer.json`, or made from `vocab.json` and `merges.txt`.
-fn read_tokenizer(directory: &Path, length: usize) -> std::result::Result<Tokenizer, LoadError> {
+pub(super) fn read_tokenizer(directory: &Path, length: usize) -> std::result::Result<Tokenizer, LoadError> {
     let path = directory.join("tokenizer.json");
     let refused = |error: tokenizers::Error| LoadError::Tokenizer { path: path.clone(), reason: error.to_string() };
     let mut tokenizer = if path.is_file() {

@@ -214,7 +214,8 @@ fn a_key_of_another_shape_is_named_with_both_shapes() {
 #[test]
 fn files_that_are_no_loras_are_refused() {
     const CONV: &str = "lora_unet_mid_block_resnets_0_conv1";
-    let cases: [(&str, fn(&mut HashMap<String, Tensor>), &str); 6] = [
+    type Change = fn(&mut HashMap<String, Tensor>);
+    let cases: [(&str, Change, &str); 6] = [
         ("peft", |tensors| tensors.retain(|_, _| false), "is empty"),
         ("peft", |tensors| insert("emb_params", &[2, 2])(tensors), "no key of a LoRA"),
         ("convolutions", |tensors| drop(tensors.remove(&format!("{CONV}.lora_up.weight"))), "no counterpart"),
