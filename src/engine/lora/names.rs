@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Part;
 use crate::engine::weights::Weights;
 
+/// Tables that are looked up, not multiplied with: no layers of a LoRA.
+const TABLES: [&str; 5] =
+    ["token_embedding", "position_embedding", "shared", "embed_tokens", "relative_attention_bias"];
+
 /// A weight of the base model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Target {
@@ -41,7 +45,11 @@ impl Base {
         let shapes: BTreeMap<Target, Vec<usize>> = tensors
             .into_iter()
             .filter(|(_, _, shape)| matches!(shape.len(), 2 | 4))
-            .filter_map(|(part, tensor, shape)| Some((target(part, tensor.strip_suffix(".weight")?), shape)))
+            .filter_map(|(part, tensor, shape)| {
+                let layer = tensor.strip_suffix(".weight")?;
+                let is_table = layer.rsplit('.').next().is_some_and(|name| TABLES.contains(&name));
+                (!is_table).then(|| (target(part, layer), shape))
+            })
             .collect();
         let kohya = kohya_names(&shapes);
         Self { shapes, kohya }

@@ -182,6 +182,7 @@ fn the_first_key_without_a_layer_is_named() {
         "lora_unet_input_blocks_7_1_proj_in.lora_down.weight",
         "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
         "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+        "lora_te_text_model_embeddings_token_embedding.lora_down.weight",
         "lora_unet_.alpha",
     ] {
         let error = refusal("kohya", insert(key, &[2, 2]));
