@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::lora::LoraError;
+
 /// A model directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -109,6 +111,9 @@ pub enum LoadError {
         /// What would be possible.
         supported: &'static str,
     },
+    /// A LoRA cannot be used with this model.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// The device cannot be used, or candle failed on it.
     #[error("the device cannot be used")]
     Device(#[from] candle_core::Error),

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::config::read_json;
 use super::device::Placement;
 use super::error::LoadError;
+use super::lora::{LoraSet, Part};
 
 /// How diffusers and transformers call the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
@@ -71,6 +72,8 @@ pub(crate) struct Weights {
     path: Arc<PathBuf>,
     placement: Placement,
     prefix: String,
+    /// What is added to the tensors.
+    overlay: Option<(Arc<LoraSet>, Part)>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -89,12 +92,28 @@ impl Weights {
         let path = files.first().cloned().unwrap_or_default();
         let paths: Vec<&PathBuf> = files.iter().collect();
         let tensors = map(&paths).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
-        Ok(Self { tensors: Arc::new(tensors), path: Arc::new(path), placement: placement.clone(), prefix: String::new() })
+        Ok(Self {
+            tensors: Arc::new(tensors),
+            path: Arc::new(path),
+            placement: placement.clone(),
+            prefix: String::new(),
+            overlay: None,
+        })
     }
 
     /// The weights below `name`.
     pub(crate) fn at(&self, name: &str) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
+    }
+
+    /// The same weights, of `part`, with `loras` merged into them.
+    pub(crate) fn overlaid(self, loras: Arc<LoraSet>, part: Part) -> Self {
+        Self { overlay: Some((loras, part)), ..self }
+    }
+
+    /// Names and shapes of all tensors, whatever this place.
+    pub(crate) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.tensors.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect()
     }
 
     /// Whether there is a tensor `name`.
@@ -119,7 +138,15 @@ impl Weights {
             return Err(LoadError::WrongShape { path: self.path.as_ref().clone(), tensor, expected, found });
         }
         let loaded = self.tensors.load(&tensor, &self.placement.device)?;
-        Ok(loaded.to_dtype(self.placement.dtype)?)
+        let delta = match &self.overlay {
+            Some((loras, part)) => loras.delta(*part, &tensor, shape, &self.placement.device)?,
+            None => None,
+        };
+        let merged = match delta {
+            Some(delta) => (loaded.to_dtype(DType::F32)? + delta)?,
+            None => loaded,
+        };
+        Ok(merged.to_dtype(self.placement.dtype)?)
     }
 }
 
