@@ -385,7 +385,7 @@ impl Engine for StableDiffusion {
 
 #[cfg(test)]
 #[path = "../../tests/golden/tiny.rs"]
-mod tiny;
+pub(super) mod tiny;
 
 #[cfg(test)]
 mod tests {
