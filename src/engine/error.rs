@@ -94,7 +94,7 @@ pub enum LoadError {
         found: Vec<usize>,
     },
     /// The tokenizer's files do not make a tokenizer.
-    #[error("`{}` is not a CLIP tokenizer: {reason}", path.display())]
+    #[error("`{}` is not a tokenizer of the expected kind: {reason}", path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,

@@ -3,6 +3,8 @@
 //! Reading is strict: a value that this engine does not implement is refused by name, because ignoring it would make
 //! wrong pictures. A field that nobody here knows passes only when it is null or false. Weights are not looked at.
 
+#[cfg_attr(not(test), allow(dead_code, reason = "no pipeline loads these parts yet"))]
+mod dit;
 mod scheduler;
 mod text;
 mod unet;
@@ -14,6 +16,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::LoadError;
+#[cfg_attr(not(test), allow(unused_imports, reason = "no pipeline loads these parts yet"))]
+pub(crate) use dit::{FluxConfig, Sd3Config, T5Activation, T5Config};
 pub(crate) use scheduler::{BetaSchedule, Prediction, SchedulerConfig, Spacing};
 pub(crate) use text::{TextActivation, TextEncoderConfig};
 pub(crate) use unet::UnetConfig;
