@@ -5,12 +5,16 @@
 use candle_core::{Result, Tensor};
 
 use super::config::TIME_IDS;
+use super::flux::FluxTransformer;
+use super::mmdit::Sd3Transformer;
 use super::unet::Unet;
 
 /// One of the architectures.
 #[derive(Debug)]
 pub(crate) enum Denoiser {
     Unet(Unet),
+    Sd3(Sd3Transformer),
+    Flux(FluxTransformer),
 }
 
 /// What an image is conditioned on beside its prompt.
@@ -28,6 +32,8 @@ impl Denoiser {
     pub(crate) fn vector(&self, pooled: &Tensor, told: Told) -> Result<Option<Tensor>> {
         match self {
             Self::Unet(unet) => unet.vector(pooled, told.time_ids, told.guidance_scale),
+            Self::Sd3(transformer) => transformer.vector(pooled, None).map(Some),
+            Self::Flux(transformer) => transformer.vector(pooled, Some(told.guidance_scale)).map(Some),
         }
     }
 
@@ -39,15 +45,20 @@ impl Denoiser {
         context: &Tensor,
         vector: Option<&Tensor>,
     ) -> Result<Tensor> {
-        match self {
-            Self::Unet(unet) => unet.forward(x, timesteps, context, vector),
+        match (self, vector) {
+            (Self::Unet(unet), vector) => unet.forward(x, timesteps, context, vector),
+            (Self::Sd3(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
+            (Self::Flux(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
+            (Self::Sd3(_) | Self::Flux(_), None) => candle_core::bail!("the transformer needs the pooled prompt"),
         }
     }
 
-    /// Whether guidance is an input of the model, so that one row of an image is enough whatever the scale.
+    /// Whether one row of an image is enough whatever the guidance: it is an input of the model, or the model has none.
     pub(crate) fn guidance_is_built_in(&self) -> bool {
         match self {
             Self::Unet(unet) => unet.guidance_is_built_in(),
+            Self::Sd3(_) => false,
+            Self::Flux(_) => true,
         }
     }
 }

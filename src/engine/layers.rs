@@ -16,12 +16,12 @@ const PATCH_BYTES_MAX: usize = 8 << 20;
 const SCORE_BYTES_MAX: usize = 64 << 20;
 
 /// Whether `x` can go to the CPU kernels.
-fn on_cpu(x: &Tensor) -> bool {
+pub(super) fn on_cpu(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
 /// `x` plus `other`, which has the same shape or one value per channel. `x` must not be used otherwise: it may change.
-fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
+pub(super) fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
     if on_cpu(&x) {
         x.inplace_op2(other, &kernels::Accumulate)?;
         return Ok(x);
@@ -87,7 +87,17 @@ impl Linear {
 
     /// A 1×1 convolution is a linear layer whose weights are stored with two more dimensions.
     pub(super) fn pointwise(weights: &Weights, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
-        let weight = weights.get(&[outputs, inputs, 1, 1], "weight")?.reshape((outputs, inputs))?;
+        Self::patchwise(weights, inputs, 1, outputs)
+    }
+
+    /// So is a convolution of patches of `side` that do not overlap, for `inputs` channels.
+    pub(super) fn patchwise(
+        weights: &Weights,
+        inputs: usize,
+        side: usize,
+        outputs: usize,
+    ) -> std::result::Result<Self, LoadError> {
+        let weight = weights.get(&[outputs, inputs, side, side], "weight")?.flatten_from(1)?;
         Ok(Self { weight, bias: Some(weights.get(&[outputs], "bias")?) })
     }
 
@@ -284,22 +294,37 @@ impl Attention {
         let upcast = |x: Tensor| if self.upcast { x.to_dtype(DType::F32) } else { Ok(x) };
         let (query, key) = (upcast(query)?, upcast(key)?);
 
-        let chunk = (SCORE_BYTES_MAX / (b * self.heads * s * query.dtype().size_in_bytes())).clamp(1, t);
-        let mut chunks = Vec::with_capacity(t.div_ceil(chunk));
-        for start in (0..t).step_by(chunk) {
-            let length = chunk.min(t - start);
-            let query = if length == t { query.clone() } else { query.narrow(2, start, length)?.contiguous()? };
-            let mask = mask.map(|mask| mask.narrow(0, start, length)).transpose()?;
-            chunks.push(attend(&query, &key, &value, mask.as_ref())?);
-        }
-        let y = if chunks.len() == 1 { chunks.swap_remove(0) } else { Tensor::cat(&chunks, 2)? };
+        let scale = 1.0 / (query.dim(1)? as f64).sqrt();
+        let y = attention(&query, &key, &value, mask, scale)?;
         self.output.forward(&y.reshape((b, (), t))?)
     }
 }
 
+/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`, `n` being heads of rows: `(n, d, t)`.
+///
+/// `mask`, `(t, s)` or `(n, t, s)`, is added to the scores before they are multiplied by `scale`. Scores are computed
+/// for as many queries at once as memory should hold.
+pub(super) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    mask: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    let (n, _, t) = query.dims3()?;
+    let chunk = (SCORE_BYTES_MAX / (n * key.dim(2)? * query.dtype().size_in_bytes())).clamp(1, t);
+    let mut chunks = Vec::with_capacity(t.div_ceil(chunk));
+    for start in (0..t).step_by(chunk) {
+        let length = chunk.min(t - start);
+        let query = if length == t { query.clone() } else { query.narrow(2, start, length)?.contiguous()? };
+        let mask = mask.map(|mask| mask.narrow(D::Minus2, start, length)).transpose()?;
+        chunks.push(attend(&query, key, value, mask.as_ref(), scale)?);
+    }
+    if chunks.len() == 1 { Ok(chunks.swap_remove(0)) } else { Tensor::cat(&chunks, 2) }
+}
+
 /// `query (n, d, t)`, `key (n, d, s)`, `value (n, d, s)` to `(n, d, t)`.
-fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let scale = 1.0 / (query.dim(1)? as f64).sqrt();
+fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, scale: f64) -> Result<Tensor> {
     // (n, t, d) @ (n, d, s)
     let mut scores = query.transpose(1, 2)?.matmul(key)?;
     if let Some(mask) = mask {
@@ -470,5 +495,26 @@ impl Transformer {
             y = accumulate(layer.feed_forward.forward(&layer.norm_feed_forward.forward(&y)?)?, &y)?;
         }
         accumulate(self.output.forward(&y)?.reshape(x.shape())?, x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::tiny;
+    use super::*;
+
+    #[test]
+    fn attention_in_chunks_is_attention() {
+        let (n, d, t) = (8, 2, 1500);
+        assert!(n * t * t * size_of::<f32>() > SCORE_BYTES_MAX);
+        let [query, key, value] = ["query", "key", "value"].map(|name| tiny::tensor(name, &[n, d, t]));
+        let mask = (tiny::tensor("mask", &[t, t]) * 20.0).unwrap();
+        let mask_of_each = mask.broadcast_as((n, t, t)).unwrap();
+        let whole = attend(&query, &key, &value, Some(&mask), 0.5).unwrap();
+        for mask in [&mask, &mask_of_each] {
+            let chunked = attention(&query, &key, &value, Some(mask), 0.5).unwrap();
+            let difference = (chunked - &whole).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
+        }
     }
 }

@@ -4,18 +4,23 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device};
 
 use super::clip::{Clip, Projection};
-use super::condition::{ClipEncoder, TextEncoders};
+use super::condition::{ClipEncoder, FLUX_T5_TOKENS, SD3_T5_TOKENS, TextEncoders};
 use super::config::{DenoiserConfig, Family, PipelineConfig};
 use super::denoiser::Denoiser;
+use super::flux::FluxTransformer;
 use super::device::{DeviceChoice, Placement, Placements, Precisions};
 use super::digest;
 use super::error::LoadError;
+use super::lora::{Base, Lora, LoraSet, Part};
 use super::manifest::{Overrides, describe};
+use super::mmdit::Sd3Transformer;
 use super::pipeline::Pipeline;
+use super::t5::{self, T5Encoder};
 use super::tokenizer::ClipTokenizer;
 use super::unet::Unet;
 use super::vae::{Decoder, Encoder, LatentScale};
@@ -47,6 +52,8 @@ pub(crate) struct Source {
     pub(crate) placements: Placements,
     /// The weights' files by part.
     files: BTreeMap<&'static str, Vec<PathBuf>>,
+    /// The folder with LoRAs.
+    pub(crate) loras: Option<PathBuf>,
 }
 
 /// Loads the model in `directory`.
@@ -71,9 +78,9 @@ pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadErr
         vae: options.precisions.vae.or(overrides.precision.vae),
     };
     let placements = Placements::choose(&device, asked, stored, config.vae.force_upcast)?;
-    let source = Source { directory: directory.into(), config, placements, files };
+    let source = Source { directory: directory.into(), config, placements, files, loras: options.loras.clone() };
 
-    let base = source.weighted()?;
+    let base = source.weighted(None)?;
     let scale = LatentScale::new(&source.config.vae, &device)?;
     let decoder = Decoder::new(&source.vae()?, &source.config.vae, scale.clone(), source.placements.vae.dtype)?;
     let mut hashed = configuration_files(&source)?;
@@ -103,13 +110,48 @@ fn configuration_files(source: &Source) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 impl Source {
-    fn open(&self, part: &str, placement: &Placement) -> Result<Weights, LoadError> {
+    fn open(
+        &self,
+        part: &str,
+        placement: &Placement,
+        loras: Option<&Arc<LoraSet>>,
+    ) -> Result<Weights, LoadError> {
         let missing = || LoadError::Missing { path: self.directory.join(part) };
-        Weights::open(self.files.get(part).ok_or_else(missing)?, placement)
+        let weights = Weights::open(self.files.get(part).ok_or_else(missing)?, placement)?;
+        Ok(match (loras, Part::ALL.into_iter().find(|one| one.as_str() == part)) {
+            (Some(loras), Some(part)) => weights.overlaid(Arc::clone(loras), part),
+            _ => weights,
+        })
     }
 
     fn vae(&self) -> Result<Weights, LoadError> {
-        self.open("vae", &self.placements.vae)
+        self.open("vae", &self.placements.vae, None)
+    }
+
+    /// The layers that LoRAs can change.
+    fn base(&self) -> Result<Base, LoadError> {
+        let cpu = on(&Device::Cpu, DType::F32);
+        let mut parts = Vec::new();
+        for part in Part::ALL.into_iter().filter(|part| self.files.contains_key(part.as_str())) {
+            parts.push((part, self.open(part.as_str(), &cpu, None)?));
+        }
+        Ok(Base::new(parts.iter().map(|(part, weights)| (*part, weights))))
+    }
+
+    /// Reads LoRA files, each with its weight.
+    pub(crate) fn lora_set(&self, files: &[(PathBuf, f32)]) -> Result<LoraSet, LoadError> {
+        let base = self.base()?;
+        let mut loras = Vec::new();
+        for (file, weight) in files {
+            loras.push((Arc::new(Lora::read(file, &base)?), *weight));
+        }
+        Ok(LoraSet::new(loras))
+    }
+
+    /// Bytes of what LoRAs change, as its files hold it.
+    pub(crate) fn weighted_bytes(&self) -> u64 {
+        let files = self.files.iter().filter(|(part, _)| **part != "vae").flat_map(|(_, files)| files);
+        files.filter_map(|file| Some(std::fs::metadata(file).ok()?.len())).sum()
     }
 
     /// The VAE's encoder, which only starting pictures need.
@@ -117,18 +159,20 @@ impl Source {
         Encoder::new(&self.vae()?, &self.config.vae, self.placements.vae.dtype)
     }
 
-    /// Text encoders and denoiser.
-    pub(crate) fn weighted(&self) -> Result<Weighted, LoadError> {
-        let Placement { device, dtype } = &self.placements.denoiser;
+    /// Text encoders and denoiser, with `loras` merged into them.
+    pub(crate) fn weighted(&self, loras: Option<&Arc<LoraSet>>) -> Result<Weighted, LoadError> {
+        let placement = &self.placements.denoiser;
+        let Placement { device, dtype } = placement;
+        let weights = self.open(self.config.denoiser.directory(), placement, loras)?;
         let denoiser = match &self.config.denoiser {
-            DenoiserConfig::Unet(config) => {
-                Denoiser::Unet(Unet::new(&self.open("unet", &self.placements.denoiser)?, config, device, *dtype)?)
-            }
+            DenoiserConfig::Unet(config) => Denoiser::Unet(Unet::new(&weights, config, device, *dtype)?),
+            DenoiserConfig::Sd3(config) => Denoiser::Sd3(Sd3Transformer::new(&weights, config)?),
+            DenoiserConfig::Flux(config) => Denoiser::Flux(FluxTransformer::new(&weights, config)?),
         };
-        Ok(Weighted { text: self.text_encoders()?, denoiser })
+        Ok(Weighted { text: self.text_encoders(loras)?, denoiser })
     }
 
-    fn text_encoders(&self) -> Result<TextEncoders, LoadError> {
+    fn text_encoders(&self, loras: Option<&Arc<LoraSet>>) -> Result<TextEncoders, LoadError> {
         let family = self.config.index.family;
         let mut clips = Vec::new();
         for (index, config) in self.config.clips.iter().enumerate() {
@@ -138,11 +182,30 @@ impl Source {
                 (Family::StableDiffusion | Family::Flux, _) | (Family::StableDiffusionXl, 0) => Projection::None,
                 (Family::StableDiffusionXl | Family::StableDiffusion3, _) => Projection::Linear,
             };
-            let weights = self.open(part, &self.placements.text_encoder)?;
+            let weights = self.open(part, &self.placements.text_encoder, loras)?;
             let tokenizer = ClipTokenizer::read(&self.directory.join(tokenizer), config.max_position_embeddings)?;
             let clip = Clip::new(&weights, config, projection, &self.placements.text_encoder.device)?;
             clips.push(ClipEncoder { tokenizer, clip });
         }
-        Ok(TextEncoders::new(family, clips, self.config.index.force_zeros_for_empty_prompt))
+        let t5 = match (self.config.index.t5(), &self.config.t5) {
+            (Some((part, tokenizer)), Some(config)) => {
+                let Placement { device, dtype } = &self.placements.text_encoder;
+                let weights = self.open(part, &on(device, t5::dtype(*dtype)), loras)?;
+                let tokens = if family == Family::Flux { FLUX_T5_TOKENS } else { SD3_T5_TOKENS };
+                Some(T5Encoder::new(&self.directory.join(tokenizer), &weights, config, tokens, device)?)
+            }
+            _ => None,
+        };
+        Ok(TextEncoders {
+            family,
+            clips,
+            t5,
+            joint_attention_dim: match &self.config.denoiser {
+                DenoiserConfig::Sd3(config) => config.joint_attention_dim,
+                DenoiserConfig::Unet(_) | DenoiserConfig::Flux(_) => 0,
+            },
+            force_zeros_for_empty_prompt: self.config.index.force_zeros_for_empty_prompt,
+            kept: Mutex::default(),
+        })
     }
 }

@@ -82,6 +82,9 @@ pub(crate) fn describe(
     let (sample_size, latent_grid) = match &config.denoiser {
         // Each level of the UNet but the last halves the latents, and the way up can only double them.
         DenoiserConfig::Unet(unet) => (unet.sample_size, 1 << (unet.levels.len() - 1)),
+        DenoiserConfig::Sd3(transformer) => (transformer.sample_size, grid_of(transformer.patch_size)),
+        // diffusers' `default_sample_size`; latents are packed two by two.
+        DenoiserConfig::Flux(_) => (128, 2),
     };
     let grid = pixels_per_latent.saturating_mul(latent_grid).max(SIZE_MULTIPLE);
     let trained = u32::try_from(sample_size).unwrap_or(u32::MAX).saturating_mul(pixels_per_latent);
@@ -153,6 +156,8 @@ fn steps_and_guidance(config: &PipelineConfig, scheduler: SamplerKind) -> (u32, 
     let few = scheduler == SamplerKind::Lcm;
     let guidance_is_built_in = match &config.denoiser {
         DenoiserConfig::Unet(unet) => unet.time_cond_proj_dim.is_some(),
+        DenoiserConfig::Sd3(_) => false,
+        DenoiserConfig::Flux(transformer) => transformer.guidance_embeds,
     };
     // Turbo models look like their base models but for the spacing of their Euler sampler.
     let scheduler = &config.scheduler;
@@ -169,6 +174,10 @@ fn steps_and_guidance(config: &PipelineConfig, scheduler: SamplerKind) -> (u32, 
         Family::Flux if guidance_is_built_in => (28, 3.5),
         Family::Flux => (4, 1.0),
     }
+}
+
+fn grid_of(patch_size: usize) -> u32 {
+    u32::try_from(patch_size).unwrap_or(u32::MAX)
 }
 
 fn tasks(config: &PipelineConfig) -> Vec<Task> {

@@ -9,7 +9,9 @@ mod config;
 mod denoiser;
 mod device;
 mod digest;
+mod dit;
 mod error;
+mod flux;
 #[cfg(test)]
 mod golden;
 mod image;
@@ -18,6 +20,7 @@ mod layers;
 mod loading;
 mod lora;
 mod manifest;
+mod mmdit;
 mod picture;
 mod pipeline;
 mod preview;
@@ -25,6 +28,7 @@ mod prompt;
 mod random;
 mod sampler;
 mod start;
+mod t5;
 #[cfg(test)]
 #[path = "../../tests/golden/tiny.rs"]
 mod tiny;

@@ -15,8 +15,12 @@ use rayon::prelude::*;
 use super::config::Family;
 #[cfg(test)]
 use super::condition::Conditioning;
+#[cfg(test)]
+use super::tokenizer::ClipTokenizer;
 use super::denoiser::Told;
+use super::error::LoadError;
 use super::loading::{Source, Weighted};
+use super::lora::{self, LoraError, MergeKey, MergedCache};
 use super::picture;
 use super::preview::ColourMap;
 use super::random::Generator;
@@ -24,10 +28,12 @@ use super::sampler::{FlowSigmas, PlanOptions, SamplerState, StepPlan, Trajectory
 use super::start::{Inpainting, Pictures, Started, Starter};
 use super::vae::{Decoder, Encoder, LatentScale};
 use super::{Admitted, Engine, RgbImage, RowId, StartingPictures, image};
-use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, Sizes, Start};
+use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, Sizes, Start};
 
 /// Previews are small and short-lived.
 const PREVIEW_JPEG_QUALITY: u8 = 80;
+/// Models with LoRAs that are kept for further jobs, as far as nobody uses them.
+const MERGED_BYTES_MAX: u64 = 12 << 30;
 /// What [`Pipeline::render`] calls its row.
 const RENDERED_ROW: RowId = RowId(u64::MAX);
 
@@ -39,6 +45,8 @@ pub struct Pipeline {
     source: Source,
     /// The model without LoRAs.
     base: Arc<Weighted>,
+    /// The model with LoRAs.
+    merged: MergedCache<MergeKey, Weighted>,
     scale: LatentScale,
     decoder: Decoder,
     /// Loaded when the first starting picture comes.
@@ -142,6 +150,7 @@ impl Pipeline {
             digest,
             source,
             base: Arc::new(base),
+            merged: MergedCache::new(MERGED_BYTES_MAX),
             scale,
             decoder,
             encoder: None,
@@ -248,11 +257,37 @@ impl Pipeline {
         }
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
-        let model = self.base.clone();
+        let model = self.model(&spec.loras)?;
         let (row, warnings) = self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)?;
         let steps = row.trajectory.steps.len() as u32;
         self.rows.insert(id, row);
         Ok(Admitted { steps, warnings })
+    }
+
+    /// The model with `loras` merged into its weights.
+    fn model(&mut self, loras: &[LoraChoice]) -> Result<Arc<Weighted>, Fault> {
+        let key = MergeKey::new(loras.iter().map(|lora| (lora.name.clone(), lora.weight)));
+        if key.is_empty() {
+            return Ok(Arc::clone(&self.base));
+        }
+        if let Some(model) = self.merged.get(&key) {
+            return Ok(model);
+        }
+        let Some(folder) = &self.source.loras else {
+            return Err(invalid("loras: this worker has no folder of LoRAs"));
+        };
+        let files: Result<Vec<_>, LoraError> =
+            loras.iter().map(|lora| Ok((lora::find(folder, &lora.name)?, lora.weight))).collect();
+        let bytes = self.source.weighted_bytes();
+        self.merged.make_room(bytes);
+        let merge = |files: &[(PathBuf, f32)]| self.source.weighted(Some(&Arc::new(self.source.lora_set(files)?)));
+        let model = files.map_err(LoadError::from).and_then(|files| merge(&files)).map_err(|error| match error {
+            LoadError::Lora(error) => invalid(format!("loras: {error}")),
+            other => Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {other}")),
+        })?;
+        let model = Arc::new(model);
+        self.merged.insert(key, Arc::clone(&model), bytes);
+        Ok(model)
     }
 
     fn plan(&self, spec: &ImageSpec) -> Result<Trajectory, Fault> {
@@ -523,7 +558,9 @@ impl Pipeline {
 
     /// The ids of a prompt's tokens, by the tokenizer `index`.
     pub(crate) fn tokens(&self, index: usize, prompt: &str) -> Vec<u32> {
-        self.base.text.clips[index].tokenizer.tokens(prompt).unwrap()
+        let ClipTokenizer { inner, special, length } = &self.base.text.clips[index].tokenizer;
+        let options = crate::job::PromptOptions::default();
+        super::prompt::tokenize(inner, prompt, options, *special, *length).unwrap().ids.remove(0)
     }
 
     /// What an image with these prompts is conditioned on.

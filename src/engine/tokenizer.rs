@@ -10,18 +10,14 @@ use tokenizers::Tokenizer;
 
 use super::config::read_json;
 use super::error::LoadError;
+use super::prompt::Special;
 
 /// CLIP's tokenizer and the tokens that have a meaning of their own.
 #[derive(Debug)]
 pub(crate) struct ClipTokenizer {
     /// Neither truncates nor pads.
     pub(crate) inner: Tokenizer,
-    /// Begins every prompt.
-    pub(crate) start: u32,
-    /// Ends every prompt.
-    pub(crate) end: u32,
-    /// Fills short prompts up: the end token in Stable Diffusion 1, `!` in 2.
-    pub(crate) pad: u32,
+    pub(crate) special: Special,
     /// Tokens of one prompt, start and end included.
     pub(crate) length: usize,
 }
@@ -42,17 +38,8 @@ impl ClipTokenizer {
             let reason = || format!("it does not know its token `{token}`");
             inner.token_to_id(token).ok_or_else(|| LoadError::Tokenizer { path: path.clone(), reason: reason() })
         };
-        let (start, end, pad) = (id(START)?, id(END)?, id(&pad_token(directory)?)?);
-        Ok(Self { inner, start, end, pad, length })
-    }
-
-    /// The ids of `prompt`'s tokens, between start and end, cut and padded to the encoder's length.
-    pub(crate) fn tokens(&self, prompt: &str) -> candle_core::Result<Vec<u32>> {
-        let encoding = self.inner.encode(prompt, false).map_err(candle_core::Error::wrap)?;
-        let content = encoding.get_ids().iter().copied().take(self.length.saturating_sub(2));
-        let mut ids: Vec<u32> = [self.start].into_iter().chain(content).chain([self.end]).collect();
-        ids.resize(self.length, self.pad);
-        Ok(ids)
+        let special = Special { start: Some(id(START)?), end: id(END)?, pad: id(&pad_token(directory)?)? };
+        Ok(Self { inner, special, length })
     }
 }
 

@@ -129,14 +129,7 @@ impl Weights {
 
     /// The tensor `name` of `shape`, on the device.
     pub(crate) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, LoadError> {
-        let tensor = format!("{}{name}", self.prefix);
-        let Ok(view) = self.tensors.get(&tensor) else {
-            return Err(LoadError::MissingTensor { path: self.path.as_ref().clone(), tensor });
-        };
-        if view.shape() != shape {
-            let (expected, found) = (shape.to_vec(), view.shape().to_vec());
-            return Err(LoadError::WrongShape { path: self.path.as_ref().clone(), tensor, expected, found });
-        }
+        let tensor = self.check(shape, name)?;
         let loaded = self.tensors.load(&tensor, &self.placement.device)?;
         let delta = match &self.overlay {
             Some((loras, part)) => loras.delta(*part, &tensor, shape, &self.placement.device)?,
@@ -147,6 +140,52 @@ impl Weights {
             None => loaded,
         };
         Ok(merged.to_dtype(self.placement.dtype)?)
+    }
+
+    /// The tensor `name` of `shape` as rows of its last dimension, which stay in the file.
+    pub(crate) fn table(&self, shape: &[usize], name: &str) -> Result<Table, LoadError> {
+        let tensor = self.check(shape, name)?;
+        Ok(Table { weights: self.clone(), tensor, width: shape.last().copied().unwrap_or(1) })
+    }
+
+    /// The whole name of the tensor `name`, if it exists in `shape`.
+    fn check(&self, shape: &[usize], name: &str) -> Result<String, LoadError> {
+        let tensor = format!("{}{name}", self.prefix);
+        let Ok(view) = self.tensors.get(&tensor) else {
+            return Err(LoadError::MissingTensor { path: self.path.as_ref().clone(), tensor });
+        };
+        if view.shape() != shape {
+            let (expected, found) = (shape.to_vec(), view.shape().to_vec());
+            return Err(LoadError::WrongShape { path: self.path.as_ref().clone(), tensor, expected, found });
+        }
+        Ok(tensor)
+    }
+}
+
+/// A large tensor of which few rows are ever wanted at once: they are copied out of the file when they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    weights: Weights,
+    tensor: String,
+    width: usize,
+}
+
+impl Table {
+    /// The rows `indices` in that order, `(n, width)`, on the device.
+    pub(crate) fn rows(&self, indices: impl Iterator<Item = usize>) -> candle_core::Result<Tensor> {
+        let view = self.weights.tensors.get(&self.tensor)?;
+        let dtype = DType::try_from(view.dtype())?;
+        let bytes = self.width * dtype.size_in_bytes();
+        let mut rows = Vec::new();
+        for index in indices {
+            match view.data().get(index * bytes..(index + 1) * bytes) {
+                Some(row) => rows.extend_from_slice(row),
+                None => candle_core::bail!("`{}` has no row {index}", self.tensor),
+            }
+        }
+        let shape = [rows.len() / bytes, self.width];
+        let Placement { device, dtype: wanted } = &self.weights.placement;
+        Tensor::from_raw_buffer(&rows, dtype, &shape, device)?.to_dtype(*wanted)
     }
 }
 

@@ -118,9 +118,14 @@ pub(crate) struct PipelineIndex {
 }
 
 impl PipelineIndex {
-    /// Whether the pipeline has a part in `directory`.
-    pub(crate) fn has(&self, directory: &str) -> bool {
-        self.parts.iter().any(|part| part.directory == directory)
+    /// The directories of the T5 and its tokenizer, if the pipeline has one.
+    pub(crate) fn t5(&self) -> Option<(&'static str, &'static str)> {
+        let directories = match self.family {
+            Family::StableDiffusion | Family::StableDiffusionXl => return None,
+            Family::StableDiffusion3 => ("text_encoder_3", "tokenizer_3"),
+            Family::Flux => ("text_encoder_2", "tokenizer_2"),
+        };
+        self.parts.iter().any(|part| part.directory == directories.0).then_some(directories)
     }
 
     pub(super) fn read(document: &Document) -> Result<Self, LoadError> {

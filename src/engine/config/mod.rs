@@ -3,6 +3,7 @@
 //! Reading is strict: a value that this engine does not implement is refused by name, because ignoring it would make
 //! wrong pictures. A field that nobody here knows passes only when it is null or false. Weights are not looked at.
 
+mod dit;
 mod family;
 mod scheduler;
 mod text;
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::LoadError;
+pub(crate) use dit::{FluxConfig, Sd3Config, T5Activation, T5Config};
 pub(crate) use family::{Family, PipelineIndex};
 pub(crate) use scheduler::{
     Algorithm, BetaSchedule, FinalSigma, Interpolation, Prediction, SchedulerConfig, SolverType, Spacing, TimeShift,
@@ -85,6 +87,7 @@ pub(crate) struct PipelineConfig {
     pub(crate) vae: VaeConfig,
     /// In the order of their directories.
     pub(crate) clips: Vec<ClipConfig>,
+    pub(crate) t5: Option<T5Config>,
     pub(crate) scheduler: SchedulerConfig,
 }
 
@@ -92,6 +95,8 @@ pub(crate) struct PipelineConfig {
 #[derive(Clone, Debug)]
 pub(crate) enum DenoiserConfig {
     Unet(UnetConfig),
+    Sd3(Sd3Config),
+    Flux(FluxConfig),
 }
 
 impl DenoiserConfig {
@@ -99,6 +104,7 @@ impl DenoiserConfig {
     pub(crate) fn directory(&self) -> &'static str {
         match self {
             Self::Unet(_) => "unet",
+            Self::Sd3(_) | Self::Flux(_) => "transformer",
         }
     }
 
@@ -106,6 +112,7 @@ impl DenoiserConfig {
     pub(crate) fn takes_mask(&self) -> bool {
         match self {
             Self::Unet(unet) => unet.in_channels > unet.out_channels,
+            Self::Sd3(_) | Self::Flux(_) => false,
         }
     }
 }
@@ -124,13 +131,22 @@ impl PipelineConfig {
                 DenoiserConfig::Unet(UnetConfig::read(directory)?),
                 vec![clip("text_encoder")?, clip("text_encoder_2")?],
             ),
-            Family::StableDiffusion3 | Family::Flux => todo!(),
+            Family::StableDiffusion3 => (
+                DenoiserConfig::Sd3(Sd3Config::read(directory)?),
+                vec![clip("text_encoder")?, clip("text_encoder_2")?],
+            ),
+            Family::Flux => (DenoiserConfig::Flux(FluxConfig::read(directory)?), vec![clip("text_encoder")?]),
+        };
+        let t5 = match index.t5() {
+            Some((part, _)) => Some(T5Config::read(directory, part)?),
+            None => None,
         };
         let config = Self {
             index,
             denoiser,
             vae: VaeConfig::read(directory)?,
             clips,
+            t5,
             scheduler: SchedulerConfig::read(directory)?,
         };
         config.check(directory)?;
@@ -139,6 +155,19 @@ impl PipelineConfig {
 
     /// Refuses parts that contradict each other.
     fn check(&self, directory: &Path) -> Result<(), LoadError> {
+        let flow_match = match &self.denoiser {
+            DenoiserConfig::Unet(_) => false,
+            DenoiserConfig::Sd3(_) | DenoiserConfig::Flux(_) => true,
+        };
+        if self.scheduler.is_flow_match() != flow_match {
+            return Err(LoadError::Unsupported {
+                file: directory.join("scheduler/scheduler_config.json"),
+                field: "_class_name".into(),
+                value: format!("\"{}\"", self.scheduler.class),
+                supported: if flow_match { "FlowMatchEulerDiscreteScheduler" } else { "all others" }.into(),
+            });
+        }
+
         let contradicts = |file: &str, field: &str, found: usize, what: &str, wanted: usize| {
             let file = directory.join(file).join("config.json");
             Err(LoadError::Invalid { file, field: field.into(), reason: format!("is {found}, but {what} is {wanted}") })
@@ -174,6 +203,33 @@ impl PipelineConfig {
                             value: if pooled.is_some() { "\"text_time\"" } else { "null" }.into(),
                             supported: format!("{wanted} in a {}", self.index.class),
                         });
+                    }
+                }
+            }
+            DenoiserConfig::Sd3(transformer) => {
+                let pooled = self.clips.iter().map(|clip| clip.projection_dim).sum();
+                let width = self.t5.as_ref().map_or(transformer.joint_attention_dim, |t5| t5.d_model);
+                for (field, found, what, wanted) in [
+                    ("in_channels", transformer.in_channels, "the VAE's latent_channels", latent),
+                    ("out_channels", transformer.out_channels, "the VAE's latent_channels", latent),
+                    ("pooled_projection_dim", transformer.pooled_projection_dim, "the CLIPs' projection_dim", pooled),
+                    ("joint_attention_dim", transformer.joint_attention_dim, "the T5's d_model", width),
+                ] {
+                    if found != wanted {
+                        return contradicts("transformer", field, found, what, wanted);
+                    }
+                }
+            }
+            DenoiserConfig::Flux(transformer) => {
+                let pooled = self.clips.iter().map(|clip| clip.hidden_size).sum();
+                let width = self.t5.as_ref().map_or(transformer.joint_attention_dim, |t5| t5.d_model);
+                for (field, found, what, wanted) in [
+                    ("in_channels", transformer.in_channels, "four times the VAE's latent_channels", 4 * latent),
+                    ("pooled_projection_dim", transformer.pooled_projection_dim, "the CLIP's hidden_size", pooled),
+                    ("joint_attention_dim", transformer.joint_attention_dim, "the T5's d_model", width),
+                ] {
+                    if found != wanted {
+                        return contradicts("transformer", field, found, what, wanted);
                     }
                 }
             }
