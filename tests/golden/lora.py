@@ -1,4 +1,4 @@
-"""Records what diffusers and peft make of LoRA files on the tiny model `sd1`, and how they name SDXL's layers.
+"""Records what diffusers and peft make of LoRA files on the tiny model `sd1`, and which layers of SDXL and FLUX they name.
 
     python lora.py        # needs torch, diffusers, transformers and peft
 
@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import (
+    _convert_kohya_flux_lora_to_diffusers,
     _convert_non_diffusers_lora_to_diffusers,
     _maybe_map_sgm_blocks_to_diffusers,
 )
@@ -233,10 +234,29 @@ def record_sdxl():
     return {"blocks": blocks, "kinds": kinds}
 
 
+def record_flux():
+    """Which layers of diffusers' model each of kohya's names for a block of FLUX means, in the order of their outputs."""
+    def streams(*names):
+        return [f"{stream}_{name}" for stream in ["img", "txt"] for name in names]
+
+    names = [f"double_blocks_1_{name}" for name in streams("attn_proj", "attn_qkv", "mlp_0", "mlp_2", "mod_lin")]
+    names += [f"single_blocks_1_{name}" for name in ["linear1", "linear2", "modulation_lin"]]
+    meanings = {}
+    for name in names:
+        outputs = 3 * 3072 + 12288 if name.endswith("linear1") else 3
+        state = {f"lora_unet_{name}.lora_down.weight": torch.zeros(1, 1),
+                 f"lora_unet_{name}.lora_up.weight": torch.zeros(outputs, 1)}
+        state = _convert_kohya_flux_lora_to_diffusers(state)
+        down = [key for key in state if key.endswith(".lora_A.weight")]
+        meanings[name] = [key.removeprefix("transformer.").removesuffix(".lora_A.weight") for key in down]
+    return meanings
+
+
 def main():
     document = {"diffusers": diffusers.__version__, "peft": peft.__version__, "torch": torch.__version__}
     document |= record_cases()
     document["sdxl"] = record_sdxl()
+    document["flux"] = record_flux()
     pathlib.Path(__file__).with_suffix(".json").write_text(json.dumps(document) + "\n")
 
 

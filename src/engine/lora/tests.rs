@@ -304,6 +304,38 @@ fn text_encoders_are_found_with_and_without_the_prefix_of_older_versions() {
 }
 
 #[test]
+fn kohyas_names_for_flux_mean_the_layers_that_diffusers_takes_them_for() {
+    let golden = golden();
+    let meanings: Vec<(String, Vec<&str>)> = golden["flux"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, layers)| {
+            let layers = layers.as_array().unwrap().iter().map(|layer| layer.as_str().unwrap());
+            (format!("lora_unet_{name}"), layers.collect())
+        })
+        .collect();
+    assert_eq!(meanings.len(), 13);
+    // What was recorded for the second block holds for all.
+    let of_block = |text: &str, block: usize| {
+        text.replace("blocks_1", &format!("blocks_{block}")).replace("blocks.1", &format!("blocks.{block}"))
+    };
+    let layers = || meanings.iter().flat_map(|(_, layers)| layers);
+    let base = Base::of_shapes((0..3).flat_map(|block| {
+        layers().map(move |layer| (Part::Transformer, format!("{}.weight", of_block(layer, block)), vec![1, 1]))
+    }));
+    for block in 0..3 {
+        for (name, layers) in &meanings {
+            let targets = base.resolve(&of_block(name, block)).unwrap_or_default();
+            let found: Vec<String> = targets.into_iter().map(|target| target.layer).collect();
+            let expected: Vec<String> = layers.iter().map(|layer| of_block(layer, block)).collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+    assert_eq!(base.resolve("lora_unet_double_blocks_3_img_attn_qkv"), None);
+}
+
+#[test]
 fn fused_layers_of_flux_are_taken_apart() {
     let layers = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"];
     let outputs = |layer: &str| if layer == "proj_mlp" { 8 } else { 2 };
