@@ -500,7 +500,7 @@ impl Transformer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::tiny;
+    use super::super::tiny;
     use super::*;
 
     #[test]

@@ -143,7 +143,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::super::dit::golden::{self, Part};
-    use super::super::model::tiny;
+    use super::super::tiny;
     use super::*;
 
     fn load(part: &Part) -> std::result::Result<Sd3Transformer, LoadError> {

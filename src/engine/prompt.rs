@@ -308,7 +308,8 @@ pub(crate) fn weigh(embedding: &Tensor, weights: &[f32]) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{text, tiny};
+    use super::super::tiny;
+    use super::super::tokenizer::ClipTokenizer;
     use super::*;
 
     fn shown(pieces: &[Piece]) -> Vec<(&str, f32)> {
@@ -418,12 +419,8 @@ mod tests {
 
     fn tokenizer() -> (Tokenizer, Special) {
         let model = tiny::model("sd1");
-        let mut tokenizer = text::read_tokenizer(&model.path().join("tokenizer"), LENGTH).unwrap();
-        tokenizer.with_truncation(None).unwrap();
-        tokenizer.with_padding(None);
-        let end = tokenizer.token_to_id("<|endoftext|>").unwrap();
-        let special = Special { start: tokenizer.token_to_id("<|startoftext|>"), end, pad: end };
-        (tokenizer, special)
+        let read = ClipTokenizer::read(&model.path().join("tokenizer"), LENGTH).unwrap();
+        (read.inner, read.special)
     }
 
     fn tokens(text: &str, options: PromptOptions) -> Tokenized {

@@ -229,7 +229,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::dit::golden::{self, Part};
-    use super::super::model::tiny;
+    use super::super::tiny;
     use super::*;
 
     /// The tokenizer of the golden data in a directory of its own, after `change`.

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-use super::super::device::{DeviceChoice, Placement};
+use super::super::device::Placement;
 use super::super::error::LoadError;
-use super::super::model::tiny;
+use super::super::tiny;
 use super::super::weights::{self, Weights};
 
 /// What was recorded.
@@ -52,8 +52,8 @@ impl Part {
     }
 
     pub(crate) fn weights(&self, name: &str, dtype: DType) -> Weights {
-        let placement = Placement { dtype, ..Placement::open(DeviceChoice::Cpu, DType::F32).unwrap() };
-        Weights::open(&weights::files(&self.directory().join(name)).unwrap(), placement).unwrap()
+        let placement = Placement { device: Device::Cpu, dtype };
+        Weights::open(&weights::files(&self.directory().join(name)).unwrap(), &placement).unwrap()
     }
 
     /// [`check`] against what was recorded.

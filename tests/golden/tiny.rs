@@ -15,6 +15,12 @@ pub(crate) fn golden(family: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// A list of numbers in what was recorded.
+#[allow(dead_code, reason = "not every test that includes this file compares numbers")]
+pub(crate) fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+}
+
 /// The tensors that it recorded.
 #[allow(dead_code, reason = "not every test that includes this file compares numbers")]
 pub(crate) fn tensors(family: &str) -> HashMap<String, Tensor> {

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::names::Target;
 use super::{Base, Lora, LoraError, LoraSet, Part, find, list};
-use crate::engine::config::PipelineConfig;
+use crate::engine::clip::{Clip, Projection};
+use crate::engine::config::{DenoiserConfig, PipelineConfig};
 use crate::engine::device::Placement;
-use crate::engine::text::TextEncoder;
 use crate::engine::tiny;
 use crate::engine::unet::Unet;
 use crate::engine::weights::{self, Weights};
@@ -60,7 +60,7 @@ fn describe(path: &Path, metadata: &Value) {
 /// The weights of a part of a tiny model, f32 on the CPU.
 fn part(model: &Path, part: Part) -> Weights {
     let placement = Placement { device: Device::Cpu, dtype: DType::F32 };
-    Weights::open(&weights::files(&model.join(part.as_str())).unwrap(), placement).unwrap()
+    Weights::open(&weights::files(&model.join(part.as_str())).unwrap(), &placement).unwrap()
 }
 
 fn base(model: &Path) -> Base {
@@ -72,13 +72,18 @@ fn output(model: &Path, case: &Value, loras: LoraSet) -> Tensor {
     let config = PipelineConfig::read(model).unwrap();
     if case["part"] == "text_encoder" {
         let weights = part(model, Part::TextEncoder).overlaid(Arc::new(loras), Part::TextEncoder);
-        let mut encoder = TextEncoder::new(model, &weights, &config.text_encoder, &Device::Cpu).unwrap();
-        return encoder.encode("a red star").unwrap().transpose(1, 2).unwrap();
+        let clip = Clip::new(&weights, &config.clips[0], Projection::None, &Device::Cpu).unwrap();
+        let ids: Vec<u32> = shape(&tiny::golden("sd1")["tokens"]["tokenizer"]["a red star"])
+            .into_iter()
+            .map(|id| id as u32)
+            .collect();
+        return clip.forward(&ids).unwrap().last.transpose(1, 2).unwrap();
     }
     let weights = part(model, Part::Unet).overlaid(Arc::new(loras), Part::Unet);
-    let unet = Unet::new(&weights, &config.unet, &Device::Cpu, DType::F32).unwrap();
+    let DenoiserConfig::Unet(unet) = &config.denoiser else { panic!("a UNet") };
+    let unet = Unet::new(&weights, unet, &Device::Cpu, DType::F32).unwrap();
     let latents = (tiny::tensor("latents", &[1, 4, 8, 8]) * 20.0).unwrap();
-    unet.forward(&latents, &[981.0], &tiny::tensor("context", &[1, 16, 77])).unwrap()
+    unet.forward(&latents, &[981.0], &tiny::tensor("context", &[1, 16, 77]), None).unwrap()
 }
 
 #[test]
