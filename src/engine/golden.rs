@@ -13,7 +13,8 @@ use super::{Engine, LoadOptions, RowId, StartingPictures, load, tiny};
 use crate::job::{ImageSpec, OutputFormat, PromptOptions, Rng, Sizes, Start};
 
 /// Every family, by the names of its files.
-const FAMILIES: [&str; 5] = ["sd1", "sd2", "sd1-inpaint", "lcm", "sdxl"];
+const FAMILIES: [&str; 9] =
+    ["sd1", "sd2", "sd1-inpaint", "lcm", "sdxl", "sd3", "sd3.5", "flux-schnell", "flux-dev"];
 /// Of embeddings and model outputs, relative to the largest magnitude.
 const STAGE_TOLERANCE: f32 = 1e-4;
 /// Of the final latents.

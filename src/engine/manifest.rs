@@ -97,7 +97,13 @@ pub(crate) fn describe(
     }
     let on_grid = |side: u32| side / side_multiple * side_multiple;
     let side_min = SIDE_MIN.next_multiple_of(side_multiple).min(on_grid(side_default));
-    let side_max = on_grid((side_default * 2).min(SIDE_MAX.max(side_default)));
+    let side_max = match &config.denoiser {
+        DenoiserConfig::Sd3(transformer) => {
+            let places = u32::try_from(transformer.pos_embed_max_size).unwrap_or(u32::MAX);
+            on_grid(places.saturating_mul(latent_grid).saturating_mul(pixels_per_latent))
+        }
+        DenoiserConfig::Unet(_) | DenoiserConfig::Flux(_) => on_grid((side_default * 2).min(SIDE_MAX.max(side_default))),
+    };
     let images_in_batch_max = ModelLimits::default().images_in_batch_max;
     let limits = ModelLimits {
         side_min: asked.side_min.unwrap_or(side_min),

@@ -451,11 +451,13 @@ impl JobSpec {
             target: draft.target_size.unwrap_or([height, width]),
         };
         for (field, told, least) in [
-            ("original_size", sizes.original, 1),
-            ("crops_coords_top_left", sizes.crops_coords_top_left, 0),
-            ("target_size", sizes.target, 1),
+            ("original_size", draft.original_size, 1),
+            ("crops_coords_top_left", draft.crops_coords_top_left, 0),
+            ("target_size", draft.target_size, 1),
         ] {
-            if told.iter().any(|value| !(least..=TOLD_SIZE_MAX).contains(value)) {
+            if let Some(told) = told
+                && told.iter().any(|value| !(least..=TOLD_SIZE_MAX).contains(value))
+            {
                 let allowed = format!("two numbers from {least} to {TOLD_SIZE_MAX}");
                 violations.push(Violation::new(field, format!("{told:?}"), allowed));
             }

@@ -1,4 +1,4 @@
-"""Records what diffusers does with tiny models of the UNet families, stage by stage, into <family>.json and .safetensors.
+"""Records what diffusers does with a tiny model of every family, stage by stage, into <family>.json and .safetensors.
 
     pip install -r requirements.txt
     python make.py            # numbers only change when the versions in requirements.txt do
@@ -6,6 +6,7 @@
 Weights are a function of tensor name and shape that `tiny.rs` has too, so only names and shapes are stored.
 """
 
+import inspect
 import json
 import pathlib
 import sys
@@ -20,6 +21,14 @@ import transformers
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3Pipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     EulerDiscreteScheduler,
@@ -32,10 +41,19 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
+from dit import pieces
 from samplers import KINDS
-from tiny import END, MERGES, START, alphabet, fill
+from tiny import END, MERGES, START, alphabet, fill, tensor
 
 HERE = pathlib.Path(__file__).parent
 PROMPTS = ["a red star", "", "Red  STAR\tand 12 é<|endoftext|>!?it's", "and " * 100]
@@ -114,6 +132,64 @@ FAMILIES = {
         "samplers": {},
     },
 }
+SD3 = {
+    "class": StableDiffusion3Pipeline,
+    "text": [
+        {"hidden_act": "quick_gelu", "num_hidden_layers": 3, "projection_dim": 10},
+        {"hidden_act": "gelu", "hidden_size": 24, "num_attention_heads": 3, "projection_dim": 14, "pad_token": "!"},
+    ],
+    "t5": 3,
+    "transformer": (SD3Transformer2DModel, {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "attention_head_dim": 8,
+        "joint_attention_dim": 44, "pooled_projection_dim": 24, "num_layers": 2, "num_attention_heads": 2,
+        "caption_projection_dim": 16, "pos_embed_max_size": 9,
+    }),
+    "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "starting": [StableDiffusion3Img2ImgPipeline],  # the other one insists on 16 channels
+}
+FLUX = {
+    "class": FluxPipeline,
+    "text": [{"hidden_act": "quick_gelu"}],
+    "t5": 2,
+    "transformer": (FluxTransformer2DModel, {
+        "in_channels": 16, "joint_attention_dim": 44, "pooled_projection_dim": 16, "num_layers": 1,
+        "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": [4, 6, 6],
+        "guidance_embeds": False,
+    }),
+    "scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0),
+    "starting": [FluxImg2ImgPipeline],
+}
+FAMILIES |= {
+    "sd3": SD3,
+    # Without T5, and with what the medium model of 3.5 has.
+    "sd3.5": {
+        **SD3, "t5": None, "starting": [],
+        "transformer": (SD3Transformer2DModel, {
+            **SD3["transformer"][1], "num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 24,
+            "qk_norm": "rms_norm", "dual_attention_layers": [0, 1],
+        }),
+    },
+    "flux-schnell": FLUX,
+    "flux-dev": {
+        **FLUX, "starting": [FluxImg2ImgPipeline, FluxInpaintPipeline],
+        "transformer": (FluxTransformer2DModel, {**FLUX["transformer"][1], "guidance_embeds": True}),
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=16,
+            max_image_seq_len=64),
+    },
+}
+
+
+def t5(vocabulary, charsmap):
+    """A tiny T5 and its tokenizer."""
+    extra = [(f"<extra_id_{i}>", 0.0) for i in (1, 0)]
+    directory = pathlib.Path(tempfile.mkdtemp())
+    T5TokenizerFast(vocab=vocabulary + extra, _spm_precompiled_charsmap=charsmap, extra_ids=2).save_pretrained(str(directory))
+    tokenizer = T5TokenizerFast.from_pretrained(str(directory))
+    model = T5EncoderModel(T5Config(
+        vocab_size=len(tokenizer), d_model=44, d_kv=8, d_ff=40, num_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=16, feed_forward_proj="gated-gelu")).eval()
+    return tokenizer, json.loads((directory / "tokenizer.json").read_text()), model
 
 
 def text_encoder(vocabulary, options):
@@ -148,12 +224,20 @@ class Recorder:
         """Runs `request` as the pipeline's users would, and keeps its latents and picture."""
         outputs = []
         denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-        hook = denoiser.register_forward_hook(lambda module, inputs, result: outputs.append(result[0].clone()))
+
+        def seen(module, inputs, result):
+            output = result[0].clone()
+            if output.dim() == 3:  # FLUX packs its latents
+                output = FluxPipeline._unpack_latents(output, request["height"], request["width"], pipeline.vae_scale_factor)
+            outputs.append(output)
+
+        hook = denoiser.register_forward_hook(seen)
         # Pictures are what the pipelines return by themselves; the latents they were decoded from pass by here.
         decoded = []
         original = pipeline.vae.decode
         pipeline.vae.decode = lambda latents, *rest, **options: (decoded.append(latents.clone()), original(latents, *rest, **options))[1]
-        arguments = {key: value for key, value in request.items() if key not in ("seed", "scheduler")}
+        known = inspect.signature(type(pipeline).__call__).parameters
+        arguments = {key: value for key, value in request.items() if key in known}
         try:
             image = pipeline(
                 **arguments, **inputs, generator=torch.Generator("cpu").manual_seed(request["seed"]), output_type="np",
@@ -186,12 +270,31 @@ def family(name, options):
         pad_tokens[f"tokenizer{suffix}"] = text.get("pad_token", END)
         parts[f"tokenizer{suffix}"] = CLIPTokenizer.from_pretrained(str(directory), model_max_length=77, **pad)
         parts[f"text_encoder{suffix}"] = text_encoder(vocabulary, text)
-    parts["unet"] = UNet2DConditionModel(**{**UNET, **options["unet"]}).eval()
+    vae = {"scaling_factor": 0.5}
+    t5_tokenizer = {}
+    if "unet" in options:
+        parts["unet"] = UNet2DConditionModel(**{**UNET, **options["unet"]}).eval()
+    else:
+        transformer_class, transformer = options["transformer"]
+        parts["transformer"] = transformer_class(**transformer).eval()
+        vae |= {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+        number = options["t5"] or 3
+        tokenizer = encoder = None
+        if options["t5"]:
+            tokenizer, t5_tokenizer[f"tokenizer_{number}"], encoder = t5(*pieces())
+        parts[f"tokenizer_{number}"], parts[f"text_encoder_{number}"] = tokenizer, encoder
     parts["vae"] = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 16], norm_num_groups=4, scaling_factor=0.5, sample_size=16).eval()
+        block_out_channels=[8, 16], norm_num_groups=4, sample_size=16, **vae).eval()
     shapes = {part: fill(module) for part, module in parts.items() if isinstance(module, torch.nn.Module)}
-    if options["class"].__name__.startswith("StableDiffusionXL"):
+    for part in shapes:  # the embedding of a T5 has two names, of which files hold one
+        if shapes[part].pop("encoder.embed_tokens.weight", None):
+            embedding = parts[part].shared.weight
+            with torch.no_grad():
+                embedding.copy_(tensor("shared.weight", embedding.shape))
+    if "transformer" in options:
+        extra = {}
+    elif options["class"].__name__.startswith("StableDiffusionXL"):
         extra = {"force_zeros_for_empty_prompt": True}
         if options["class"] is StableDiffusionXLPipeline:
             extra["add_watermarker"] = False
@@ -219,7 +322,7 @@ def family(name, options):
     with torch.no_grad():
         embeddings(recorder, pipeline)
         recorder.add("noise", torch.randn((1, 4, HEIGHT // 2, WIDTH // 2), generator=torch.Generator("cpu").manual_seed(5)))
-        recorder.add("decoded", parts["vae"].decode(recorder.tensors["noise"] / 0.5).sample)
+        recorder.add("decoded", parts["vae"].decode(recorder.tensors["noise"] / 0.5 + vae.get("shift_factor", 0.0)).sample)
         moments = parts["vae"].encode(pipeline.image_processor.preprocess(picture)).latent_dist
         recorder.add("encoded/mean", moments.mean)
         recorder.add("encoded/std", moments.std)
@@ -228,7 +331,7 @@ def family(name, options):
         starting(recorder, options, pipeline, base, picture, mask)
     document = {
         "versions": versions(), "configs": configs, "shapes": shapes, "vocabulary": vocabulary, "merges": MERGES,
-        "pad_tokens": pad_tokens, "prompts": [PROMPTS[0], PROMPTS[3]], "tokens": ids, "requests": recorder.requests,
+        "pad_tokens": pad_tokens, "t5_tokenizers": t5_tokenizer, "prompts": [PROMPTS[0], PROMPTS[3]], "tokens": ids, "requests": recorder.requests,
     }
     write(name, document, recorder.tensors)
 
@@ -236,9 +339,17 @@ def family(name, options):
 def embeddings(recorder, pipeline):
     """What the pipeline conditions on, for a prompt and for one that is too long."""
     for index, prompt in enumerate([PROMPTS[0], PROMPTS[3]]):
-        result = pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+        encode = pipeline.encode_prompt
+        known = inspect.signature(encode).parameters
+        asked = {
+            "prompt": prompt, "prompt_2": None, "prompt_3": None, "device": "cpu", "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": True,
+        }
+        result = encode(**{key: value for key, value in asked.items() if key in known})
         recorder.add(f"embedding/{index}", result[0].transpose(1, 2))
-        if len(result) == 4:
+        if isinstance(pipeline, FluxPipeline):
+            recorder.add(f"pooled/{index}", result[1])
+        elif len(result) == 4:
             recorder.add(f"pooled/{index}", result[2])
             recorder.add(f"negative/{index}", result[1].transpose(1, 2))
 
@@ -248,6 +359,10 @@ def requests(recorder, name, options, pipeline, base):
     recorder.run("default", pipeline, base, stages=True)
     if name == "lcm":
         recorder.run("guidance", pipeline, {**base, "guidance_scale": 8.5, "num_inference_steps": 4})
+        return
+    if "transformer" in options:
+        recorder.run("guidance", pipeline, {**base, "guidance_scale": 6.5, "num_inference_steps": 3, "width": 16, "height": 32})
+        recorder.run("negative", pipeline, {**base, "negative_prompt": "and", "seed": 2**32 + 9})
         return
     recorder.run("negative", pipeline, {**base, "negative_prompt": "and", "guidance_scale": 7.5, "seed": 2**32 + 9})
     recorder.run("unguided", pipeline, {**base, "guidance_scale": 1.0, "width": 16, "height": 32})
@@ -275,22 +390,21 @@ def requests(recorder, name, options, pipeline, base):
 def starting(recorder, options, pipeline, base, picture, mask):
     """Images that begin with a picture."""
     for pipeline_class in options["starting"]:
-        other = pipeline_class(**pipeline.components) if "XL" in pipeline_class.__name__ else pipeline_class(
-            **pipeline.components, requires_safety_checker=False)
+        known = inspect.signature(pipeline_class.__init__).parameters
+        extra = {"requires_safety_checker": False} if "requires_safety_checker" in known else {}
+        other = pipeline_class(**{key: value for key, value in pipeline.components.items() if key in known}, **extra)
         other.set_progress_bar_config(disable=True)
         inpaint = "Inpaint" in pipeline_class.__name__
         kind = "inpaint" if inpaint else "img2img"
-        for sampler in [None, "euler_ancestral", "dpmpp_2m"]:
+        for sampler in [None] if "transformer" in options else [None, "euler_ancestral", "dpmpp_2m"]:
             if sampler:
                 scheduler_class, settings = KINDS[sampler]
                 other.scheduler = scheduler_class.from_config({**pipeline.scheduler.config, **settings})
             for strength in [0.3, 0.8, 1.0]:
                 request = {**base, "strength": strength, **({"scheduler": sampler} if sampler else {})}
                 inputs = {"image": picture, **({"mask_image": mask} if inpaint else {})}
-                if not inpaint:  # those pipelines take the size of their picture
-                    request = {key: value for key, value in request.items() if key not in ("width", "height")}
                 recorder.run(f"{kind}/{sampler or 'default'}/{strength}", other, request, stages=not sampler, **inputs)
-                recorder.requests[-1].update(base | request, starting=kind)
+                recorder.requests[-1]["starting"] = kind
 
 
 def versions():

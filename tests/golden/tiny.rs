@@ -45,6 +45,10 @@ pub(crate) fn model(family: &str) -> tempfile::TempDir {
         let text = format!("#version: 0.2\n{}\n", merges.join("\n"));
         std::fs::write(at(&format!("{part}/merges.txt")), text).unwrap();
     }
+    for (part, tokenizer) in golden["t5_tokenizers"].as_object().unwrap() {
+        std::fs::create_dir(at(part)).unwrap();
+        write_json(&at(&format!("{part}/tokenizer.json")), tokenizer);
+    }
     for (part, shapes) in golden["shapes"].as_object().unwrap() {
         let stem = if part.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
         let tensors: HashMap<&str, Tensor> = shapes
