@@ -14,6 +14,8 @@ mod manifest;
 mod model;
 mod noise;
 mod preview;
+#[allow(dead_code, reason = "replaces `noise`")]
+mod random;
 mod sampler;
 mod text;
 mod unet;

@@ -12,5 +12,5 @@ pub mod state;
 pub use fault::{Fault, FaultClass, FaultCode};
 pub use id::{InvalidToken, JobId, ModelName, Tenant, WorkerId};
 pub use model::{Defaults, ModelLimits, ModelManifest};
-pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, Violation};
+pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, Rng, SamplerKind, Violation};
 pub use state::{IllegalStep, JobState, JobStep, Pool, Priority, Status};

@@ -87,6 +87,29 @@ impl OutputFormat {
     }
 }
 
+/// Whose random numbers a seed stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Rng {
+    /// PyTorch's generator on a CPU, the default: what pipelines use that are to give the same picture everywhere.
+    #[default]
+    TorchCpu,
+    /// PyTorch's generator on an NVIDIA GPU.
+    TorchCuda,
+}
+
+impl Rng {
+    /// Every generator.
+    pub const ALL: &'static [Self] = &[Self::TorchCpu, Self::TorchCuda];
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TorchCpu => "torch-cpu",
+            Self::TorchCuda => "torch-cuda",
+        }
+    }
+}
+
 macro_rules! by_name {
     ($name:ident) => {
         impl FromStr for $name {
@@ -107,6 +130,7 @@ macro_rules! by_name {
 
 by_name!(SamplerKind);
 by_name!(OutputFormat);
+by_name!(Rng);
 
 /// One rule that a request breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -389,6 +413,9 @@ mod tests {
         }
         for format in OutputFormat::ALL {
             assert_eq!(format.as_str().parse(), Ok(*format));
+        }
+        for rng in Rng::ALL {
+            assert_eq!(rng.as_str().parse(), Ok(*rng));
         }
     }
 }
