@@ -13,6 +13,8 @@ mod layers;
 mod manifest;
 mod model;
 mod noise;
+#[allow(dead_code, reason = "nothing asks for starting pictures yet")]
+mod picture;
 mod preview;
 #[allow(dead_code, reason = "replaces `noise`")]
 mod random;

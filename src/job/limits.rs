@@ -20,3 +20,7 @@ pub const METADATA_BYTES_MAX: usize = 4096;
 pub const FAILURES_MAX: u32 = 3;
 /// The grid of widths and heights when the model demands no coarser one.
 pub const SIZE_MULTIPLE: u32 = 8;
+/// A starting picture or mask, as a file. The largest photographs that cameras write as JPEG are below it.
+pub const PICTURE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Width times height of a starting picture or mask: decoded, it takes four bytes a pixel.
+pub const PICTURE_PIXELS_MAX: u64 = 32_000_000;
