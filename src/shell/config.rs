@@ -38,8 +38,8 @@ pub struct StoreOptions {
 /// What may be fetched for a request.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FetchOptions {
-    /// Hosts, addresses and networks that pictures may be fetched from although they are not on the public internet, with
-    /// http too; separated by commas, as `localhost,10.1.0.0/16`
+    /// Hosts, addresses and networks that pictures may be fetched from although they are not on the public internet,
+    /// with http too; separated by commas, as `localhost,10.1.0.0/16`
     #[arg(long, env = "DARKROOM_FETCH_ALLOW", default_value = "", value_name = "HOSTS")]
     pub fetch_allow: AddressGuard,
 }

@@ -143,8 +143,8 @@ impl Fetcher {
         Ok(Self { store, guard, client, bytes_max: PICTURE_BYTES_MAX, time_max: TIME_MAX })
     }
 
-    /// The bytes that `source` stands for in a request of `tenant`: `data:…;base64,…`, `https://…`, or the key of an object
-    /// below the tenant's own prefix.
+    /// The bytes that `source` stands for in a request of `tenant`: `data:…;base64,…`, `https://…`, or the key of an
+    /// object below the tenant's own prefix.
     ///
     /// # Errors
     /// [`FetchError`].

@@ -1,10 +1,10 @@
 //! Where this program lets strangers send it: URLs out of requests must not reach what only its own network can reach.
 //!
-//! The policy is [`refuse`], a function of an address, and the list of exceptions in an [`AddressGuard`]. A client made by
-//! [`AddressGuard::client`] connects only to addresses that the guard was asked about when it looked up the name: there is
-//! no second look-up that could answer differently. Addresses that stand in the URL itself never reach a resolver, so
-//! [`AddressGuard::check`] must be called with every URL before it is used, redirects included, which the client does not
-//! follow.
+//! The policy is [`refuse`], a function of an address, and the list of exceptions in an [`AddressGuard`]. A client made
+//! by [`AddressGuard::client`] connects only to addresses that the guard was asked about when it looked up the name:
+//! there is no second look-up that could answer differently. Addresses that stand in the URL itself never reach a
+//! resolver, so [`AddressGuard::check`] must be called with every URL before it is used, redirects included, which the
+//! client does not follow.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -89,8 +89,8 @@ fn refuse_v6(address: Ipv6Addr) -> Option<Reason> {
         [0, 0, 0, 0, 0, 0, 0, 0] => Some(Reason::Unspecified),
         [0, 0, 0, 0, 0, 0, 0, 1] => Some(Reason::Loopback),
         [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Some(Reason::Metadata),
-        // Mapped, translated, compatible, NAT64 and 6to4 addresses. Connections to the first kind end at the IPv4 address
-        // in them, to the others at that of a gateway's choice.
+        // Mapped, translated, compatible, NAT64 and 6to4 addresses. Connections to the first kind end at the IPv4
+        // address in them, to the others at that of a gateway's choice.
         [0, 0, 0, 0, 0, 0xffff, high, low] => v4(high, low),
         [0, 0, 0, 0, 0xffff, 0, high, low]
         | [0, 0, 0, 0, 0, 0, high, low]
@@ -109,8 +109,8 @@ fn refuse_v6(address: Ipv6Addr) -> Option<Reason> {
 
 /// Which hosts strangers may name: those on the public internet, and the exceptions of a list.
 ///
-/// Read from text like `localhost,10.1.0.0/16,::1`. Hosts, addresses and networks in the list may be anywhere and may be
-/// spoken to without TLS.
+/// Read from text like `localhost,10.1.0.0/16,::1`. Hosts, addresses and networks in the list may be anywhere and may
+/// be spoken to without TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressGuard {
     allowed: Vec<Allowed>,
