@@ -1,292 +1,559 @@
-//! Starting pictures and masks: files that nobody vouches for become tensors.
+//! Starting pictures and masks: from bytes that nobody has looked at yet to the tensors that pipelines start from.
 //!
-//! What a file says of itself is checked before it is decoded. A picture of another size than asked for is scaled until it
-//! covers the asked size and cropped around its middle; one of that size is taken as it is, so that its bytes are
-//! diffusers' bytes. Where files come from is not known here.
+//! [`decode`] takes PNG, JPEG and WebP files of one frame, told by their content, and looks at size and kind before it
+//! makes room for a pixel. It turns the picture the way that EXIF says and rounds 16 bits to 8; colour profiles are
+//! ignored, as in diffusers.
+//!
+//! [`prepare`] and [`prepare_mask`] do what diffusers' `VaeImageProcessor.preprocess(resize_mode="crop")` does with the
+//! same pixels, bit for bit: scale with Lanczos' filter until the asked size is covered, cut the same amount from both
+//! sides. A picture of the asked size is not resampled. What is transparent in a picture is white; of a mask, only the
+//! colours count.
+//!
+//! It fetches nothing and knows no request.
 
 use std::io::Cursor;
+use std::ops::Range;
 
+use ::image::codecs::jpeg::JpegDecoder;
 use ::image::codecs::png::PngDecoder;
 use ::image::codecs::webp::WebPDecoder;
-use ::image::imageops::{self, FilterType};
-use ::image::{DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
-use candle_core::{Device, Result as TensorResult, Tensor};
+use ::image::{DynamicImage, ImageDecoder, ImageResult, Limits, RgbaImage};
+use candle_core::{Device, Tensor};
 
-/// A file.
-const BYTES_MAX: usize = 32 << 20;
-/// Pixels of a picture; decoded, three bytes each.
-const PIXELS_MAX: u64 = 40_000_000;
-/// What a decoder may allocate beside the picture.
-const DECODER_BYTES_MAX: u64 = 512 << 20;
+use crate::job::limits::{PICTURE_BYTES_MAX, PICTURE_PIXELS_MAX};
+use crate::job::{Fault, FaultCode};
 
-/// A file that no image starts from.
+/// Memory that a decoder may take besides the pixels; only the PNG decoder can be told.
+const DECODER_BYTES_MAX: u64 = 8 * PICTURE_PIXELS_MAX;
+
+/// Each scan of a progressive JPEG costs a pass over all pixels, however short it is. Encoders write about ten.
+const JPEG_SCANS_MAX: usize = 64;
+
+/// A decoded picture, upright.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Picture {
+    pixels: RgbaImage,
+}
+
+impl Picture {
+    /// Pixels.
+    pub(crate) fn width(&self) -> u32 {
+        self.pixels.width()
+    }
+
+    /// Pixels.
+    pub(crate) fn height(&self) -> u32 {
+        self.pixels.height()
+    }
+}
+
+/// What a starting picture can be a file of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PictureKind {
+    Png,
+    Jpeg,
+    Webp,
+}
+
+impl std::fmt::Display for PictureKind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Png => "PNG",
+            Self::Jpeg => "JPEG",
+            Self::Webp => "WebP",
+        })
+    }
+}
+
+/// A picture that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PictureError {
-    /// Nothing in it.
-    #[error("the file is empty")]
+    /// No bytes.
+    #[error("the picture is empty, allowed: a PNG, JPEG or WebP file")]
     Empty,
-    /// Too long.
-    #[error("the file has {bytes} bytes, more than {BYTES_MAX}")]
+    /// The file is too long.
+    #[error("the picture has {bytes} bytes, allowed: up to {PICTURE_BYTES_MAX}")]
     TooManyBytes {
         /// Its length.
         bytes: usize,
     },
-    /// Of another type.
-    #[error("the file is neither PNG nor JPEG nor WebP")]
-    UnknownType,
-    /// Too large.
-    #[error("the picture has {width} x {height} pixels, more than {PIXELS_MAX}")]
+    /// The content is something else.
+    #[error("the picture is {found}, allowed: a PNG, JPEG or WebP file")]
+    Unsupported {
+        /// What its first bytes say.
+        found: &'static str,
+    },
+    /// Too large when decoded.
+    #[error("the picture has {width} x {height} pixels, allowed: up to {PICTURE_PIXELS_MAX} together")]
     TooManyPixels {
         /// Pixels.
         width: u32,
         /// Pixels.
         height: u32,
     },
-    /// Several pictures in one file.
-    #[error("the picture is animated; only still pictures can be used")]
-    Animated,
-    /// Damaged or cut off.
-    #[error("the file cannot be decoded")]
-    Damaged(#[source] ImageError),
-    /// A mask that does not fit its picture.
-    #[error("the mask has {} x {} pixels, the picture {} x {}", found.0, found.1, wanted.0, wanted.1)]
-    MaskSize {
-        /// Width and height of the mask.
-        found: (u32, u32),
-        /// Width and height of the picture.
-        wanted: (u32, u32),
+    /// More than one frame.
+    #[error("the picture is an animated {kind}, allowed: one frame")]
+    Animated {
+        /// What it is.
+        kind: PictureKind,
     },
+    /// Cut short, damaged, or made of parts that are not supported.
+    #[error(
+        "the picture is a {kind} file that cannot be decoded: {reason}; allowed: a complete PNG, JPEG or WebP file"
+    )]
+    Damaged {
+        /// What it is.
+        kind: PictureKind,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The mask belongs to another picture.
+    #[error(
+        "the mask has {width} x {height} pixels, allowed: those of the picture, {picture_width} x {picture_height}"
+    )]
+    OtherSize {
+        /// Pixels of the mask.
+        width: u32,
+        /// Pixels of the mask.
+        height: u32,
+        /// Pixels of the picture.
+        picture_width: u32,
+        /// Pixels of the picture.
+        picture_height: u32,
+    },
+    /// candle failed.
+    #[error("the picture cannot be brought into the engine")]
+    Tensor(#[from] candle_core::Error),
 }
 
-/// Decodes a picture: upright as its EXIF data says, transparent pixels on white.
-pub(crate) fn decode(file: &[u8]) -> Result<RgbImage, PictureError> {
-    let decoded = read(file)?;
-    if !decoded.color().has_alpha() {
-        return Ok(decoded.into_rgb8());
+impl PictureError {
+    /// The fault of a job whose field `field` holds the picture.
+    pub(crate) fn fault(&self, field: &str) -> Fault {
+        match self {
+            Self::Tensor(error) => Fault::retry(FaultCode::EngineFailed, format!("{field}: {self}: {error}")),
+            Self::Empty
+            | Self::TooManyBytes { .. }
+            | Self::Unsupported { .. }
+            | Self::TooManyPixels { .. }
+            | Self::Animated { .. }
+            | Self::Damaged { .. }
+            | Self::OtherSize { .. } => Fault::reject(FaultCode::InvalidRequest, format!("{field}: {self}")),
+        }
     }
-    let transparent = decoded.into_rgba8();
-    let on_white = |value: u8, alpha: u8| {
-        let (value, alpha) = (u32::from(value), u32::from(alpha));
-        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-    };
-    let mut picture = RgbImage::new(transparent.width(), transparent.height());
-    for (target, source) in picture.pixels_mut().zip(transparent.pixels()) {
-        let [red, green, blue, alpha] = source.0;
-        *target = Rgb([on_white(red, alpha), on_white(green, alpha), on_white(blue, alpha)]);
-    }
-    Ok(picture)
 }
 
-/// Decodes the mask of `picture`: its brightness, by ITU-R 601 with the rounding of Pillow.
-pub(crate) fn decode_mask(file: &[u8], picture: &RgbImage) -> Result<GrayImage, PictureError> {
-    let mask = decode(file)?;
-    let (found, wanted) = (mask.dimensions(), picture.dimensions());
-    if found != wanted {
-        return Err(PictureError::MaskSize { found, wanted });
-    }
-    let brightness = |pixel: &Rgb<u8>| {
-        let [red, green, blue] = pixel.0.map(u32::from);
-        ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
-    };
-    let values = mask.pixels().map(brightness).collect();
-    Ok(GrayImage::from_raw(found.0, found.1, values).unwrap_or_default())
-}
-
-fn read(file: &[u8]) -> Result<DynamicImage, PictureError> {
-    if file.is_empty() {
+/// The picture in a file.
+///
+/// # Errors
+/// [`PictureError`] for everything but one whole PNG, JPEG or WebP file within the limits.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Picture, PictureError> {
+    if bytes.is_empty() {
         return Err(PictureError::Empty);
     }
-    if file.len() > BYTES_MAX {
-        return Err(PictureError::TooManyBytes { bytes: file.len() });
+    if bytes.len() > PICTURE_BYTES_MAX {
+        return Err(PictureError::TooManyBytes { bytes: bytes.len() });
     }
-    let animated = match ::image::guess_format(file) {
-        Ok(ImageFormat::Png) => {
-            PngDecoder::new(Cursor::new(file)).and_then(|decoder| decoder.is_apng()).map_err(PictureError::Damaged)?
+    let kind = sniff(bytes).map_err(|found| PictureError::Unsupported { found })?;
+    // A decoder that panics over bytes from outside must not end the process that serves everybody.
+    std::panic::catch_unwind(|| decode_as(kind, bytes))
+        .unwrap_or_else(|_| Err(PictureError::Damaged { kind, reason: "the decoder gave up".into() }))
+}
+
+fn sniff(bytes: &[u8]) -> Result<PictureKind, &'static str> {
+    let begins = |magic: &[u8]| bytes.starts_with(magic);
+    let text = bytes[..bytes.len().min(256)].trim_ascii_start();
+    match () {
+        () if begins(b"\x89PNG\r\n\x1a\n") => Ok(PictureKind::Png),
+        () if begins(b"\xff\xd8\xff") => Ok(PictureKind::Jpeg),
+        () if begins(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") => Ok(PictureKind::Webp),
+        () if begins(b"GIF8") => Err("a GIF"),
+        () if begins(b"BM") => Err("a BMP"),
+        () if begins(b"II*\0") || begins(b"MM\0*") => Err("a TIFF"),
+        () if begins(b"%PDF") => Err("a PDF"),
+        () if bytes.get(4..8) == Some(b"ftyp") => Err("an AVIF, a HEIC or a film"),
+        () if text.starts_with(b"<svg") || text.starts_with(b"<?xml") => Err("an SVG or another XML document"),
+        () if text.starts_with(b"<") => Err("an HTML page"),
+        () => Err("of an unknown kind"),
+    }
+}
+
+fn decode_as(kind: PictureKind, bytes: &[u8]) -> Result<Picture, PictureError> {
+    let damaged = |error: ::image::ImageError| PictureError::Damaged { kind, reason: error.to_string() };
+    let input = Cursor::new(bytes);
+    match kind {
+        PictureKind::Png => {
+            let mut limits = Limits::no_limits();
+            limits.max_alloc = Some(DECODER_BYTES_MAX);
+            let decoder = PngDecoder::with_limits(input, limits).map_err(damaged)?;
+            upright(kind, decoder.is_apng().map_err(damaged)?, decoder)
         }
-        Ok(ImageFormat::WebP) => {
-            WebPDecoder::new(Cursor::new(file)).map_err(PictureError::Damaged)?.has_animation()
+        PictureKind::Jpeg => {
+            check_jpeg(bytes).map_err(|reason| PictureError::Damaged { kind, reason: reason.into() })?;
+            upright(kind, false, JpegDecoder::new(input).map_err(damaged)?)
         }
-        Ok(ImageFormat::Jpeg) => false,
-        Ok(ImageFormat::Gif) => return Err(PictureError::UnknownType),
-        Ok(_) | Err(_) => return Err(PictureError::UnknownType),
-    };
+        PictureKind::Webp => {
+            let decoder = WebPDecoder::new(input).map_err(damaged)?;
+            upright(kind, decoder.has_animation(), decoder)
+        }
+    }
+}
+
+/// Checks what the header says, and only then decodes.
+fn upright(kind: PictureKind, animated: bool, decoder: impl ImageDecoder) -> Result<Picture, PictureError> {
+    let (width, height) = decoder.dimensions();
     if animated {
-        return Err(PictureError::Animated);
+        return Err(PictureError::Animated { kind });
     }
-    let reader = || ImageReader::new(Cursor::new(file)).with_guessed_format();
-    let damaged = |error: std::io::Error| PictureError::Damaged(ImageError::IoError(error));
-    let (width, height) = reader().map_err(damaged)?.into_dimensions().map_err(PictureError::Damaged)?;
-    if u64::from(width) * u64::from(height) > PIXELS_MAX {
+    if u64::from(width) * u64::from(height) > PICTURE_PIXELS_MAX {
         return Err(PictureError::TooManyPixels { width, height });
     }
-    let mut reader = reader().map_err(damaged)?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(DECODER_BYTES_MAX);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(PictureError::Damaged)?;
-    let orientation = decoder.orientation().map_err(PictureError::Damaged)?;
-    let mut decoded = DynamicImage::from_decoder(decoder).map_err(PictureError::Damaged)?;
-    decoded.apply_orientation(orientation);
-    Ok(decoded)
+    let pixels = read(decoder).map_err(|error| PictureError::Damaged { kind, reason: error.to_string() })?;
+    Ok(Picture { pixels })
 }
 
-/// Where a picture of `from` covers `to` when scaled as little as possible: its scaled size, and what is cut off at the
-/// left and the top.
-fn cover(from: (u32, u32), to: (u32, u32)) -> ((u32, u32), (u32, u32)) {
-    let scale = (f64::from(to.0) / f64::from(from.0)).max(f64::from(to.1) / f64::from(from.1));
-    let side = |from: u32, to: u32| ((f64::from(from) * scale).round() as u32).max(to);
-    let scaled = (side(from.0, to.0), side(from.1, to.1));
-    (scaled, ((scaled.0 - to.0) / 2, (scaled.1 - to.1) / 2))
+fn read(mut decoder: impl ImageDecoder) -> ImageResult<RgbaImage> {
+    let orientation = decoder.orientation()?;
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(orientation);
+    Ok(image.into_rgba8())
 }
 
-/// The picture at `width` and `height`: `(1, 3, h, w)` f32 in -1 to 1.
-pub(crate) fn prepare(picture: &RgbImage, width: u32, height: u32, device: &Device) -> TensorResult<Tensor> {
-    let sized = if picture.dimensions() == (width, height) {
-        picture.clone()
-    } else {
-        let ((w, h), (left, top)) = cover(picture.dimensions(), (width, height));
-        let scaled = imageops::resize(picture, w, h, FilterType::Lanczos3);
-        imageops::crop_imm(&scaled, left, top, width, height).to_image()
-    };
-    let plane = (width * height) as usize;
-    let mut values = vec![0.0; 3 * plane];
-    for (index, pixel) in sized.pixels().enumerate() {
-        for (channel, value) in pixel.0.into_iter().enumerate() {
-            values[channel * plane + index] = f32::from(value) / 255.0 * 2.0 - 1.0;
+/// Follows the markers of a JPEG file to its end, which the decoder does not insist on.
+fn check_jpeg(bytes: &[u8]) -> Result<(), &'static str> {
+    const TRUNCATED: &str = "it ends in the middle";
+    let mut position = 2;
+    let mut scans = 0;
+    loop {
+        let marker = match bytes.get(position..position + 2) {
+            Some([0xff, 0xff]) => {
+                position += 1;
+                continue;
+            }
+            Some([0xff, marker]) => *marker,
+            // Between the markers: the data of a scan.
+            Some(_) => {
+                let rest = &bytes[position..];
+                position += rest.iter().position(|byte| *byte == 0xff).ok_or(TRUNCATED)?;
+                continue;
+            }
+            None => return Err(TRUNCATED),
+        };
+        position += 2;
+        match marker {
+            0xd9 => return Ok(()),
+            // An escaped 0xff of the data, and markers without content.
+            0x00 | 0x01 | 0xd0..=0xd8 => continue,
+            0xda => scans += 1,
+            _ => {}
         }
-    }
-    Tensor::from_vec(values, (1, 3, height as usize, width as usize), device)
-}
-
-/// The mask at `width` and `height`, scaled and cropped like its picture: `(1, 1, h, w)` f32, 1 from half brightness on.
-pub(crate) fn prepare_mask(mask: &GrayImage, width: u32, height: u32, device: &Device) -> TensorResult<Tensor> {
-    let sized = if mask.dimensions() == (width, height) {
-        mask.clone()
-    } else {
-        let ((w, h), (left, top)) = cover(mask.dimensions(), (width, height));
-        let scaled = imageops::resize(mask, w, h, FilterType::Lanczos3);
-        imageops::crop_imm(&scaled, left, top, width, height).to_image()
-    };
-    let values = sized.pixels().map(|pixel| if f32::from(pixel.0[0]) / 255.0 >= 0.5 { 1.0 } else { 0.0 }).collect();
-    Tensor::from_vec::<_, f32>(values, (1, 1, height as usize, width as usize), device)
-}
-
-/// `mask (1, 1, h, w)` at the size of latents: the pixel at the top left of each, as PyTorch's nearest interpolation.
-pub(crate) fn nearest(mask: &Tensor, height: usize, width: usize) -> TensorResult<Tensor> {
-    let (_, _, full_height, full_width) = mask.dims4()?;
-    let values = mask.flatten_all()?.to_vec1::<f32>()?;
-    let mut latent = Vec::with_capacity(height * width);
-    for y in 0..height {
-        for x in 0..width {
-            latent.push(values[(y * full_height / height) * full_width + x * full_width / width]);
+        if scans > JPEG_SCANS_MAX {
+            return Err("it has more scans than encoders write");
         }
+        let length = bytes.get(position..).and_then(|rest| rest.first_chunk::<2>()).ok_or(TRUNCATED)?;
+        position += usize::from(u16::from_be_bytes(*length));
     }
-    Tensor::from_vec(latent, (1, 1, height, width), mask.device())
+}
+
+/// What an image-to-image pipeline encodes: `(1, 3, height, width)`, f32 from -1 to 1, on the CPU.
+///
+/// # Errors
+/// [`PictureError::Tensor`].
+pub(crate) fn prepare(picture: &Picture, width: u32, height: u32) -> Result<Tensor, PictureError> {
+    let (width, height) = (width as usize, height as usize);
+    let on_white = |[red, green, blue, alpha]: [u8; 4]| {
+        [red, green, blue].map(|value| {
+            let (value, alpha) = (u32::from(value), u32::from(alpha));
+            ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+        })
+    };
+    let pixels = resize_and_crop(picture, on_white, width, height);
+    let plane = width * height;
+    let values: Vec<f32> =
+        (0..3 * plane).map(|index| 2.0 * (f32::from(pixels[index % plane][index / plane]) / 255.0) - 1.0).collect();
+    Ok(Tensor::from_vec(values, (1, 3, height, width), &Device::Cpu)?)
+}
+
+/// Where an inpainting pipeline repaints: `(1, 1, height, width)`, f32, 1 where the mask is half white or more, else 0.
+///
+/// # Errors
+/// [`PictureError::OtherSize`] for a mask that is not of `picture`'s size, [`PictureError::Tensor`].
+pub(crate) fn prepare_mask(mask: &Picture, picture: &Picture, width: u32, height: u32) -> Result<Tensor, PictureError> {
+    if mask.pixels.dimensions() != picture.pixels.dimensions() {
+        let (picture_width, picture_height) = picture.pixels.dimensions();
+        return Err(PictureError::OtherSize {
+            width: mask.width(),
+            height: mask.height(),
+            picture_width,
+            picture_height,
+        });
+    }
+    let (width, height) = (width as usize, height as usize);
+    let pixels = resize_and_crop(mask, |[red, green, blue, _]| [red, green, blue], width, height);
+    let values: Vec<f32> = pixels.iter().map(|pixel| if luma(*pixel) >= 128 { 1.0 } else { 0.0 }).collect();
+    Ok(Tensor::from_vec(values, (1, 1, height, width), &Device::Cpu)?)
+}
+
+/// ITU-R 601-2 with the integers of PIL's `convert("L")`.
+fn luma([red, green, blue]: [u8; 3]) -> u32 {
+    (u32::from(red) * 19_595 + u32::from(green) * 38_470 + u32::from(blue) * 7_471 + 0x8000) >> 16
+}
+
+/// `mask (b, 1, h, w)` at the size of the latents: the nearest value up and left, as `torch.nn.functional.interpolate`.
+///
+/// # Errors
+/// candle's.
+pub(crate) fn latent_mask(mask: &Tensor, height: usize, width: usize) -> candle_core::Result<Tensor> {
+    let (_, _, from_height, from_width) = mask.dims4()?;
+    let nearest = |from: usize, to: usize| {
+        let scale = from as f32 / to as f32;
+        let indices = (0..to).map(|index| (((index as f32 * scale) as usize).min(from - 1)) as u32);
+        Tensor::from_iter(indices, mask.device())
+    };
+    mask.index_select(&nearest(from_height, height)?, 2)?.index_select(&nearest(from_width, width)?, 3)
+}
+
+/// `width * height` pixels, rows from the top: `picture`, scaled to cover them, without what sticks out evenly on both
+/// sides. `colour` says what a pixel looks like. The arithmetic is that of PIL's resampling of 8-bit images.
+fn resize_and_crop(
+    picture: &Picture,
+    colour: impl Fn([u8; 4]) -> [u8; 3],
+    width: usize,
+    height: usize,
+) -> Vec<[u8; 3]> {
+    let (from_width, from_height) = (picture.width() as usize, picture.height() as usize);
+    let (scaled_width, scaled_height) = if width * from_height > from_width * height {
+        (width, from_height * width / from_width)
+    } else {
+        (from_width * height / from_height, height)
+    };
+    let centred = |scaled: usize, wanted: usize| (scaled / 2 - wanted / 2)..(scaled / 2 - wanted / 2 + wanted);
+    let columns = taps(from_width, scaled_width, centred(scaled_width, width));
+    let rows = taps(from_height, scaled_height, centred(scaled_height, height));
+
+    // Only the rows that the second pass looks at.
+    let first = rows.first().map_or(0, |row| row.first);
+    let last = rows.iter().map(|row| row.first + row.weights.len()).max().unwrap_or(first);
+    let (source, _) = picture.pixels.as_raw().as_chunks::<4>();
+    let mut narrowed: Vec<[u8; 3]> = Vec::with_capacity((last - first) * width);
+    for line in source[first * from_width..last * from_width].chunks_exact(from_width) {
+        let line: Vec<[u8; 3]> = line.iter().map(|pixel| colour(*pixel)).collect();
+        narrowed.extend(columns.iter().map(|tap| tap.weigh(|index| line[index])));
+    }
+    let mut pixels = Vec::with_capacity(width * height);
+    for row in &rows {
+        pixels.extend((0..width).map(|x| row.weigh(|index| narrowed[(index - first) * width + x])));
+    }
+    pixels
+}
+
+/// What one pixel of the result is made of, along one axis.
+#[derive(Clone, Debug, PartialEq)]
+struct Tap {
+    first: usize,
+    /// In units of 2^-22.
+    weights: Vec<i32>,
+}
+
+/// Fraction bits of weights: with 8 bits of colour and two for what overshoots, 32.
+const WEIGHT_BITS: u32 = 22;
+
+impl Tap {
+    fn weigh(&self, pixel: impl Fn(usize) -> [u8; 3]) -> [u8; 3] {
+        let mut sums = [1 << (WEIGHT_BITS - 1); 3];
+        for (index, weight) in (self.first..).zip(&self.weights) {
+            for (sum, value) in sums.iter_mut().zip(pixel(index)) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        sums.map(|sum| (sum >> WEIGHT_BITS).clamp(0, 255) as u8)
+    }
+}
+
+/// Lanczos' filter for the positions `wanted` among `to`, over `from` pixels.
+fn taps(from: usize, to: usize, wanted: Range<usize>) -> Vec<Tap> {
+    if from == to {
+        return wanted.map(|first| Tap { first, weights: vec![1 << WEIGHT_BITS] }).collect();
+    }
+    let scale = from as f64 / to as f64;
+    let widened = scale.max(1.0);
+    let support = LANCZOS_LOBES * widened;
+    let tap = |position: usize| {
+        let centre = (position as f64 + 0.5) * scale;
+        // Casts cut off, so this rounds; what is left of the first pixel becomes 0.
+        let first = (centre - support + 0.5) as usize;
+        let end = ((centre + support + 0.5) as usize).min(from);
+        let weights: Vec<f64> =
+            (first..end).map(|index| lanczos((index as f64 - centre + 0.5) * (1.0 / widened))).collect();
+        let sum: f64 = weights.iter().sum();
+        let fixed = |weight: &f64| (weight / sum * f64::from(1 << WEIGHT_BITS)).round() as i32;
+        Tap { first, weights: weights.iter().map(fixed).collect() }
+    };
+    wanted.map(tap).collect()
+}
+
+const LANCZOS_LOBES: f64 = 3.0;
+
+fn lanczos(x: f64) -> f64 {
+    let sinc = |x: f64| {
+        let x = x * std::f64::consts::PI;
+        if x == 0.0 { 1.0 } else { x.sin() / x }
+    };
+    if (-LANCZOS_LOBES..LANCZOS_LOBES).contains(&x) { sinc(x) * sinc(x / LANCZOS_LOBES) } else { 0.0 }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
-    fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
-        let mut file = Cursor::new(Vec::new());
-        picture.write_to(&mut file, format).unwrap();
-        file.into_inner()
+    fn golden() -> Value {
+        serde_json::from_str(include_str!("../../tests/golden/pictures.json")).unwrap()
     }
 
-    fn picture(width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| Rgb([(x * 5) as u8, (y * 7) as u8, (x * y) as u8]))
+    fn number(value: &Value) -> u32 {
+        u32::try_from(value.as_u64().unwrap()).unwrap()
     }
 
-    /// A PNG whose header promises `width` and `height`, with hardly any data.
-    fn header(width: u32, height: u32) -> Vec<u8> {
-        let mut chunk = b"IHDR".to_vec();
-        chunk.extend(width.to_be_bytes());
-        chunk.extend(height.to_be_bytes());
-        chunk.extend([8, 2, 0, 0, 0]);
-        let mut file = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
-        file.extend(&chunk);
-        file.extend(crc32(&chunk).to_be_bytes());
-        file.extend(b"\0\0\0\x04IDAT\x78\x9c\x03\0");
-        file.extend(crc32(b"IDAT\x78\x9c\x03\0").to_be_bytes());
-        file
+    fn bytes_of(value: &Value) -> Vec<u8> {
+        let (pairs, rest) = value.as_str().unwrap().as_bytes().as_chunks::<2>();
+        assert!(rest.is_empty());
+        pairs.iter().map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
     }
 
-    fn crc32(bytes: &[u8]) -> u32 {
-        !bytes.iter().fold(!0_u32, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
-        })
+    fn digest(bytes: &[u8]) -> String {
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn digest_of(tensor: &Tensor) -> String {
+        digest(&values(tensor).iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// The pixels of `tests/golden/pictures.py`.
+    fn pattern(width: u32, height: u32) -> Picture {
+        let pixels = RgbaImage::from_fn(width, height, |x, y| {
+            let colour = |c: u32| {
+                let mixed = u64::from(x * 37 + y * 59 + c * 101 + x * y * (c + 3)) * 2_654_435_761;
+                let ramp = if x * 3 / width == 2 { 255 } else { (x * 5 + y * 3 + c * 40) % 256 };
+                if y * 2 < height { (mixed as u32 >> 24) as u8 } else { ramp as u8 }
+            };
+            ::image::Rgba([colour(0), colour(1), colour(2), 255])
+        });
+        Picture { pixels }
     }
 
     #[test]
-    fn files_that_are_no_still_picture_are_refused_by_what_is_wrong() {
-        let png = encoded(&picture(40, 30), ImageFormat::Png);
-        let cut = &png[..png.len() / 2];
-        // An animation control chunk before the data makes a PNG an animation.
-        let mut animated = png[..33].to_vec();
-        let mut control = b"acTL".to_vec();
-        control.extend([0, 0, 0, 2, 0, 0, 0, 0]);
-        animated.extend(8_u32.to_be_bytes());
-        animated.extend(&control);
-        animated.extend(crc32(&control).to_be_bytes());
-        animated.extend(&png[33..]);
-        for (file, words) in [
-            (&[][..], "empty"),
-            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "neither PNG"),
-            (b"GIF89a\x01\0\x01\0\0\0\0;", "neither PNG"),
-            (&header(50_000, 50_000), "50000 x 50000"),
-            (cut, "cannot be decoded"),
-            (&animated, "animated"),
-            (&vec![0; BYTES_MAX + 1], "bytes"),
+    fn pictures_and_masks_are_prepared_as_in_diffusers() {
+        for case in golden()["prepared"].as_array().unwrap() {
+            let size = |name: &str| (number(&case[name][0]), number(&case[name][1]));
+            let ((from_width, from_height), (width, height)) = (size("from"), size("to"));
+            let name = format!("{from_width} x {from_height} to {width} x {height}");
+            let picture = pattern(from_width, from_height);
+
+            let ready = prepare(&picture, width, height).unwrap();
+            assert_eq!(ready.dims(), [1, 3, height as usize, width as usize], "{name}");
+            for (ours, theirs) in values(&ready).iter().zip(case["first"].as_array().unwrap()) {
+                assert_eq!(f64::from(*ours), theirs.as_f64().unwrap(), "{name}");
+            }
+            assert_eq!(digest_of(&ready), case["picture"].as_str().unwrap(), "{name}");
+
+            let mask = prepare_mask(&picture, &picture, width, height).unwrap();
+            assert_eq!(mask.dims(), [1, 1, height as usize, width as usize], "{name}");
+            assert_eq!(values(&mask).iter().sum::<f32>() as u64, case["white"].as_u64().unwrap(), "{name}");
+            assert_eq!(digest_of(&mask), case["mask"].as_str().unwrap(), "{name}");
+            let latent = latent_mask(&mask, height as usize / 8, width as usize / 8).unwrap();
+            assert_eq!(digest_of(&latent), case["latent_mask"].as_str().unwrap(), "{name}");
+        }
+    }
+
+    #[test]
+    fn masks_shrink_as_torch_interpolates() {
+        let from = Tensor::arange(0_f32, 240.0, &Device::Cpu).unwrap().reshape((1, 1, 12, 20)).unwrap();
+        for case in golden()["nearest"].as_array().unwrap() {
+            let (height, width) = (number(&case["to"][0]) as usize, number(&case["to"][1]) as usize);
+            let expected: Vec<f32> = case["values"].as_array().unwrap().iter().map(|v| number(v) as f32).collect();
+            assert_eq!(values(&latent_mask(&from, height, width).unwrap()), expected, "{height} x {width}");
+        }
+    }
+
+    #[test]
+    fn good_files_are_decoded_upright() {
+        let golden = golden();
+        for case in golden["good"].as_array().unwrap() {
+            let picture = decode(&bytes_of(&case["bytes"])).unwrap();
+            let size = (number(&case["size"][0]), number(&case["size"][1]));
+            assert_eq!((picture.width(), picture.height()), size, "{}", case["name"]);
+            assert_eq!(digest(picture.pixels.as_raw()), case["rgba"].as_str().unwrap(), "{}", case["name"]);
+        }
+        // Decoders of lossy files may differ a little.
+        for case in golden["lossy"].as_array().unwrap() {
+            let picture = decode(&bytes_of(&case["bytes"])).unwrap();
+            let size = (number(&case["size"][0]), number(&case["size"][1]));
+            assert_eq!((picture.width(), picture.height()), size, "{}", case["name"]);
+            let expected = bytes_of(&case["rgb"]);
+            let found = picture.pixels.as_raw().as_chunks::<4>().0.iter().flat_map(|pixel| &pixel[..3]);
+            let worst = found.zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(worst <= 4, "{}: a channel is off by {worst}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn bad_files_are_refused_for_what_they_are() {
+        for case in golden()["bad"].as_array().unwrap() {
+            let bytes = bytes_of(&case["bytes"]);
+            let fault = decode(&bytes).unwrap_err().fault("init_image");
+            let says = case["says"].as_str().unwrap();
+            assert_eq!((fault.class, fault.code), (crate::job::FaultClass::Reject, FaultCode::InvalidRequest));
+            assert!(fault.message.contains(says), "{}: {fault}", case["name"]);
+            assert!(fault.message.starts_with("init_image: ") && fault.message.contains("allowed: "), "{fault}");
+        }
+        assert!(matches!(decode(&[]), Err(PictureError::Empty)));
+        let long = vec![0; PICTURE_BYTES_MAX + 1];
+        assert!(matches!(decode(&long), Err(PictureError::TooManyBytes { bytes }) if bytes == long.len()));
+    }
+
+    #[test]
+    fn files_that_end_early_are_refused() {
+        let golden = golden();
+        for case in ["good", "lossy"].iter().flat_map(|list| golden[*list].as_array().unwrap()) {
+            let bytes = bytes_of(&case["bytes"]);
+            // Some of a PNG's or a WebP's last bytes are not part of the picture.
+            for length in (0..bytes.len() - 20).step_by(7).chain([1, 2, 3, 8, 12]) {
+                assert!(decode(&bytes[..length]).is_err(), "{}: {length} of {}", case["name"], bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_transparent_is_white_in_a_picture_and_its_colour_in_a_mask() {
+        let picture = |pixel| Picture { pixels: RgbaImage::from_pixel(2, 2, ::image::Rgba(pixel)) };
+        for (pixel, value, masked) in [
+            ([0, 0, 0, 255], 0, 0.0),
+            ([0, 0, 0, 0], 255, 0.0),
+            ([0, 0, 0, 128], 127, 0.0),
+            ([255, 255, 255, 0], 255, 1.0),
+            ([128, 128, 128, 255], 128, 1.0),
+            ([127, 127, 127, 255], 127, 0.0),
+            // Green weighs most.
+            ([0, 218, 0, 255], 0, 1.0),
+            ([218, 0, 0, 255], 218, 0.0),
         ] {
-            let error = decode(file).unwrap_err();
-            assert!(error.to_string().contains(words), "{error} lacks {words}");
+            let picture = picture(pixel);
+            let red = values(&prepare(&picture, 2, 2).unwrap())[0];
+            assert_eq!(red, 2.0 * (value as f32 / 255.0) - 1.0, "{pixel:?}");
+            let mask = prepare_mask(&picture, &picture, 2, 2).unwrap();
+            assert_eq!(values(&mask), [masked; 4], "{pixel:?}");
         }
     }
 
     #[test]
-    fn a_picture_of_the_asked_size_keeps_its_bytes() {
-        for format in [ImageFormat::Png, ImageFormat::WebP] {
-            let decoded = decode(&encoded(&picture(16, 8), format)).unwrap();
-            assert_eq!(decoded, picture(16, 8));
-        }
-        let values = prepare(&picture(16, 8), 16, 8, &Device::Cpu).unwrap();
-        assert_eq!(values.dims(), [1, 3, 8, 16]);
-        let values = values.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!((values[0], values[1]), (-1.0, 5.0 / 255.0 * 2.0 - 1.0));
-    }
-
-    #[test]
-    fn other_sizes_are_covered_and_cropped_around_the_middle() {
-        for (from, to, scaled, cut) in [
-            ((100, 50), (20, 20), (40, 20), (10, 0)),
-            ((50, 100), (20, 20), (20, 40), (0, 10)),
-            ((10, 10), (24, 16), (24, 24), (0, 4)),
-        ] {
-            assert_eq!(cover(from, to), (scaled, cut), "{from:?} to {to:?}");
-        }
-        assert_eq!(prepare(&picture(100, 50), 20, 20, &Device::Cpu).unwrap().dims(), [1, 3, 20, 20]);
-    }
-
-    #[test]
-    fn masks_have_the_size_of_their_picture_and_two_values() {
-        let picture = picture(6, 4);
-        let mask = RgbImage::from_fn(6, 4, |x, _| Rgb([if x < 3 { 127 } else { 128 }; 3]));
-        let file = encoded(&mask, ImageFormat::Png);
-        let decoded = decode_mask(&file, &picture).unwrap();
-        let tensor = prepare_mask(&decoded, 6, 4, &Device::Cpu).unwrap();
-        assert_eq!(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()[..6], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
-        assert_eq!(nearest(&tensor, 2, 3).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()[..3], [0.0, 0.0, 1.0]);
-        let other = RgbImage::new(6, 5);
-        let error = decode_mask(&file, &other).unwrap_err();
-        assert!(error.to_string().contains("6 x 4"), "{error}");
-    }
-
-    #[test]
-    fn transparent_pixels_lie_on_white() {
-        let transparent = ::image::RgbaImage::from_pixel(2, 2, ::image::Rgba([0, 100, 255, 0]));
-        let mut file = Cursor::new(Vec::new());
-        transparent.write_to(&mut file, ImageFormat::Png).unwrap();
-        assert_eq!(decode(&file.into_inner()).unwrap().get_pixel(0, 0).0, [255; 3]);
+    fn a_mask_of_another_size_is_refused() {
+        let error = prepare_mask(&pattern(8, 4), &pattern(4, 8), 16, 16).unwrap_err();
+        assert_eq!(error.to_string(), "the mask has 8 x 4 pixels, allowed: those of the picture, 4 x 8");
     }
 }

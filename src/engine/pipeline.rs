@@ -315,12 +315,15 @@ impl Pipeline {
         }
         let missing = |field: &str| invalid(format!("{field} is missing"));
         let init_image = given.init_image.as_ref().ok_or_else(|| missing("init_image"))?;
-        let decoded = picture::decode(init_image).map_err(|error| invalid(format!("init_image: {error}")))?;
+        let decoded = picture::decode(init_image).map_err(|error| error.fault("init_image"))?;
+        let (width, height, device) = (spec.width, spec.height, self.device().clone());
+        let place = |tensor: Tensor| tensor.to_device(&device).map_err(failed);
+        let prepared = picture::prepare(&decoded, width, height).map_err(|error| error.fault("init_image"))?;
         let mask = match spec.start {
             Start::Inpaint { .. } => {
-                let mask = given.mask_image.as_ref().ok_or_else(|| missing("mask_image"))?;
-                let mask = picture::decode_mask(mask, &decoded).map_err(|error| invalid(format!("mask_image: {error}")))?;
-                Some(mask)
+                let file = given.mask_image.as_ref().ok_or_else(|| missing("mask_image"))?;
+                let mask = picture::decode(file).and_then(|mask| picture::prepare_mask(&mask, &decoded, width, height));
+                Some(place(mask.map_err(|error| error.fault("mask_image"))?)?)
             }
             Start::Noise | Start::Picture { .. } => None,
         };
@@ -328,14 +331,7 @@ impl Pipeline {
             let encoder = self.source.encoder().map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?;
             self.encoder = Some(encoder);
         }
-        let (width, height, device) = (spec.width, spec.height, self.device());
-        let sized = || {
-            Ok(Pictures {
-                picture: picture::prepare(&decoded, width, height, device)?,
-                mask: mask.map(|mask| picture::prepare_mask(&mask, width, height, device)).transpose()?,
-            })
-        };
-        sized().map(Some).map_err(failed)
+        Ok(Some(Pictures { picture: place(prepared)?, mask }))
     }
 
     /// A row at its first step, and what the requester should know.
@@ -577,6 +573,6 @@ impl Pipeline {
     pub(crate) fn encoded(&self, file: &[u8], width: u32, height: u32) -> candle_core::Result<(Tensor, Tensor)> {
         let decoded = picture::decode(file).map_err(candle_core::Error::wrap)?;
         let encoder = self.source.encoder().map_err(candle_core::Error::wrap)?;
-        encoder.forward(&picture::prepare(&decoded, width, height, self.device())?)
+        encoder.forward(&picture::prepare(&decoded, width, height).map_err(candle_core::Error::wrap)?)
     }
 }

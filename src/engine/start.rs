@@ -102,7 +102,7 @@ impl Starter<'_> {
                 // Encoded for every model: it moves the generator on.
                 let masked = self.encode(&pictures.picture.broadcast_mul(&outside)?, random)?;
                 let (_, _, height, width) = self.shape;
-                let mask = picture::nearest(mask, height, width)?;
+                let mask = picture::latent_mask(mask, height, width)?;
                 let inpainting = match picture {
                     Some(picture) if !self.takes_mask => Inpainting::Blend { mask, picture, noise },
                     _ => Inpainting::Channels { channels: Tensor::cat(&[mask, masked], 1)? },

@@ -9,6 +9,7 @@ pub mod config;
 pub mod deadletter;
 pub mod events;
 pub mod fetch;
+pub mod guard;
 pub mod metrics;
 pub mod records;
 pub mod shutdown;
