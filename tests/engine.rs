@@ -9,7 +9,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use darkroom::engine::{Engine, LoadError, LoadOptions, Pipeline, RenderError, Rendered, RgbImage, RowId, StartingPictures, load, read_manifest};
+use darkroom::engine::{
+    Engine, LoadError, LoadOptions, Pipeline, RenderError, Rendered, RgbImage, RowId, StartingPictures, load,
+    read_manifest,
+};
 use darkroom::job::{Defaults, FaultClass, FaultCode, ImageSpec, SamplerKind, SigmaSpacing};
 use serde_json::{Value, json};
 
@@ -17,13 +20,8 @@ const SHAPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/local/models/shapes")
 const UNET_WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 
 fn spec(change: impl FnOnce(&mut ImageSpec)) -> ImageSpec {
-    let defaults = Defaults {
-        width: 16,
-        height: 16,
-        num_inference_steps: 4,
-        guidance_scale: 3.0,
-        scheduler: SamplerKind::Ddim,
-    };
+    let defaults =
+        Defaults { width: 16, height: 16, num_inference_steps: 4, guidance_scale: 3.0, scheduler: SamplerKind::Ddim };
     let mut spec = ImageSpec { seed: 1, ..ImageSpec::with_defaults("a red star", &defaults) };
     change(&mut spec);
     spec
@@ -241,7 +239,8 @@ fn the_digest_tells_models_apart() {
     });
     // What only fills gaps in requests is not part of a model's identity.
     std::fs::write(same.path().join("darkroom.toml"), "name = 'tiny'").unwrap();
-    let digest = |directory: &tempfile::TempDir| load(directory.path(), &LoadOptions::default()).unwrap().digest().to_owned();
+    let digest =
+        |directory: &tempfile::TempDir| load(directory.path(), &LoadOptions::default()).unwrap().digest().to_owned();
     assert_eq!(digest(&one), digest(&same));
     assert_ne!(digest(&one), digest(&other));
     assert!(digest(&one).len() == 64 && digest(&one).chars().all(|c| c.is_ascii_hexdigit() && !c.is_uppercase()));
@@ -339,7 +338,9 @@ fn sizes_other_than_the_trained_one_are_drawn_and_wrong_ones_refused() {
     let wide = picture(&mut model, &spec(|spec| (spec.width, spec.height) = (32, 16)));
     assert_eq!((wide.width, wide.height, wide.pixels.len()), (32, 16, 32 * 16 * 3));
     for (width, height) in [(0, 16), (20, 16), (16, 40)] {
-        let fault = model.admit(RowId(1), &spec(|spec| (spec.width, spec.height) = (width, height)), &StartingPictures::default()).unwrap_err();
+        let fault = model
+            .admit(RowId(1), &spec(|spec| (spec.width, spec.height) = (width, height)), &StartingPictures::default())
+            .unwrap_err();
         assert_eq!((fault.class, fault.code), (FaultClass::Reject, FaultCode::InvalidRequest), "{fault}");
     }
     let many = spec(|spec| (spec.scheduler, spec.num_inference_steps) = (SamplerKind::Lcm, 60));
@@ -387,10 +388,11 @@ fn latents_can_be_given_and_kept() {
     let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
     let file = directory.path().join("latents.safetensors");
     let mut calls = Vec::new();
-    let rendered = 
-        model.render(&spec(|_| {}), &StartingPictures::default(), None, &mut |step, steps| calls.push((step, steps))).unwrap();
+    let first = model
+        .render(&spec(|_| {}), &StartingPictures::default(), None, &mut |step, steps| calls.push((step, steps)))
+        .unwrap();
     assert_eq!(calls, [(1, 4), (2, 4), (3, 4), (4, 4)]);
-    rendered.save_latents(&file).unwrap();
+    first.save_latents(&file).unwrap();
     let kept = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     assert_eq!(kept["latents"].dims(), [1, 4, 8, 8]);
 
@@ -398,7 +400,7 @@ fn latents_can_be_given_and_kept() {
     let one = rendered(&mut model, &given(1), Some(&file)).unwrap().image;
     let two = rendered(&mut model, &given(2), Some(&file)).unwrap().image;
     assert_eq!(one, two, "the seed decides nothing when the noise is given");
-    assert_ne!(one, rendered.image);
+    assert_ne!(one, first.image);
     let wrong_size = spec(|spec| spec.width = 32);
     assert!(rendered(&mut model, &wrong_size, Some(&file)).is_err());
     assert!(rendered(&mut model, &given(1), Some(Path::new("/nowhere"))).is_err());

@@ -224,7 +224,7 @@ fn model(report: &mut Report<'_>, options: &DoctorOptions) -> Option<ModelManife
         Ok(model) => {
             let manifest = model.manifest().clone();
             report.say("model", &Verdict::Well(format!("{} ({})", manifest.name, manifest.family)));
-            report.say("device", &Verdict::Well(model.device()));
+            report.say("device", &Verdict::Well(model.placement()));
             Some(manifest)
         }
         Err(error) => {

@@ -68,9 +68,7 @@ impl Clip {
         let (width, length) = (config.hidden_size, config.max_position_embeddings);
         let projection = match projection {
             Projection::None => None,
-            Projection::Linear => {
-                Some(Linear::unbiased(&weights.at("text_projection"), width, config.projection_dim)?)
-            }
+            Projection::Linear => Some(Linear::unbiased(&weights.at("text_projection"), width, config.projection_dim)?),
         };
         let prefixed = weights.at("text_model");
         let weights = if prefixed.has("final_layer_norm.weight") || !weights.has("final_layer_norm.weight") {

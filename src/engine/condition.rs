@@ -127,13 +127,7 @@ impl TextEncoders {
         self.clips.iter().map(one).collect()
     }
 
-    fn encode(
-        &self,
-        text: &str,
-        tokenized: Vec<Tokenized>,
-        options: PromptOptions,
-        chunks: usize,
-    ) -> Result<Prompt> {
+    fn encode(&self, text: &str, tokenized: Vec<Tokenized>, options: PromptOptions, chunks: usize) -> Result<Prompt> {
         let key = PromptKey { text: text.to_owned(), options, chunks };
         let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(found) = kept.iter().position(|(other, _)| *other == key) {

@@ -12,7 +12,7 @@ use super::unet::Unet;
 /// One of the architectures.
 #[derive(Debug)]
 pub(crate) enum Denoiser {
-    Unet(Unet),
+    Unet(Box<Unet>),
     Sd3(Sd3Transformer),
     Flux(FluxTransformer),
 }

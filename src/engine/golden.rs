@@ -13,8 +13,7 @@ use super::{Engine, LoadOptions, RowId, StartingPictures, load, tiny};
 use crate::job::{ImageSpec, OutputFormat, PromptOptions, Rng, Sizes, Start};
 
 /// Every family, by the names of its files.
-const FAMILIES: [&str; 9] =
-    ["sd1", "sd2", "sd1-inpaint", "lcm", "sdxl", "sd3", "sd3.5", "flux-schnell", "flux-dev"];
+const FAMILIES: [&str; 9] = ["sd1", "sd2", "sd1-inpaint", "lcm", "sdxl", "sd3", "sd3.5", "flux-schnell", "flux-dev"];
 /// Of embeddings and model outputs, relative to the largest magnitude.
 const STAGE_TOLERANCE: f32 = 1e-4;
 /// Of the final latents.
@@ -145,7 +144,8 @@ fn open(family: &str, request: Option<&Value>) -> (tempfile::TempDir, Pipeline) 
 
 #[test]
 fn goldens_were_recorded_with_the_pinned_versions() {
-    let pins = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/requirements.txt")).unwrap();
+    let pins =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/requirements.txt")).unwrap();
     for family in FAMILIES {
         for (library, version) in tiny::golden(family)["versions"].as_object().unwrap() {
             let pin = format!("{library}=={}", version.as_str().unwrap());
@@ -161,7 +161,8 @@ fn tokens_are_those_of_transformers() {
         let (_directory, pipeline) = open(family, None);
         for (index, (part, prompts)) in golden["tokens"].as_object().unwrap().iter().enumerate() {
             for (prompt, theirs) in prompts.as_object().unwrap() {
-                let theirs: Vec<u32> = theirs.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+                let theirs: Vec<u32> =
+                    theirs.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
                 assert_eq!(pipeline.tokens(index, prompt), theirs, "{family}/{part}: {prompt:?}");
             }
         }
@@ -244,9 +245,10 @@ fn check_table(measured: &BTreeMap<String, BTreeMap<String, Measured>>) {
     for (name, families) in measured {
         let _ = write!(text, "| `{name}` |");
         for family in FAMILIES {
-            let cell = families.get(family).map_or("–".to_owned(), |measured| {
-                format!("1e{:.0}", measured.latents.max(1e-7).log10().ceil())
-            });
+            let cell = families.get(family).map_or_else(
+                || "–".to_owned(),
+                |measured| format!("1e{:.0}", measured.latents.max(1e-7).log10().ceil()),
+            );
             let _ = write!(text, " {cell} |");
         }
         text.push('\n');

@@ -12,10 +12,10 @@ use super::clip::{Clip, Projection};
 use super::condition::{ClipEncoder, FLUX_T5_TOKENS, SD3_T5_TOKENS, TextEncoders};
 use super::config::{DenoiserConfig, Family, PipelineConfig};
 use super::denoiser::Denoiser;
-use super::flux::FluxTransformer;
 use super::device::{DeviceChoice, Placement, Placements, Precisions};
 use super::digest;
 use super::error::LoadError;
+use super::flux::FluxTransformer;
 use super::lora::{Base, Lora, LoraSet, Part};
 use super::manifest::{Overrides, describe};
 use super::mmdit::Sd3Transformer;
@@ -110,12 +110,7 @@ fn configuration_files(source: &Source) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 impl Source {
-    fn open(
-        &self,
-        part: &str,
-        placement: &Placement,
-        loras: Option<&Arc<LoraSet>>,
-    ) -> Result<Weights, LoadError> {
+    fn open(&self, part: &str, placement: &Placement, loras: Option<&Arc<LoraSet>>) -> Result<Weights, LoadError> {
         let missing = || LoadError::Missing { path: self.directory.join(part) };
         let weights = Weights::open(self.files.get(part).ok_or_else(missing)?, placement)?;
         Ok(match (loras, Part::ALL.into_iter().find(|one| one.as_str() == part)) {
@@ -165,7 +160,7 @@ impl Source {
         let Placement { device, dtype } = placement;
         let weights = self.open(self.config.denoiser.directory(), placement, loras)?;
         let denoiser = match &self.config.denoiser {
-            DenoiserConfig::Unet(config) => Denoiser::Unet(Unet::new(&weights, config, device, *dtype)?),
+            DenoiserConfig::Unet(config) => Denoiser::Unet(Box::new(Unet::new(&weights, config, device, *dtype)?)),
             DenoiserConfig::Sd3(config) => Denoiser::Sd3(Sd3Transformer::new(&weights, config)?),
             DenoiserConfig::Flux(config) => Denoiser::Flux(FluxTransformer::new(&weights, config)?),
         };
@@ -176,8 +171,7 @@ impl Source {
         let family = self.config.index.family;
         let mut clips = Vec::new();
         for (index, config) in self.config.clips.iter().enumerate() {
-            let (part, tokenizer) =
-                [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")][index];
+            let (part, tokenizer) = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")][index];
             let projection = match (family, index) {
                 (Family::StableDiffusion | Family::Flux, _) | (Family::StableDiffusionXl, 0) => Projection::None,
                 (Family::StableDiffusionXl | Family::StableDiffusion3, _) => Projection::Linear,

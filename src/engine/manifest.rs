@@ -102,7 +102,9 @@ pub(crate) fn describe(
             let places = u32::try_from(transformer.pos_embed_max_size).unwrap_or(u32::MAX);
             on_grid(places.saturating_mul(latent_grid).saturating_mul(pixels_per_latent))
         }
-        DenoiserConfig::Unet(_) | DenoiserConfig::Flux(_) => on_grid((side_default * 2).min(SIDE_MAX.max(side_default))),
+        DenoiserConfig::Unet(_) | DenoiserConfig::Flux(_) => {
+            on_grid((side_default * 2).min(SIDE_MAX.max(side_default)))
+        }
     };
     let images_in_batch_max = ModelLimits::default().images_in_batch_max;
     let limits = ModelLimits {

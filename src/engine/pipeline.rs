@@ -12,12 +12,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::config::Family;
 #[cfg(test)]
 use super::condition::Conditioning;
-#[cfg(test)]
-use super::tokenizer::ClipTokenizer;
-use super::denoiser::Told;
+use super::config::Family;
+use super::denoiser::{Denoiser, Told};
 use super::error::LoadError;
 use super::loading::{Source, Weighted};
 use super::lora::{self, LoraError, MergeKey, MergedCache};
@@ -26,6 +24,9 @@ use super::preview::ColourMap;
 use super::random::Generator;
 use super::sampler::{FlowSigmas, PlanOptions, SamplerState, StepPlan, Trajectory};
 use super::start::{Inpainting, Pictures, Started, Starter};
+#[cfg(test)]
+use super::tokenizer::ClipTokenizer;
+use super::unet::Unet;
 use super::vae::{Decoder, Encoder, LatentScale};
 use super::{Admitted, Engine, RgbImage, RowId, StartingPictures, image};
 use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, Sizes, Start};
@@ -175,10 +176,9 @@ impl Pipeline {
     ) -> Result<Rendered, RenderError> {
         let noise = match initial_noise {
             None => None,
-            Some(path) => Some(
-                self.read_noise(spec, path)
-                    .map_err(|source| RenderError::Latents { path: path.into(), source })?,
-            ),
+            Some(path) => {
+                Some(self.read_noise(spec, path).map_err(|source| RenderError::Latents { path: path.into(), source })?)
+            }
         };
         let result = self.render_row(spec, pictures, noise, on_step);
         self.release(RENDERED_ROW);
@@ -212,6 +212,14 @@ impl Pipeline {
             candle_core::bail!("its shape is {:?}, not {:?}", noise.dims(), [b, c, h, w]);
         }
         noise.to_dtype(DType::F32)
+    }
+
+    /// The UNet, if the model has one, for benchmarks.
+    pub fn unet(&self) -> Option<&Unet> {
+        match &self.base.denoiser {
+            Denoiser::Unet(unet) => Some(unet),
+            Denoiser::Sd3(_) | Denoiser::Flux(_) => None,
+        }
     }
 
     /// Where it computes and in which number format, for people.
@@ -258,7 +266,8 @@ impl Pipeline {
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
-        let (row, warnings) = self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)?;
+        let (row, warnings) =
+            self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)?;
         let steps = row.trajectory.steps.len() as u32;
         self.rows.insert(id, row);
         Ok(Admitted { steps, warnings })
@@ -281,9 +290,11 @@ impl Pipeline {
         let bytes = self.source.weighted_bytes();
         self.merged.make_room(bytes);
         let merge = |files: &[(PathBuf, f32)]| self.source.weighted(Some(&Arc::new(self.source.lora_set(files)?)));
-        let model = files.map_err(LoadError::from).and_then(|files| merge(&files)).map_err(|error| match error {
-            LoadError::Lora(error) => invalid(format!("loras: {error}")),
-            other => Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {other}")),
+        let model = files.map_err(LoadError::from).and_then(|files| merge(&files)).map_err(|error| {
+            if let LoadError::Lora(error) = &error {
+                return invalid(format!("loras: {error}"));
+            }
+            Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
         })?;
         let model = Arc::new(model);
         self.merged.insert(key, Arc::clone(&model), bytes);
@@ -328,7 +339,8 @@ impl Pipeline {
             Start::Noise | Start::Picture { .. } => None,
         };
         if self.encoder.is_none() {
-            let encoder = self.source.encoder().map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?;
+            let encoder =
+                self.source.encoder().map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?;
             self.encoder = Some(encoder);
         }
         Ok(Some(Pictures { picture: place(prepared)?, mask }))
@@ -463,7 +475,8 @@ fn guide(outputs: &Tensor, scale: f64, rescale: f64) -> candle_core::Result<Tens
     if rescale == 0.0 {
         return Ok(guided);
     }
-    let deviation = |x: &Tensor| x.flatten_all()?.var_keepdim(0)?.to_vec1::<f32>().map(|values| f64::from(values[0]).sqrt());
+    let deviation =
+        |x: &Tensor| x.flatten_all()?.var_keepdim(0)?.to_vec1::<f32>().map(|values| f64::from(values[0]).sqrt());
     let factor = deviation(&prompted)? / deviation(&guided)?;
     guided * (rescale * factor + (1.0 - rescale))
 }

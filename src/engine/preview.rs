@@ -6,9 +6,9 @@
 use ::image::imageops::{self, FilterType};
 use candle_core::{Device, Result, Tensor};
 
-use super::vae::Decoder;
 use super::RgbImage;
 use super::random::Generator;
+use super::vae::Decoder;
 use crate::job::Rng;
 
 /// Longest side of a preview, in pixels.

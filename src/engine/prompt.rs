@@ -202,11 +202,6 @@ impl Tokenized {
         }
         self
     }
-
-    /// Whether any token has a weight.
-    pub(crate) fn is_weighted(&self) -> bool {
-        self.weights.iter().flatten().any(|weight| *weight != 1.0)
-    }
 }
 
 /// The tokens of `text` in chunks of `length`, special tokens included.
@@ -446,7 +441,6 @@ mod tests {
                 expected.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
             let found = tokens(prompt, PromptOptions::default());
             assert_eq!(found.ids, [expected], "{prompt:?}");
-            assert!(!found.is_weighted());
             assert_eq!(found.truncated.is_some(), prompt.len() > 100, "{prompt:?}");
         }
     }
@@ -499,7 +493,6 @@ mod tests {
         );
         assert_eq!(found.weights[0][..6], [1.0, 1.0, 1.5, 1.5, 1.0, 1.0]);
         assert_eq!(found.weights[1][..3], [1.0, (1.0 / 1.1_f64) as f32, 1.0]);
-        assert!(found.is_weighted());
         for text in ["a (red) star", "BREAK BREAK a (red) star BREAK"] {
             assert_eq!(tokens(text, WEIGHTED).ids, tokens("a red star", WEIGHTED).ids, "{text}");
         }

@@ -92,7 +92,8 @@ impl Starter<'_> {
         match (start, &pictures.mask) {
             (Start::Inpaint { strength }, Some(mask)) => {
                 let anew = *strength >= 1.0;
-                let picture = if anew && self.takes_mask { None } else { Some(self.encode(&pictures.picture, random)?) };
+                let picture =
+                    if anew && self.takes_mask { None } else { Some(self.encode(&pictures.picture, random)?) };
                 let noise = self.noise(random)?;
                 let state = match &picture {
                     Some(picture) if !anew => trajectory.start_from(picture, &noise)?,

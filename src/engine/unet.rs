@@ -202,13 +202,7 @@ impl Unet {
 
     /// The model's output for latents `x (b, c, h, w)`, each row at its own timestep, with the prompts' embeddings
     /// `context (b, d, t)` and what [`Unet::vector`] returned; all in the model's number format, and so is the result.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        timesteps: &[f32],
-        context: &Tensor,
-        vector: Option<&Tensor>,
-    ) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor, vector: Option<&Tensor>) -> Result<Tensor> {
         let mut time = self.embed(timesteps, self.config.levels[0].channels)?.unsqueeze(2)?; // (b, c, 1)
         let vector = vector.map(|vector| vector.unsqueeze(2)).transpose()?;
         let mut used = 0;

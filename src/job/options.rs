@@ -91,6 +91,15 @@ pub struct InvalidPictureSource;
 /// An object key longer than this is a mistake.
 const KEY_BYTES_MAX: usize = 1024;
 
+impl PictureSource {
+    /// As the request names it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Key(text) | Self::Data(text) | Self::Url(text) => text,
+        }
+    }
+}
+
 impl FromStr for PictureSource {
     type Err = InvalidPictureSource;
 

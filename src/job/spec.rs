@@ -536,7 +536,7 @@ fn check_loras(loras: &[LoraChoice], violations: &mut Vec<Violation>) {
         violations.push(Violation::new("loras", format!("{} of them", loras.len()), format!("up to {LORAS_MAX}")));
     }
     for (index, lora) in loras.iter().enumerate() {
-        if !(lora.weight.abs() <= LORA_WEIGHT_MAX) {
+        if !(-LORA_WEIGHT_MAX..=LORA_WEIGHT_MAX).contains(&lora.weight) {
             let allowed = format!("-{LORA_WEIGHT_MAX} to {LORA_WEIGHT_MAX}");
             violations.push(Violation::new(format!("loras[{index}].weight"), lora.weight, allowed));
         }
@@ -585,7 +585,8 @@ mod tests {
     #[test]
     fn a_model_for_inpainting_needs_picture_and_mask() {
         let manifest = ModelManifest { tasks: vec![Task::Inpainting], ..manifest() };
-        for (draft, field) in [(draft(|_| {}), "init_image"), (draft(|d| d.init_image = Some(picture())), "init_image")] {
+        for (draft, field) in [(draft(|_| {}), "init_image"), (draft(|d| d.init_image = Some(picture())), "init_image")]
+        {
             let mut violations = Vec::new();
             assert_eq!(JobSpec::check(&draft, &manifest, 0, &mut violations), None);
             assert_eq!(violations[0].field, field, "{violations:?}");

@@ -13,8 +13,9 @@ use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, LOCATION};
 use url::Url;
 
+use crate::engine::StartingPictures;
 use crate::job::limits::PICTURE_BYTES_MAX;
-use crate::job::{Fault, FaultCode, Tenant};
+use crate::job::{Fault, FaultCode, JobSpec, PictureSource, Tenant};
 
 use super::bus::chain;
 use super::guard::{AddressGuard, Refused, refusal};
@@ -143,6 +144,21 @@ impl Fetcher {
         Ok(Self { store, guard, client, bytes_max: PICTURE_BYTES_MAX, time_max: TIME_MAX })
     }
 
+    /// What the images of a job start from.
+    ///
+    /// # Errors
+    /// The fault of the job, which names the field.
+    pub async fn starting_pictures(&self, tenant: &Tenant, spec: &JobSpec) -> Result<StartingPictures, Fault> {
+        let get = async |field: &str, source: &Option<PictureSource>| match source {
+            Some(source) => self.fetch(tenant, source.as_str()).await.map(Some).map_err(|error| error.fault(field)),
+            None => Ok(None),
+        };
+        Ok(StartingPictures {
+            init_image: get("init_image", &spec.init_image).await?,
+            mask_image: get("mask_image", &spec.mask_image).await?,
+        })
+    }
+
     /// The bytes that `source` stands for in a request of `tenant`: `data:…;base64,…`, `https://…`, or the key of an
     /// object below the tenant's own prefix.
     ///
@@ -152,9 +168,9 @@ impl Fetcher {
         let wrong = |reason: String| FetchError::Source { reason, tenant: tenant.clone() };
         let scheme = source.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
         match scheme.as_deref() {
-            Some("data") => {
-                self.decode(source).map_err(wrong)?.ok_or(FetchError::TooLarge { bytes_max: self.bytes_max })
-            }
+            Some("data") => data_url(source, self.bytes_max)
+                .map_err(wrong)?
+                .ok_or(FetchError::TooLarge { bytes_max: self.bytes_max }),
             Some(_) if source.contains("://") => {
                 let url = Url::parse(source).map_err(|error| wrong(format!("the URL cannot be read: {error}")))?;
                 self.download(url).await
@@ -168,20 +184,6 @@ impl Fetcher {
                 }
             }
         }
-    }
-
-    /// The content of a `data:` URL; nothing when there is too much.
-    fn decode(&self, url: &str) -> Result<Option<Bytes>, String> {
-        let (head, content) = url.split_once(',').ok_or("the data: URL has no comma")?;
-        if !head.to_ascii_lowercase().ends_with(";base64") {
-            return Err("the data: URL is not in base64".into());
-        }
-        // Before anything is made room for.
-        if content.len() > self.bytes_max.div_ceil(3) * 4 {
-            return Ok(None);
-        }
-        let bytes = BASE64.decode(content).map_err(|error| format!("the data: URL is not in base64: {error}"))?;
-        Ok((bytes.len() <= self.bytes_max).then(|| bytes.into()))
     }
 
     async fn download(&self, url: Url) -> Result<Bytes, FetchError> {
@@ -226,6 +228,23 @@ impl Fetcher {
         }
         Ok(bytes.into())
     }
+}
+
+/// The content of a `data:` URL; nothing when it has more than `bytes_max`.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub fn data_url(url: &str, bytes_max: usize) -> Result<Option<Bytes>, String> {
+    let (head, content) = url.split_once(',').ok_or("the data: URL has no comma")?;
+    if !head.to_ascii_lowercase().ends_with(";base64") {
+        return Err("the data: URL is not in base64".into());
+    }
+    // Before anything is made room for.
+    if content.len() > bytes_max.div_ceil(3) * 4 {
+        return Ok(None);
+    }
+    let bytes = BASE64.decode(content).map_err(|error| format!("the data: URL is not in base64: {error}"))?;
+    Ok((bytes.len() <= bytes_max).then(|| bytes.into()))
 }
 
 /// The part of a URL that is no secret.

@@ -10,6 +10,7 @@ pub mod deadletter;
 pub mod events;
 pub mod fetch;
 pub mod guard;
+pub mod loras;
 pub mod metrics;
 pub mod records;
 pub mod shutdown;

@@ -7,6 +7,7 @@ mod actions;
 mod pull;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ use super::clock::Clock;
 use super::engine_thread::{self, Answer, Command, EngineThread, StartError};
 use super::events::Events;
 use super::fetch::Fetcher;
+use super::guard::AddressGuard;
+use super::loras::LoraFolder;
 use super::metrics::Metrics;
 use super::records::{Changed, Claimed, Owned, Records};
 use super::store::Store;
@@ -57,6 +60,10 @@ pub struct Config {
     pub exit_when_idle: Option<Duration>,
     /// Time between the wish to end and the end.
     pub grace: Duration,
+    /// Where pictures may be fetched from besides the public internet.
+    pub fetch_allow: AddressGuard,
+    /// The folder that LoRAs of the store are put in.
+    pub loras: Option<PathBuf>,
 }
 
 /// Why a worker could not begin, or had to stop.
@@ -74,6 +81,9 @@ pub enum WorkerError<E: std::error::Error + 'static> {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Pictures could not be fetched by anybody.
+    #[error("the HTTP client cannot be made")]
+    Http(#[from] reqwest::Error),
     /// The engine broke; every lease was given back.
     #[error("the engine cannot go on")]
     Fatal(#[source] Fault),
@@ -121,6 +131,7 @@ struct Worker {
     bus: Bus,
     store: Store,
     fetcher: Fetcher,
+    loras: Option<LoraFolder>,
     records: Records,
     events: Events,
     metrics: Metrics,
@@ -152,6 +163,7 @@ where
     E: std::error::Error + Send + 'static,
     L: FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
 {
+    let fetcher = Fetcher::new(store.clone(), config.fetch_allow.clone())?;
     let clock = Clock::start();
     let (facts, mut inbox) = mpsc::unbounded_channel();
     let answers = facts.clone();
@@ -197,11 +209,12 @@ where
         metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
         digest: engine.digest.clone(),
         events: Events::start(bus.clone(), clock),
+        fetcher,
+        loras: config.loras.clone().map(|folder| LoraFolder::new(folder, store.clone())),
         config,
         manifest,
         lanes,
         bus,
-        fetcher: Fetcher { store: store.clone() },
         store,
         records,
         clock,
@@ -512,7 +525,10 @@ impl Worker {
                 let Some(Job { request: Some(request), pictures, span, .. }) = self.jobs.get(ticket) else { return };
                 self.rows.insert(*row, *ticket);
                 let spec = Box::new(request.spec.image(*image));
-                (Command::Admit { row: *row, spec, pictures: pictures.clone() }, tracing::info_span!(parent: span, "job.encode"))
+                (
+                    Command::Admit { row: *row, spec, pictures: pictures.clone() },
+                    tracing::info_span!(parent: span, "job.encode"),
+                )
             }
             EngineWork::Step { rows, previews } => {
                 let span = tracing::info_span!(parent: None, "batch.step", batch.size = rows.len());

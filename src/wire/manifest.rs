@@ -81,7 +81,11 @@ impl ManifestDocument {
                 guidance_scale: self.guidance_scale,
                 scheduler: self.scheduler.parse::<SamplerKind>().ok()?,
             },
-            tasks: Task::ALL.iter().copied().filter(|task| self.tasks.iter().any(|name| name == task.as_str())).collect(),
+            tasks: Task::ALL
+                .iter()
+                .copied()
+                .filter(|task| self.tasks.iter().any(|name| name == task.as_str()))
+                .collect(),
             schedulers: self.schedulers.iter().filter_map(|name| name.parse().ok()).collect(),
         })
     }

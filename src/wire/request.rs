@@ -11,8 +11,8 @@ use super::header;
 use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::job::options::InvalidPictureSource;
 use crate::job::{
-    Draft, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OutputFormat, PictureSource, Priority, Rng, SamplerKind,
-    Tenant, Violation,
+    Draft, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OutputFormat, PictureSource, Priority, Rng,
+    SamplerKind, Tenant, Violation,
 };
 
 /// The body of a request. Only `prompt` is required; the model's defaults fill the rest.
@@ -367,17 +367,19 @@ fn take_loras(fields: &mut Map<String, Value>, violations: &mut Vec<Violation>) 
             Some(value) => to_f32(value),
         };
         if let Some(unknown) = entry.keys().find(|key| !["name", "weight"].contains(&key.as_str())) {
-            violations.push(Violation::new(format!("loras[{index}].{}", field_name(unknown)), "given", "no such field"));
+            violations.push(Violation::new(
+                format!("loras[{index}].{}", field_name(unknown)),
+                "given",
+                "no such field",
+            ));
         }
         match (name, weight) {
             (Some(Ok(name)), Some(weight)) => loras.push(LoraChoice { name, weight }),
-            (Some(Ok(_)), None) => violations.push(Violation::new(
-                format!("loras[{index}].weight"),
-                shown(&entry["weight"]),
-                "a number",
-            )),
+            (Some(Ok(_)), None) => {
+                violations.push(Violation::new(format!("loras[{index}].weight"), shown(&entry["weight"]), "a number"))
+            }
             (name, _) => {
-                let value = entry.get("name").map_or("missing".to_owned(), shown);
+                let value = entry.get("name").map_or_else(|| "missing".to_owned(), shown);
                 let allowed = match name {
                     Some(Err(error)) => error.to_string(),
                     _ => "a string".to_owned(),

@@ -41,7 +41,8 @@ pub(crate) fn model(family: &str) -> tempfile::TempDir {
         std::fs::create_dir(at(part)).unwrap();
         write_json(&at(&format!("{part}/vocab.json")), &golden["vocabulary"]);
         write_json(&at(&format!("{part}/special_tokens_map.json")), &json!({ "pad_token": pad_token }));
-        let merges: Vec<&str> = golden["merges"].as_array().unwrap().iter().map(|pair| pair.as_str().unwrap()).collect();
+        let merges: Vec<&str> =
+            golden["merges"].as_array().unwrap().iter().map(|pair| pair.as_str().unwrap()).collect();
         let text = format!("#version: 0.2\n{}\n", merges.join("\n"));
         std::fs::write(at(&format!("{part}/merges.txt")), text).unwrap();
     }

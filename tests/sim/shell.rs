@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use darkroom::job::{Fault, FaultCode};
-use darkroom::sched::{Acted, Action, Claim, Effect, EngineWork, Input, Mono, PullOutcome, Ticket, Transition, Verdict};
+use darkroom::sched::{
+    Acted, Action, Claim, Effect, EngineWork, Input, Mono, PullOutcome, Ticket, Transition, Verdict,
+};
 
 use crate::knobs::{Kind, Trouble};
 use crate::parts::store_fault;

@@ -160,7 +160,11 @@ impl PipelineIndex {
         }
         let flag = |field: &str| document.fields.get(field).is_some_and(|value| value == true);
         if flag("requires_aesthetics_score") {
-            return Err(document.unsupported("requires_aesthetics_score", true, "false: the refiner is not implemented"));
+            return Err(document.unsupported(
+                "requires_aesthetics_score",
+                true,
+                "false: the refiner is not implemented",
+            ));
         }
         Ok(Self {
             family: *family,

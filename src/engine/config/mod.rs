@@ -126,15 +126,16 @@ impl PipelineConfig {
         let index = PipelineIndex::read(&Document::read(directory.join("model_index.json"))?)?;
         let clip = |part: &str| ClipConfig::read(directory, part);
         let (denoiser, clips) = match index.family {
-            Family::StableDiffusion => (DenoiserConfig::Unet(UnetConfig::read(directory)?), vec![clip("text_encoder")?]),
+            Family::StableDiffusion => {
+                (DenoiserConfig::Unet(UnetConfig::read(directory)?), vec![clip("text_encoder")?])
+            }
             Family::StableDiffusionXl => (
                 DenoiserConfig::Unet(UnetConfig::read(directory)?),
                 vec![clip("text_encoder")?, clip("text_encoder_2")?],
             ),
-            Family::StableDiffusion3 => (
-                DenoiserConfig::Sd3(Sd3Config::read(directory)?),
-                vec![clip("text_encoder")?, clip("text_encoder_2")?],
-            ),
+            Family::StableDiffusion3 => {
+                (DenoiserConfig::Sd3(Sd3Config::read(directory)?), vec![clip("text_encoder")?, clip("text_encoder_2")?])
+            }
             Family::Flux => (DenoiserConfig::Flux(FluxConfig::read(directory)?), vec![clip("text_encoder")?]),
         };
         let t5 = match index.t5() {
@@ -191,9 +192,16 @@ impl PipelineConfig {
                 match (self.index.family, pooled) {
                     (Family::StableDiffusionXl, Some(width)) if self.clips[1].projection_dim != width => {
                         let what = "the pooled width that the UNet's projection_class_embeddings_input_dim leaves";
-                        return contradicts("text_encoder_2", "projection_dim", self.clips[1].projection_dim, what, width);
+                        return contradicts(
+                            "text_encoder_2",
+                            "projection_dim",
+                            self.clips[1].projection_dim,
+                            what,
+                            width,
+                        );
                     }
-                    (Family::StableDiffusionXl, Some(_)) | (_, None) if pooled.is_some() == (self.index.family == Family::StableDiffusionXl) => {}
+                    (Family::StableDiffusionXl, Some(_)) | (_, None)
+                        if pooled.is_some() == (self.index.family == Family::StableDiffusionXl) => {}
                     _ => {
                         let file = directory.join("unet/config.json");
                         let wanted = if pooled.is_some() { "null" } else { "\"text_time\"" };

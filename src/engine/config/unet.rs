@@ -139,14 +139,18 @@ impl UnetConfig {
                 let size_width = fields.addition_time_embed_dim.unwrap_or(0);
                 let all = fields.projection_class_embeddings_input_dim.unwrap_or(0);
                 match all.checked_sub(TIME_IDS * size_width) {
-                    Some(pooled_width) if pooled_width > 0 && size_width > 0 => Some(Addition { size_width, pooled_width }),
+                    Some(pooled_width) if pooled_width > 0 && size_width > 0 => {
+                        Some(Addition { size_width, pooled_width })
+                    }
                     _ => {
                         let reason = format!("leaves nothing for the prompt beside {TIME_IDS} sizes of {size_width}");
                         return Err(document.invalid("projection_class_embeddings_input_dim", reason));
                     }
                 }
             }
-            Some(other) => return Err(document.unsupported("addition_embed_type", format!("\"{other}\""), "null, \"text_time\"")),
+            Some(other) => {
+                return Err(document.unsupported("addition_embed_type", format!("\"{other}\""), "null, \"text_time\""));
+            }
         };
 
         let count = fields.block_out_channels.len();

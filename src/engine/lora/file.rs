@@ -81,7 +81,6 @@ pub(crate) struct Lora {
     name: String,
     path: PathBuf,
     layers: BTreeMap<Target, Layer>,
-    bytes: u64,
 }
 
 impl Lora {
@@ -107,8 +106,7 @@ impl Lora {
             return Err(file.invalid("(no key)", "is no key of a LoRA: the file is empty"));
         }
         let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let bytes = tensors.values().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum();
-        Ok(Self { name, path: path.into(), layers, bytes })
+        Ok(Self { name, path: path.into(), layers })
     }
 
     /// The file's name without its ending.
@@ -119,27 +117,6 @@ impl Lora {
     /// Where it was read from.
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// How many weights of the base model it changes.
-    pub(crate) fn layers(&self) -> usize {
-        self.layers.len()
-    }
-
-    /// The least and the greatest rank.
-    pub(crate) fn ranks(&self) -> (usize, usize) {
-        let ranks = || self.layers.values().map(|layer| layer.down.dims()[0]);
-        (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0))
-    }
-
-    /// Bytes of its tensors in memory.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Whether it changes `part`.
-    pub(crate) fn changes(&self, part: Part) -> bool {
-        self.layers.keys().any(|target| target.part == part)
     }
 
     pub(super) fn layer(&self, part: Part, tensor: &str) -> Option<&Layer> {

@@ -183,6 +183,7 @@ fn slot_name(slot: usize) -> String {
     format!("memory.{slot}")
 }
 
+#[cfg_attr(not(test), expect(dead_code, reason = "checkpoints will hold it"))]
 impl SamplerState {
     /// The state as a safetensors file with the tensors `latents`, `estimate` and `memory.0`, `memory.1`, …
     ///

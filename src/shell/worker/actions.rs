@@ -179,7 +179,7 @@ impl Worker {
             worker: self.config.worker.clone(),
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
-        let (fetcher, spec) = (self.fetcher.clone(), request.spec.clone());
+        let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
         let claimed = async move {
             let mut outcome = match records.claim(&claim, unix_ms).await {
                 // A record that this build cannot read belongs to somebody else.
@@ -191,7 +191,13 @@ impl Worker {
             if let Ok(Claimed { claim: won @ Claim::Won { .. }, .. }) = &mut outcome
                 && let Claim::Won { failures } = *won
             {
-                match fetcher.starting_pictures(&claim.tenant, &spec).await {
+                let prepared = async {
+                    if let Some(loras) = &loras {
+                        loras.bring(&spec.image.loras).await?;
+                    }
+                    fetcher.starting_pictures(&claim.tenant, &spec).await
+                };
+                match prepared.await {
                     Ok(fetched) => pictures = fetched,
                     Err(fault) => *won = Claim::Unprepared { failures, fault },
                 }
