@@ -201,7 +201,7 @@ fn no_bytes_make_it_panic() {
             body.truncate(usize::try_from(next()).unwrap() % good.len());
         }
         match read(&body) {
-            Ok(request) => assert!(request.spec.prompt.chars().count() >= 1),
+            Ok(request) => assert!(request.spec.image.prompt.chars().count() >= 1),
             Err(refusal) => assert!(!refusal.violations.is_empty()),
         }
     }
