@@ -13,7 +13,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::stable_diffusion::unet_2d::{
     BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig,
 };
-use darkroom::engine::{DeviceChoice, load};
+use darkroom::engine::{LoadOptions, load};
 
 /// Turns of each engine that count, after one that does not.
 const TURNS: usize = 40;
@@ -23,7 +23,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cargo passes `--bench` to benchmarks.
     let directory = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map_or(shapes, PathBuf::from);
     let device = Device::Cpu;
-    let ours = load(&directory, DeviceChoice::Cpu)?;
+    let ours = load(&directory, &LoadOptions::default())?;
+    let unet = ours.unet().ok_or("the model has no UNet")?;
 
     let text = std::fs::read_to_string(directory.join("unet/config.json"))?;
     let config: serde_json::Value = serde_json::from_str(&text)?;
@@ -68,7 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for turn in 0..=TURNS {
         #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
         let start = Instant::now();
-        let mine = ours.unet().forward(&latents, &[timestep, timestep], &channels_first)?;
+        let mine = unet.forward(&latents, &[timestep, timestep], &channels_first, None)?;
         let middle = start.elapsed();
         let other = theirs.forward(&latents, f64::from(timestep), &context)?;
         let end = start.elapsed();

@@ -9,37 +9,41 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use darkroom::engine::{DeviceChoice, Engine, LoadError, RgbImage, RowId, StableDiffusion, load, read_manifest};
-use darkroom::job::{FaultClass, FaultCode, ImageSpec, SamplerKind};
+use darkroom::engine::{
+    Engine, LoadError, LoadOptions, Pipeline, RenderError, Rendered, RgbImage, RowId, StartingPictures, load,
+    read_manifest,
+};
+use darkroom::job::{Defaults, FaultClass, FaultCode, ImageSpec, SamplerKind, SigmaSpacing};
 use serde_json::{Value, json};
 
 const SHAPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/local/models/shapes");
 const UNET_WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 
 fn spec(change: impl FnOnce(&mut ImageSpec)) -> ImageSpec {
-    let mut spec = ImageSpec {
-        prompt: "a red star".into(),
-        negative_prompt: String::new(),
-        width: 16,
-        height: 16,
-        num_inference_steps: 4,
-        guidance_scale: 3.0,
-        seed: 1,
-        scheduler: SamplerKind::Ddim,
-    };
+    let defaults =
+        Defaults { width: 16, height: 16, num_inference_steps: 4, guidance_scale: 3.0, scheduler: SamplerKind::Ddim };
+    let mut spec = ImageSpec { seed: 1, ..ImageSpec::with_defaults("a red star", &defaults) };
     change(&mut spec);
     spec
 }
 
-fn picture(model: &mut StableDiffusion, spec: &ImageSpec) -> RgbImage {
-    model.render(spec, None, &mut |_, _| {}).unwrap().image
+fn rendered(model: &mut Pipeline, spec: &ImageSpec, noise: Option<&Path>) -> Result<Rendered, RenderError> {
+    model.render(spec, &StartingPictures::default(), noise, &mut |_, _| {})
+}
+
+fn admit(model: &mut Pipeline, row: RowId, spec: &ImageSpec) -> u32 {
+    model.admit(row, spec, &StartingPictures::default()).unwrap().steps
+}
+
+fn picture(model: &mut Pipeline, spec: &ImageSpec) -> RgbImage {
+    rendered(model, spec, None).unwrap().image
 }
 
 /// Breaks a tiny model with `damage` and returns why it cannot be loaded.
 fn refusal(damage: impl FnOnce(&Path)) -> LoadError {
     let directory = tiny::model("sd1");
     damage(directory.path());
-    load(directory.path(), DeviceChoice::Cpu).unwrap_err()
+    load(directory.path(), &LoadOptions::default()).unwrap_err()
 }
 
 fn replace_unet_tensors(directory: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
@@ -51,7 +55,7 @@ fn replace_unet_tensors(directory: &Path, change: impl FnOnce(&mut HashMap<Strin
 
 #[test]
 fn a_directory_that_does_not_exist_is_named() {
-    let error = load(Path::new("/nowhere/model"), DeviceChoice::Cpu).unwrap_err();
+    let error = load(Path::new("/nowhere/model"), &LoadOptions::default()).unwrap_err();
     assert!(matches!(&error, LoadError::Missing { path } if path == Path::new("/nowhere/model")), "{error}");
     let error = refusal(|directory| std::fs::remove_file(directory.join("vae/config.json")).unwrap());
     assert!(matches!(&error, LoadError::Missing { path } if path.ends_with("vae/config.json")), "{error}");
@@ -109,16 +113,16 @@ fn pickle_files_are_never_read() {
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     let cases: [(&str, &str, Value); 12] = [
-        ("model_index.json", "_class_name", json!("StableDiffusionXLPipeline")),
+        ("model_index.json", "_class_name", json!("KandinskyPipeline")),
         ("model_index.json", "unet", json!(["diffusers", "UNet3DConditionModel"])),
         ("model_index.json", "text_encoder", json!(["transformers", "CLIPTextModelWithProjection"])),
         ("model_index.json", "vae", Value::Null),
-        ("scheduler/scheduler_config.json", "_class_name", json!("UniPCMultistepScheduler")),
+        ("scheduler/scheduler_config.json", "_class_name", json!("KDPM2DiscreteScheduler")),
         ("scheduler/scheduler_config.json", "thresholding", json!(true)),
-        ("unet/config.json", "time_cond_proj_dim", json!(256)),
+        ("unet/config.json", "addition_embed_type", json!("image")),
         ("unet/config.json", "down_block_types", json!(["AttnDownBlock2D", "DownBlock2D"])),
         ("unet/config.json", "a_field_of_the_future", json!("yes")),
-        ("vae/config.json", "shift_factor", json!(0.1)),
+        ("vae/config.json", "in_channels", json!(4)),
         ("vae/config.json", "up_block_types", json!(["AttnUpDecoderBlock2D", "UpDecoderBlock2D"])),
         ("text_encoder/config.json", "hidden_act", json!("relu")),
     ];
@@ -133,6 +137,8 @@ fn what_is_not_implemented_is_refused_by_name() {
 fn contradictions_in_the_configuration_are_named() {
     let cases = [
         ("unet/config.json", "cross_attention_dim", json!(24)),
+        ("unet/config.json", "in_channels", json!(8)),
+        ("unet/config.json", "out_channels", json!(8)),
         ("unet/config.json", "attention_head_dim", json!([2])),
         ("vae/config.json", "norm_num_groups", json!(3)),
     ];
@@ -149,7 +155,7 @@ fn contradictions_in_the_configuration_are_named() {
 #[test]
 fn sharded_and_half_precision_weights_are_found() {
     let directory = tiny::model("sd1");
-    let expected = picture(&mut load(directory.path(), DeviceChoice::Cpu).unwrap(), &spec(|_| {}));
+    let expected = picture(&mut load(directory.path(), &LoadOptions::default()).unwrap(), &spec(|_| {}));
 
     let whole = directory.path().join(UNET_WEIGHTS);
     let tensors = candle_core::safetensors::load(&whole, &Device::Cpu).unwrap();
@@ -172,10 +178,10 @@ fn sharded_and_half_precision_weights_are_found() {
         vae.join("diffusion_pytorch_model.fp16.safetensors"),
     )
     .unwrap();
-    assert_eq!(picture(&mut load(directory.path(), DeviceChoice::Cpu).unwrap(), &spec(|_| {})), expected);
+    assert_eq!(picture(&mut load(directory.path(), &LoadOptions::default()).unwrap(), &spec(|_| {})), expected);
 
     std::fs::remove_file(directory.path().join("unet/shard-1.safetensors")).unwrap();
-    let error = load(directory.path(), DeviceChoice::Cpu).unwrap_err();
+    let error = load(directory.path(), &LoadOptions::default()).unwrap_err();
     assert!(matches!(&error, LoadError::Missing { path } if path.ends_with("shard-1.safetensors")), "{error}");
 }
 
@@ -187,7 +193,7 @@ fn a_manifest_follows_from_the_configuration() {
     // 8 latent pixels of 2 pixels each; one halving makes a grid of 4, and 8 is the coarsest that requests know.
     assert_eq!((manifest.defaults.width, manifest.defaults.height), (16, 16));
     assert_eq!((manifest.limits.side_min, manifest.limits.side_max, manifest.limits.side_multiple), (16, 32, 8));
-    assert_eq!(manifest.defaults.scheduler, SamplerKind::Ddim);
+    assert_eq!(manifest.defaults.scheduler, SamplerKind::Pndm);
 
     let overrides = directory.path().join("darkroom.toml");
     std::fs::write(
@@ -200,7 +206,10 @@ fn a_manifest_follows_from_the_configuration() {
     assert_eq!(manifest.name.as_str(), "tiny");
     assert_eq!((manifest.limits.side_max, manifest.limits.images_in_batch_max), (64, 3));
     assert_eq!((manifest.defaults.width, manifest.defaults.height), (24, 16));
-    assert_eq!((manifest.defaults.num_inference_steps, manifest.defaults.scheduler), (7, SamplerKind::Euler));
+    assert_eq!(
+        (manifest.defaults.num_inference_steps, manifest.defaults.scheduler),
+        (7, SamplerKind::Euler(SigmaSpacing::Trained))
+    );
 
     for (wrong, key) in [
         ("nam = 'tiny'", "toml"),
@@ -230,21 +239,26 @@ fn the_digest_tells_models_apart() {
     });
     // What only fills gaps in requests is not part of a model's identity.
     std::fs::write(same.path().join("darkroom.toml"), "name = 'tiny'").unwrap();
-    let digest = |directory: &tempfile::TempDir| load(directory.path(), DeviceChoice::Cpu).unwrap().digest().to_owned();
+    let digest =
+        |directory: &tempfile::TempDir| load(directory.path(), &LoadOptions::default()).unwrap().digest().to_owned();
     assert_eq!(digest(&one), digest(&same));
     assert_ne!(digest(&one), digest(&other));
     assert!(digest(&one).len() == 64 && digest(&one).chars().all(|c| c.is_ascii_hexdigit() && !c.is_uppercase()));
 }
 
+/// Those of a model that does not know flow matching.
+fn samplers() -> impl Iterator<Item = SamplerKind> {
+    SamplerKind::ALL.iter().copied().filter(|kind| *kind != SamplerKind::FlowMatchEuler)
+}
+
 /// Images that differ in all that can differ within a batch.
 fn mixed() -> Vec<ImageSpec> {
-    let mut specs: Vec<ImageSpec> = SamplerKind::ALL
-        .iter()
+    let mut specs: Vec<ImageSpec> = samplers()
         .enumerate()
         .map(|(index, kind)| {
             spec(|spec| {
-                spec.scheduler = *kind;
-                spec.num_inference_steps = 3 + index as u32;
+                spec.scheduler = kind;
+                spec.num_inference_steps = 3 + index as u32 % 6;
                 spec.seed = 10 + index as u64;
                 spec.guidance_scale = if index % 2 == 0 { 1.0 } else { 2.0 + index as f32 };
                 spec.prompt = ["a red star", "and", "a star and a star"][index % 3].into();
@@ -259,7 +273,7 @@ fn mixed() -> Vec<ImageSpec> {
 fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
     for variant in ["sd1", "sd2"] {
         let directory = tiny::model(variant);
-        let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+        let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
         let specs = mixed();
         let alone: Vec<RgbImage> = specs.iter().map(|spec| picture(&mut model, spec)).collect();
 
@@ -270,7 +284,7 @@ fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
         while done.iter().any(Option::is_none) {
             if let Some(spec) = specs.get(turn) {
                 let id = RowId(turn as u64);
-                left.push((id, model.admit(id, spec).unwrap()));
+                left.push((id, admit(&mut model, id, spec)));
             }
             left.rotate_left(1);
             model.step(&left.iter().map(|(id, _)| *id).collect::<Vec<_>>()).unwrap();
@@ -293,18 +307,14 @@ fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
 #[test]
 fn an_image_is_a_function_of_its_request() {
     let directory = tiny::model("sd1");
-    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
-    let mut again = load(directory.path(), DeviceChoice::Cpu).unwrap();
-    for kind in SamplerKind::ALL {
-        let asked = spec(|spec| spec.scheduler = *kind);
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+    let mut again = load(directory.path(), &LoadOptions::default()).unwrap();
+    for kind in samplers() {
+        let asked = spec(|spec| spec.scheduler = kind);
         let first = picture(&mut model, &asked);
         assert_eq!(first, picture(&mut model, &asked), "{kind}: the same model, again");
         assert_eq!(first, picture(&mut again, &asked), "{kind}: another process");
-        assert_ne!(
-            first,
-            picture(&mut model, &spec(|spec| (spec.scheduler, spec.seed) = (*kind, 2))),
-            "{kind}: a seed"
-        );
+        assert_ne!(first, picture(&mut model, &spec(|spec| (spec.scheduler, spec.seed) = (kind, 2))), "{kind}: a seed");
     }
     let base = picture(&mut model, &spec(|_| {}));
     let changes: [fn(&mut ImageSpec); 4] = [
@@ -324,25 +334,30 @@ fn an_image_is_a_function_of_its_request() {
 #[test]
 fn sizes_other_than_the_trained_one_are_drawn_and_wrong_ones_refused() {
     let directory = tiny::model("sd1");
-    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
     let wide = picture(&mut model, &spec(|spec| (spec.width, spec.height) = (32, 16)));
     assert_eq!((wide.width, wide.height, wide.pixels.len()), (32, 16, 32 * 16 * 3));
     for (width, height) in [(0, 16), (20, 16), (16, 40)] {
-        let fault = model.admit(RowId(1), &spec(|spec| (spec.width, spec.height) = (width, height))).unwrap_err();
+        let fault = model
+            .admit(RowId(1), &spec(|spec| (spec.width, spec.height) = (width, height)), &StartingPictures::default())
+            .unwrap_err();
         assert_eq!((fault.class, fault.code), (FaultClass::Reject, FaultCode::InvalidRequest), "{fault}");
     }
     let many = spec(|spec| (spec.scheduler, spec.num_inference_steps) = (SamplerKind::Lcm, 60));
-    assert_eq!(model.admit(RowId(1), &many).unwrap_err().class, FaultClass::Reject);
+    let unsuitable = spec(|spec| spec.scheduler = SamplerKind::FlowMatchEuler);
+    for asked in [many, unsuitable] {
+        assert_eq!(model.admit(RowId(1), &asked, &StartingPictures::default()).unwrap_err().class, FaultClass::Reject);
+    }
 }
 
 #[test]
 fn calls_out_of_order_are_faults_and_move_no_row() {
     let directory = tiny::model("sd1");
-    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
     let asked = spec(|spec| spec.num_inference_steps = 2);
     let expected = picture(&mut model, &asked);
     assert!(model.step(&[RowId(1)]).is_err() && model.decode(RowId(1)).is_err() && model.preview(RowId(1)).is_err());
-    assert_eq!(model.admit(RowId(1), &asked).unwrap(), 2);
+    assert_eq!(admit(&mut model, RowId(1), &asked), 2);
     assert!(model.decode(RowId(1)).is_err());
     assert!(model.step(&[RowId(1), RowId(2)]).is_err());
     model.step(&[]).unwrap();
@@ -358,8 +373,8 @@ fn calls_out_of_order_are_faults_and_move_no_row() {
 #[test]
 fn a_preview_is_a_small_jpeg() {
     let directory = tiny::model("sd1");
-    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
-    model.admit(RowId(1), &spec(|spec| spec.width = 32)).unwrap();
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+    admit(&mut model, RowId(1), &spec(|spec| spec.width = 32));
     for _ in 0..2 {
         let bytes = model.preview(RowId(1)).unwrap();
         assert_eq!(bytes[..2], [0xff, 0xd8]);
@@ -370,23 +385,25 @@ fn a_preview_is_a_small_jpeg() {
 #[test]
 fn latents_can_be_given_and_kept() {
     let directory = tiny::model("sd1");
-    let mut model = load(directory.path(), DeviceChoice::Cpu).unwrap();
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
     let file = directory.path().join("latents.safetensors");
     let mut calls = Vec::new();
-    let rendered = model.render(&spec(|_| {}), None, &mut |step, steps| calls.push((step, steps))).unwrap();
+    let first = model
+        .render(&spec(|_| {}), &StartingPictures::default(), None, &mut |step, steps| calls.push((step, steps)))
+        .unwrap();
     assert_eq!(calls, [(1, 4), (2, 4), (3, 4), (4, 4)]);
-    rendered.save_latents(&file).unwrap();
+    first.save_latents(&file).unwrap();
     let kept = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     assert_eq!(kept["latents"].dims(), [1, 4, 8, 8]);
 
     let given = |seed| spec(|spec| spec.seed = seed);
-    let one = model.render(&given(1), Some(&file), &mut |_, _| {}).unwrap().image;
-    let two = model.render(&given(2), Some(&file), &mut |_, _| {}).unwrap().image;
+    let one = rendered(&mut model, &given(1), Some(&file)).unwrap().image;
+    let two = rendered(&mut model, &given(2), Some(&file)).unwrap().image;
     assert_eq!(one, two, "the seed decides nothing when the noise is given");
-    assert_ne!(one, rendered.image);
+    assert_ne!(one, first.image);
     let wrong_size = spec(|spec| spec.width = 32);
-    assert!(model.render(&wrong_size, Some(&file), &mut |_, _| {}).is_err());
-    assert!(model.render(&given(1), Some(Path::new("/nowhere")), &mut |_, _| {}).is_err());
+    assert!(rendered(&mut model, &wrong_size, Some(&file)).is_err());
+    assert!(rendered(&mut model, &given(1), Some(Path::new("/nowhere"))).is_err());
 }
 
 /// The palette that the model `shapes` was trained with.
@@ -431,7 +448,7 @@ fn colours(image: &RgbImage) -> (&'static str, &'static str) {
 
 #[test]
 fn the_default_model_draws_prompts_it_was_never_trained_on() {
-    let mut model = load(Path::new(SHAPES), DeviceChoice::Cpu).unwrap();
+    let mut model = load(Path::new(SHAPES), &LoadOptions::default()).unwrap();
     let asked = [
         ("red", "star", "white"),
         ("blue", "hexagon", "yellow"),
@@ -443,17 +460,9 @@ fn the_default_model_draws_prompts_it_was_never_trained_on() {
     let rows: Vec<RowId> = (0..asked.len() as u64).map(RowId).collect();
     let mut steps = 0;
     for (id, (colour, shape, background)) in rows.iter().zip(asked) {
-        let spec = ImageSpec {
-            prompt: format!("a {colour} {shape} on a {background} background"),
-            negative_prompt: String::new(),
-            width: defaults.width,
-            height: defaults.height,
-            num_inference_steps: 10,
-            guidance_scale: defaults.guidance_scale,
-            seed: 1,
-            scheduler: defaults.scheduler,
-        };
-        steps = model.admit(*id, &spec).unwrap();
+        let prompt = format!("a {colour} {shape} on a {background} background");
+        let spec = ImageSpec { num_inference_steps: 10, seed: 1, ..ImageSpec::with_defaults(prompt, &defaults) };
+        steps = admit(&mut model, *id, &spec);
     }
     for _ in 0..steps {
         model.step(&rows).unwrap();

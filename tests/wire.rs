@@ -6,7 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use darkroom::job::limits::REQUEST_BYTES_MAX;
-use darkroom::job::{Defaults, JobId, ModelLimits, ModelManifest, Priority, SamplerKind, Tenant};
+use darkroom::job::{
+    Defaults, JobId, LongPrompt, ModelLimits, ModelManifest, PictureSource, Priority, Rng, SamplerKind, Start, Task,
+    Tenant, Weighting,
+};
 use darkroom::wire::request::{Context, Refusal, Request, parse};
 use darkroom::wire::{manifest, schema};
 
@@ -22,6 +25,8 @@ fn model() -> ModelManifest {
             guidance_scale: 5.0,
             scheduler: SamplerKind::Ddim,
         },
+        tasks: Task::ALL.to_vec(),
+        schedulers: SamplerKind::ALL.to_vec(),
     }
 }
 
@@ -44,20 +49,35 @@ fn fields(refusal: &Refusal) -> Vec<&str> {
 fn a_prompt_is_enough() {
     let request = read(br#"{"prompt":"a red circle"}"#).unwrap();
     assert_eq!(request.job.as_str(), "job-1");
-    assert_eq!((request.spec.width, request.spec.num_inference_steps), (256, 20));
+    assert_eq!((request.spec.image.width, request.spec.image.num_inference_steps), (256, 20));
     assert_eq!(request, read(br#"{"prompt":"a red circle"}"#).unwrap(), "the seed unasked is the job's, not random");
     let other = read_as(br#"{"prompt":"a red circle"}"#, Some("job-2")).unwrap();
-    assert_ne!(request.spec.seed, other.spec.seed);
+    assert_ne!(request.spec.image.seed, other.spec.image.seed);
 }
 
 #[test]
 fn every_field_arrives() {
     let body = br#"{"id":"job-1","prompt":"p","negative_prompt":"n","width":64,"height":96,"num_inference_steps":7,
         "guidance_scale":1.5,"seed":9007199254740983,"num_images":3,"scheduler":"lcm","output_format":"webp",
-        "priority":"normal","previews":2,"metadata":{"a":[1]}}"#;
+        "priority":"normal","previews":2,"metadata":{"a":[1]},"guidance_rescale":0.7,"rng":"torch-cuda",
+        "init_image":"t/inputs/a.png","mask_image":"https://example.com/m.png","strength":0.5,
+        "loras":[{"name":"one","weight":-0.5},{"name":"two"}],"long_prompt":"chunk","prompt_weighting":true,
+        "original_size":[1,2],"crops_coords_top_left":[3,4],"target_size":[5,6]}"#;
     let Request { spec, metadata, .. } = read(body).unwrap();
-    assert_eq!((spec.width, spec.height, spec.num_inference_steps, spec.num_images), (64, 96, 7, 3));
-    assert_eq!((spec.seed, spec.scheduler, spec.previews), (9_007_199_254_740_983, SamplerKind::Lcm, Some(2)));
+    let image = spec.image(0);
+    assert_eq!((image.width, image.height, image.num_inference_steps, spec.num_images), (64, 96, 7, 3));
+    assert_eq!((image.seed, image.scheduler, spec.previews), (9_007_199_254_740_983, SamplerKind::Lcm, Some(2)));
+    assert_eq!(
+        (image.guidance_rescale, image.rng, image.start),
+        (0.7, Rng::TorchCuda, Start::Inpaint { strength: 0.5 })
+    );
+    assert_eq!(spec.init_image, Some(PictureSource::Key("t/inputs/a.png".into())));
+    assert_eq!(spec.mask_image, Some(PictureSource::Url("https://example.com/m.png".into())));
+    let loras: Vec<_> = image.loras.iter().map(|lora| (lora.name.as_str(), lora.weight)).collect();
+    assert_eq!(loras, [("one", -0.5), ("two", 1.0)]);
+    assert_eq!((image.prompt_options.long, image.prompt_options.weighting), (LongPrompt::Chunk, Weighting::On));
+    let sizes = image.sizes;
+    assert_eq!((sizes.original, sizes.crops_coords_top_left, sizes.target), ([1, 2], [3, 4], [5, 6]));
     assert_eq!(spec.output_format.extension(), "webp");
     assert_eq!(metadata.unwrap()["a"][0], 1);
 }
@@ -99,6 +119,20 @@ fn each_mistake_names_its_field() {
         ("previews", br#"{"prompt":"p","previews":true}"#.to_vec()),
         ("metadata", br#"{"prompt":"p","metadata":"text"}"#.to_vec()),
         ("metadata", format!(r#"{{"prompt":"p","metadata":{{"a":"{}"}}}}"#, "x".repeat(5000)).into_bytes()),
+        ("strength", br#"{"prompt":"p","init_image":"t/a.png","strength":0}"#.to_vec()),
+        ("strength", br#"{"prompt":"p","init_image":"t/a.png","strength":1.5}"#.to_vec()),
+        ("init_image", br#"{"prompt":"p","init_image":"/etc/passwd"}"#.to_vec()),
+        ("init_image", br#"{"prompt":"p","init_image":{"url":"https://example.com"}}"#.to_vec()),
+        ("mask_image", br#"{"prompt":"p","mask_image":"t/a.png"}"#.to_vec()),
+        ("loras", br#"{"prompt":"p","loras":"one"}"#.to_vec()),
+        ("loras[0]", br#"{"prompt":"p","loras":["one"]}"#.to_vec()),
+        ("loras[0].name", br#"{"prompt":"p","loras":[{"name":"../one"}]}"#.to_vec()),
+        ("loras[0].weight", br#"{"prompt":"p","loras":[{"name":"one","weight":"1"}]}"#.to_vec()),
+        ("loras[0].scale", br#"{"prompt":"p","loras":[{"name":"one","scale":1}]}"#.to_vec()),
+        ("rng", br#"{"prompt":"p","rng":"numpy"}"#.to_vec()),
+        ("long_prompt", br#"{"prompt":"p","long_prompt":"wrap"}"#.to_vec()),
+        ("prompt_weighting", br#"{"prompt":"p","prompt_weighting":"yes"}"#.to_vec()),
+        ("target_size", br#"{"prompt":"p","target_size":[1,2,3]}"#.to_vec()),
         ("size", br#"{"prompt":"p","size":"256x256"}"#.to_vec()),
         ("id", br#"{"prompt":"p","id":"job-2"}"#.to_vec()),
     ];
@@ -167,7 +201,7 @@ fn no_bytes_make_it_panic() {
             body.truncate(usize::try_from(next()).unwrap() % good.len());
         }
         match read(&body) {
-            Ok(request) => assert!(request.spec.prompt.chars().count() >= 1),
+            Ok(request) => assert!(request.spec.image.prompt.chars().count() >= 1),
             Err(refusal) => assert!(!refusal.violations.is_empty()),
         }
     }

@@ -220,11 +220,11 @@ fn model(report: &mut Report<'_>, options: &DoctorOptions) -> Option<ModelManife
         }
         return None;
     };
-    match engine::load(directory, options.device) {
+    match engine::load(directory, &engine::LoadOptions { device: options.device, ..Default::default() }) {
         Ok(model) => {
             let manifest = model.manifest().clone();
             report.say("model", &Verdict::Well(format!("{} ({})", manifest.name, manifest.family)));
-            report.say("device", &Verdict::Well(model.device()));
+            report.say("device", &Verdict::Well(model.placement()));
             Some(manifest)
         }
         Err(error) => {

@@ -11,10 +11,11 @@ use darkroom::shell::clock::Clock;
 use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
 use darkroom::shell::{store, topology};
 use darkroom::wire::event::{EventKind, StoredImage};
-use darkroom::wire::request::RequestDocument;
+use darkroom::wire::request::{LoraDocument, RequestDocument};
 use serde_json::{Value, json};
 
 use super::output::{Output, mark};
+use super::picture;
 use super::render::numbered;
 use super::{Exit, Failed};
 
@@ -58,9 +59,33 @@ pub(crate) struct SubmitOptions {
     /// Images, 1 to 8
     #[arg(long, value_name = "N")]
     num_images: Option<u32>,
-    /// ddim, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_karras or lcm
+    /// The sampler, such as ddim, euler or dpmpp_2m_karras; `darkroom models` lists those of a model
     #[arg(long, value_name = "NAME")]
     scheduler: Option<String>,
+    /// A picture to start from: a file (which goes to --store, or into the request if it is small), a key or a URL
+    #[arg(long, value_name = "FILE|KEY|URL")]
+    init_image: Option<String>,
+    /// How much of the picture is made anew, above 0 to 1
+    #[arg(long, value_name = "X")]
+    strength: Option<f32>,
+    /// Where the picture is made anew: white there, of its size
+    #[arg(long, value_name = "FILE|KEY|URL", requires = "init_image")]
+    mask_image: Option<String>,
+    /// A LoRA, with a weight if it is not 1; may be repeated
+    #[arg(long, value_name = "NAME[:WEIGHT]", value_parser = parse_lora)]
+    lora: Vec<LoraDocument>,
+    /// How much of guidance's growth in contrast is taken back, 0 to 1
+    #[arg(long, value_name = "X")]
+    guidance_rescale: Option<f32>,
+    /// Whose random numbers the seed gives: torch-cpu or torch-cuda
+    #[arg(long, value_name = "NAME")]
+    rng: Option<String>,
+    /// What happens to prompts over 77 tokens: truncate or chunk
+    #[arg(long, value_name = "NAME")]
+    long_prompt: Option<String>,
+    /// Give `(word:1.3)`, `(word)`, `[word]` and BREAK in prompts a meaning
+    #[arg(long)]
+    prompt_weighting: bool,
     /// png, jpeg or webp
     #[arg(long, visible_alias = "format", value_name = "NAME")]
     output_format: Option<String>,
@@ -82,7 +107,7 @@ pub(crate) struct FetchOptions {
     /// Wait for the end and write the image there; several images get -0, -1 … before the extension
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// The object store to fetch from, when the image's URL is not one of this machine's files
+    /// The object store to fetch from, and to put starting pictures in; not needed for files of this machine
     #[arg(long, env = "DARKROOM_STORE", value_name = "URL")]
     store: Option<String>,
     /// Give up waiting after so long; the job goes on
@@ -134,6 +159,8 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
         Some(model) => model,
         None => only_model(&bus).await?,
     };
+    let init_image = picture(submit.init_image.as_deref(), &submit.tenant, &submit.fetch).await?;
+    let mask_image = picture(submit.mask_image.as_deref(), &submit.tenant, &submit.fetch).await?;
     let job = submit.job.map_or_else(|| uuid::Uuid::now_v7().to_string().parse(), Ok)?;
     let submission = Submission {
         tenant: submit.tenant,
@@ -155,6 +182,17 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
             output_format: submit.output_format,
             priority: None,
             previews: submit.previews,
+            guidance_rescale: submit.guidance_rescale,
+            rng: submit.rng,
+            init_image,
+            strength: submit.strength,
+            mask_image,
+            loras: submit.lora,
+            long_prompt: submit.long_prompt,
+            prompt_weighting: submit.prompt_weighting.then_some(true),
+            original_size: None,
+            crops_coords_top_left: None,
+            target_size: None,
             metadata,
         },
     };
@@ -172,6 +210,21 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
         watch.catch_up().await?;
     }
     follow_to_the_end(watch, &submit.fetch, output).await
+}
+
+async fn picture(given: Option<&str>, tenant: &Tenant, fetch: &FetchOptions) -> anyhow::Result<Option<String>> {
+    match given {
+        None => Ok(None),
+        Some(given) => picture::named(given, tenant, fetch.store.as_deref()).await.map(Some),
+    }
+}
+
+fn parse_lora(text: &str) -> Result<LoraDocument, String> {
+    let (name, weight) = match text.split_once(':') {
+        None => (text, None),
+        Some((name, weight)) => (name, Some(weight.parse().map_err(|_| format!("{weight} is not a number"))?)),
+    };
+    Ok(LoraDocument { name: name.to_owned(), weight })
 }
 
 async fn only_model(bus: &Bus) -> Result<ModelName, Failed> {
@@ -254,6 +307,9 @@ async fn follow(mut watch: Watch, fetch: &FetchOptions, output: &Output) -> Resu
 
 /// Says where the images are, and brings them if asked to.
 async fn completed(data: &Value, fetch: &FetchOptions, output: &Output) -> Result<(), Failed> {
+    for warning in data["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output.note(warning);
+    }
     let images: Vec<StoredImage> = serde_json::from_value(data["images"].clone())?;
     for (index, image) in images.iter().enumerate() {
         let Some(out) = &fetch.out else {

@@ -3,6 +3,7 @@
 mod doctor;
 mod jobs;
 mod output;
+mod picture;
 mod platform;
 mod render;
 

@@ -50,7 +50,7 @@ impl Output {
     pub(crate) fn bar(self) -> Bar {
         let visible = !self.json && std::io::stderr().is_terminal();
         let bar = if visible { ProgressBar::new(1) } else { ProgressBar::hidden() };
-        if let Ok(style) = ProgressStyle::with_template("{bar:32} step {pos}/{len}  {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{bar:32} {msg}") {
             bar.set_style(style);
         }
         Bar { bar, visible, told: None }
@@ -67,17 +67,17 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn step(&mut self, output: Output, step: u64, steps: u64, remaining: Duration) {
-        let eta = format!("{:.1} s left", remaining.as_secs_f64());
+        let seconds = remaining.as_secs_f64();
         if self.visible {
             self.bar.set_length(steps);
             self.bar.set_position(step);
-            self.bar.set_message(eta);
+            self.bar.set_message(format!("step {step}/{steps}  {seconds:.1} s left"));
             return;
         }
         let quarter = step * 4 / steps.max(1);
         if self.told != Some(quarter) {
             self.told = Some(quarter);
-            output.note(format!("step {step}/{steps}, {eta}"));
+            output.note(format!("step {step}/{steps}, {seconds:.1} s left"));
         }
     }
 

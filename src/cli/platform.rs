@@ -130,11 +130,16 @@ pub(crate) async fn up(options: UpOptions, output: &Output) -> Result<Exit, Fail
 
 pub(crate) fn schema(directory: &Path, output: &Output) -> Result<Exit, Failed> {
     std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+    let mut written = Vec::new();
     for (name, schema) in all() {
         let path = directory.join(name);
         let text = serde_json::to_string_pretty(&schema)? + "\n";
         std::fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
-        output.line(path.display().to_string(), &json!({"path": path.display().to_string()}));
+        written.push(path.display().to_string());
+    }
+    // All files first: a reader that goes away ends the program.
+    for path in written {
+        output.line(&path, &json!({ "path": path }));
     }
     Ok(Exit::Success)
 }

@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use darkroom::engine::{self, DeviceChoice};
-use darkroom::job::Priority;
+use bytes::Bytes;
+use darkroom::engine::{self, DeviceChoice, LoadOptions, Precision, Precisions, StartingPictures};
+use darkroom::job::limits::PICTURE_BYTES_MAX;
+use darkroom::job::{PictureSource, Priority};
+use darkroom::shell::fetch::data_url;
 use darkroom::wire::request::{Context, parse};
 use serde_json::json;
 
@@ -28,6 +31,12 @@ pub(crate) struct RenderOptions {
     /// Take the initial noise from a safetensors file instead of the seed: tensor `noise` or `latents` (1, c, h, w), unit variance
     #[arg(long, value_name = "FILE")]
     noise: Option<PathBuf>,
+    /// The folder with LoRAs, as NAME.safetensors
+    #[arg(long, env = "DARKROOM_LORAS", value_name = "DIR")]
+    loras: Option<PathBuf>,
+    /// Number format of all parts: f32, f16 or bf16
+    #[arg(long, env = "DARKROOM_DTYPE", value_name = "NAME")]
+    dtype: Option<Precision>,
     /// Where to compute: auto, cpu or cuda
     #[arg(long, env = "DARKROOM_DEVICE", default_value = "auto")]
     device: DeviceChoice,
@@ -61,16 +70,28 @@ pub(crate) fn render(options: &RenderOptions, output: &Output) -> Result<Exit, F
             return Err(Failed::new(Exit::InvalidRequest, "invalid_request", error));
         }
     };
-    let mut model = engine::load(&options.model, options.device)?;
+    let pictures = StartingPictures {
+        init_image: picture("init_image", request.spec.init_image.as_ref())?,
+        mask_image: picture("mask_image", request.spec.mask_image.as_ref())?,
+    };
+    let load = LoadOptions {
+        device: options.device,
+        precisions: Precisions::all(options.dtype),
+        loras: options.loras.clone(),
+    };
+    let mut model = engine::load(&options.model, &load)?;
     let count = request.spec.num_images as usize;
     for (index, path) in (0..request.spec.num_images).zip((0..count).map(|index| numbered(&options.out, index, count)))
     {
         let spec = request.spec.image(index);
         let mut bar = output.bar();
-        let rendered = model.render(&spec, options.noise.as_deref(), &mut |step, steps| {
+        let rendered = model.render(&spec, &pictures, options.noise.as_deref(), &mut |step, steps| {
             bar.step(*output, step.into(), steps.into(), std::time::Duration::ZERO);
         })?;
         bar.clear();
+        for warning in &rendered.warnings {
+            output.note(warning);
+        }
         let bytes = engine::encode(&rendered.image, request.spec.output_format)?;
         std::fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))?;
         if let Some(latents) = &options.latents {
@@ -82,6 +103,23 @@ pub(crate) fn render(options: &RenderOptions, output: &Output) -> Result<Exit, F
         );
     }
     Ok(Exit::Success)
+}
+
+/// A picture of the request: a `data:` URL or, as there is no object store, the path of a file.
+fn picture(field: &str, source: Option<&PictureSource>) -> anyhow::Result<Option<Bytes>> {
+    match source {
+        None => Ok(None),
+        Some(PictureSource::Data(url)) => match data_url(url, PICTURE_BYTES_MAX) {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
+            Ok(None) => anyhow::bail!("{field} has more than {PICTURE_BYTES_MAX} bytes"),
+            Err(reason) => anyhow::bail!("{field}: {reason}"),
+        },
+        Some(PictureSource::Key(path)) => {
+            let bytes = std::fs::read(path).with_context(|| format!("{field}: {path} cannot be read"))?;
+            Ok(Some(bytes.into()))
+        }
+        Some(PictureSource::Url(_)) => anyhow::bail!("{field}: render fetches nothing; name a file or a data: URL"),
+    }
 }
 
 /// Without a subject the request's own priority is the right one.

@@ -1,8 +1,10 @@
-//! Where the model runs and in which number format: the only place that knows of the feature `cuda`.
+//! Where the model runs and in which number formats: the only place that knows of the feature `cuda`.
 //!
 //! It does not choose by itself between devices of a kind, and never falls back silently when one was asked for.
 
 use candle_core::{DType, Device};
+
+use super::error::LoadError;
 
 /// Which device the caller wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,9 +12,9 @@ pub enum DeviceChoice {
     /// The first CUDA device when this build has CUDA and the machine has one, else the CPU.
     #[default]
     Auto,
-    /// The CPU, in f32.
+    /// The CPU.
     Cpu,
-    /// A CUDA device by number, in f16 (bf16 where the weights are bf16).
+    /// A CUDA device by number.
     Cuda {
         /// As CUDA numbers them.
         ordinal: usize,
@@ -40,29 +42,116 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
-/// An opened device and its number format.
+impl DeviceChoice {
+    /// Opens the device.
+    pub(crate) fn open(self) -> Result<Device, candle_core::Error> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda { ordinal } => Device::new_cuda(ordinal),
+            Self::Auto if cfg!(feature = "cuda") => Device::cuda_if_available(0),
+            Self::Auto => Ok(Device::Cpu),
+        }
+    }
+}
+
+/// A number format of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 16 bits, 5 of them exponent.
+    F16,
+    /// 16 bits, 8 of them exponent.
+    Bf16,
+}
+
+/// A number format that has no such name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be f32, f16 or bf16")]
+pub struct UnknownPrecision;
+
+impl std::str::FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPrecision> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(UnknownPrecision),
+        }
+    }
+}
+
+/// The number format of each part of a pipeline, as far as somebody asked for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Precisions {
+    /// UNet or transformer.
+    pub denoiser: Option<Precision>,
+    /// All text encoders.
+    pub text_encoder: Option<Precision>,
+    /// Encoder and decoder of pixels.
+    pub vae: Option<Precision>,
+}
+
+impl Precisions {
+    /// The same for every part.
+    pub fn all(precision: Option<Precision>) -> Self {
+        Self { denoiser: precision, text_encoder: precision, vae: precision }
+    }
+}
+
+/// An opened device and the number format of a part that lives there.
 #[derive(Clone, Debug)]
 pub(crate) struct Placement {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
 }
 
-impl Placement {
-    /// Opens the device.
+/// Where each part of a pipeline lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Placements {
+    pub(crate) denoiser: Placement,
+    pub(crate) text_encoder: Placement,
+    pub(crate) vae: Placement,
+}
+
+impl Placements {
+    /// The placements on `device`: what `asked` says, else f32 on the CPU; elsewhere bf16 for weights that are stored so
+    /// (they do not fit into f16's range), else f16, but f32 for a VAE that `upcasts`.
     ///
-    /// `weights` is the number format of the model's files: bf16 weights do not fit into f16's range.
-    pub(crate) fn open(choice: DeviceChoice, weights: DType) -> Result<Self, candle_core::Error> {
-        let device = match choice {
-            DeviceChoice::Cpu => Device::Cpu,
-            DeviceChoice::Cuda { ordinal } => Device::new_cuda(ordinal)?,
-            DeviceChoice::Auto if cfg!(feature = "cuda") => Device::cuda_if_available(0)?,
-            DeviceChoice::Auto => Device::Cpu,
+    /// # Errors
+    /// `Precision` for formats that the device cannot multiply in.
+    pub(crate) fn choose(
+        device: &Device,
+        asked: Precisions,
+        stored: DType,
+        vae_upcasts: bool,
+    ) -> Result<Self, LoadError> {
+        let unasked = match (device.is_cpu(), stored) {
+            (true, _) => DType::F32,
+            (false, DType::BF16) => DType::BF16,
+            (false, _) => DType::F16,
         };
-        let dtype = match (device.is_cuda(), weights) {
-            (false, _) => DType::F32,
-            (true, DType::BF16) => DType::BF16,
-            (true, _) => DType::F16,
+        let place = |asked: Option<Precision>, unasked: DType| {
+            let dtype = match asked {
+                Some(Precision::F32) => DType::F32,
+                Some(Precision::F16) => DType::F16,
+                Some(Precision::Bf16) => DType::BF16,
+                None => unasked,
+            };
+            if device.is_cpu() && dtype == DType::BF16 {
+                return Err(LoadError::Precision { asked: "bf16", supported: "f32, f16" });
+            }
+            Ok(Placement { device: device.clone(), dtype })
         };
-        Ok(Self { device, dtype })
+        let vae = if unasked == DType::F16 && vae_upcasts { DType::F32 } else { unasked };
+        Ok(Self {
+            denoiser: place(asked.denoiser, unasked)?,
+            text_encoder: place(asked.text_encoder, unasked)?,
+            vae: place(asked.vae, vae)?,
+        })
     }
 }

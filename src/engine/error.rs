@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::lora::LoraError;
+
 /// A model directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -94,13 +96,24 @@ pub enum LoadError {
         found: Vec<usize>,
     },
     /// The tokenizer's files do not make a tokenizer.
-    #[error("`{}` is not a CLIP tokenizer: {reason}", path.display())]
+    #[error("`{}` is not a tokenizer: {reason}", path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
+    /// The device cannot compute in a number format.
+    #[error("{asked} is not possible on this device; supported: {supported}")]
+    Precision {
+        /// The format.
+        asked: &'static str,
+        /// What would be possible.
+        supported: &'static str,
+    },
+    /// A LoRA cannot be used with this model.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// The device cannot be used, or candle failed on it.
     #[error("the device cannot be used")]
     Device(#[from] candle_core::Error),

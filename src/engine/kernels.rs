@@ -3,7 +3,9 @@
 //! All of them take contiguous f32 tensors. Other devices never come here: each layer has a plain version for them.
 //! Nothing here depends on the number of threads, so neither do pixels.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, Layout, Result, Shape, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail,
+};
 use rayon::prelude::*;
 
 /// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
@@ -59,6 +61,14 @@ fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + erf.copysign(x))
 }
 
+/// The approximation of `gelu` with a hyperbolic tangent: `tanh y = 1 - 2 / (e^2y + 1)`.
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    // The square root of 8 / π.
+    const SLOPE: f32 = 1.595_769;
+    x / (1.0 + exp(-SLOPE * (x + 0.044_715 * x * x * x)))
+}
+
 fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let chunks = values.chunks_exact(LANES);
@@ -71,7 +81,7 @@ fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// The patches that a 3×3 convolution with padding 1 looks at, as columns of a matrix, with a row of ones for the bias.
+/// The patches that a 3×3 convolution looks at, as columns of a matrix, with a row of ones for the bias.
 ///
 /// `(b, c, h, w)` becomes `(b, 9 c + 1, rows * output width)`.
 pub(super) struct Patches {
@@ -79,6 +89,8 @@ pub(super) struct Patches {
     pub(super) stride: usize,
     /// How often each input pixel is repeated in both directions before the convolution.
     pub(super) repeat: usize,
+    /// Zeros before the first row and column: 1, or 0 where they all stand after the last.
+    pub(super) padding: usize,
     /// Which rows of the output.
     pub(super) rows: std::ops::Range<usize>,
 }
@@ -105,12 +117,12 @@ impl CustomOp1 for Patches {
             let (channel, down, right) = (tap / 9, tap % 9 / 3, tap % 3);
             let plane = &input[(image * channels + channel) * height * width..][..height * width];
             for (y, line) in self.rows.clone().zip(row.chunks_exact_mut(output_width)) {
-                let source_y = (y * self.stride + down).wrapping_sub(1);
+                let source_y = (y * self.stride + down).wrapping_sub(self.padding);
                 if source_y >= full_height {
                     continue;
                 }
                 let source = &plane[source_y / self.repeat * width..][..width];
-                if self.stride == 1 && self.repeat == 1 {
+                if self.stride == 1 && self.repeat == 1 && self.padding == 1 {
                     match right {
                         0 => line[1..].copy_from_slice(&source[..width - 1]),
                         1 => line.copy_from_slice(source),
@@ -118,7 +130,7 @@ impl CustomOp1 for Patches {
                     }
                 } else {
                     for (x, value) in line.iter_mut().enumerate() {
-                        let source_x = (x * self.stride + right).wrapping_sub(1);
+                        let source_x = (x * self.stride + right).wrapping_sub(self.padding);
                         if source_x < full_width {
                             *value = source[source_x / self.repeat];
                         }
@@ -212,7 +224,7 @@ impl CustomOp3 for GroupNorm {
     }
 }
 
-/// Layer normalisation of `(b, d, t)` over `d`.
+/// Layer normalisation of `(b, d, t)` over `d`; weight and bias are `(2, d)`, or `(b, 2, d)` for each row its own.
 pub(super) struct LayerNorm {
     pub(super) eps: f32,
 }
@@ -231,10 +243,10 @@ impl CustomOp2 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (_, width, tokens) = x_l.shape().dims3()?;
         let (input, affine) = (values(x, x_l)?, values(affine, affine_l)?);
-        let (weight, bias) = affine.split_at(width);
         let mut output = vec![0.0; input.len()];
         let size = width * tokens;
-        output.par_chunks_mut(size).zip(input.par_chunks(size)).for_each(|(output, input)| {
+        output.par_chunks_mut(size).zip(input.par_chunks(size)).enumerate().for_each(|(row, (output, input))| {
+            let (weight, bias) = affine[row * 2 * width % affine.len()..][..2 * width].split_at(width);
             let mut mean = vec![0.0; tokens];
             for line in input.chunks_exact(tokens) {
                 mean.iter_mut().zip(line).for_each(|(mean, x)| *mean += x);
@@ -333,6 +345,121 @@ impl CustomOp1 for GatedGelu {
     }
 }
 
+/// Root mean square normalisation of `(n, d, t)` over `d`, with weight `(d)`.
+pub(super) struct RmsNorm {
+    pub(super) eps: f32,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, width, tokens) = x_l.shape().dims3()?;
+        let (input, weight) = (values(x, x_l)?, values(weight, weight_l)?);
+        let mut output = vec![0.0; input.len()];
+        let size = width * tokens;
+        output.par_chunks_mut(size).zip(input.par_chunks(size)).for_each(|(output, input)| {
+            let mut inverse = vec![0.0; tokens];
+            for line in input.chunks_exact(tokens) {
+                inverse.iter_mut().zip(line).for_each(|(square, x)| *square += x * x);
+            }
+            inverse.iter_mut().for_each(|square| *square = 1.0 / (*square / width as f32 + self.eps).sqrt());
+            let lines = output.chunks_exact_mut(tokens).zip(input.chunks_exact(tokens));
+            for ((output, line), weight) in lines.zip(weight) {
+                for ((output, x), inverse) in output.iter_mut().zip(line).zip(&inverse) {
+                    *output = x * inverse * weight;
+                }
+            }
+        });
+        Ok((CpuStorage::F32(output), x_l.shape().clone()))
+    }
+}
+
+/// Turns, in place, each pair of neighbouring channels of `(n, d, t)` by an angle of its own, whose cosines and sines
+/// are `(2, d / 2, t)`.
+pub(super) struct Rotate;
+
+impl InplaceOp2 for Rotate {
+    fn name(&self) -> &'static str {
+        "rotate"
+    }
+
+    fn cpu_fwd(&self, target: &mut CpuStorage, target_l: &Layout, turns: &CpuStorage, turns_l: &Layout) -> Result<()> {
+        let (_, width, tokens) = target_l.shape().dims3()?;
+        let turns = values(turns, turns_l)?;
+        if turns.len() != width * tokens {
+            bail!("{} cosines and sines for {width} channels of {tokens} tokens", turns.len());
+        }
+        let (cosines, sines) = turns.split_at(turns.len() / 2);
+        values_mut(target, target_l)?.par_chunks_mut(width * tokens).for_each(|head| {
+            let turns = cosines.chunks_exact(tokens).zip(sines.chunks_exact(tokens));
+            for (pair, (cosines, sines)) in head.chunks_exact_mut(2 * tokens).zip(turns) {
+                let (first, second) = pair.split_at_mut(tokens);
+                for (((x, y), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+                    (*x, *y) = (*x * cosine - *y * sine, *y * cosine + *x * sine);
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Multiplies `(b, d, t)`, in place, by one value for each channel, `b * d` of them, and adds a tensor of the same
+/// shape.
+pub(super) struct GatedAccumulate;
+
+impl InplaceOp3 for GatedAccumulate {
+    fn name(&self) -> &'static str {
+        "gated-accumulate"
+    }
+
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        target_l: &Layout,
+        gate: &CpuStorage,
+        gate_l: &Layout,
+        other: &CpuStorage,
+        other_l: &Layout,
+    ) -> Result<()> {
+        let (batch, width, tokens) = target_l.shape().dims3()?;
+        let (gate, other) = (values(gate, gate_l)?, values(other, other_l)?);
+        let target = values_mut(target, target_l)?;
+        if gate.len() != batch * width || other.len() != target.len() {
+            bail!("{} gates and {} values for {batch}, {width}, {tokens}", gate.len(), other.len());
+        }
+        for ((target, other), gate) in target.chunks_exact_mut(tokens).zip(other.chunks_exact(tokens)).zip(gate) {
+            target.iter_mut().zip(other).for_each(|(target, other)| *target = *target * gate + other);
+        }
+        Ok(())
+    }
+}
+
+/// [`gelu_tanh`] of every value, in place.
+pub(super) struct GeluTanh;
+
+impl InplaceOp1 for GeluTanh {
+    fn name(&self) -> &'static str {
+        "gelu-tanh"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let width = layout.dims().last().copied().unwrap_or(1);
+        values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
+            line.iter_mut().for_each(|x| *x = gelu_tanh(*x));
+        });
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,9 +472,12 @@ mod tests {
             let close = |ours: f32, exact: f64| (f64::from(ours) - exact).abs() <= 1e-6 * exact.abs().max(0.3);
             assert!(close(exp(x), wide.exp()), "exp({x}) = {}", exp(x));
             assert!(close(silu(x), wide / (1.0 + (-wide).exp())), "silu({x}) = {}", silu(x));
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+            assert!(close(gelu_tanh(x), 0.5 * wide * (1.0 + inner.tanh())), "gelu_tanh({x}) = {}", gelu_tanh(x));
         }
         assert!((gelu(1.0) - 0.841_344_7).abs() < 1e-6 && (gelu(-2.0) + 0.045_500_26).abs() < 1e-6);
         assert!(exp(f32::NAN).is_nan() && silu(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());
+        assert!(gelu_tanh(f32::NAN).is_nan() && gelu_tanh(-1e9).abs() < 1e-20 && gelu_tanh(1e9) == 1e9);
         assert!(exp(-1000.0) < 1e-37 && exp(1000.0) > 1e38);
     }
 }

@@ -4,7 +4,7 @@
 //! 1×1 convolution is one product `weight (out, in) @ x (b, in, t)`, and nothing is ever transposed or copied between
 //! convolutions and attention. Nothing here knows of a whole model.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::error::LoadError;
 use super::kernels;
@@ -16,12 +16,12 @@ const PATCH_BYTES_MAX: usize = 8 << 20;
 const SCORE_BYTES_MAX: usize = 64 << 20;
 
 /// Whether `x` can go to the CPU kernels.
-fn on_cpu(x: &Tensor) -> bool {
+pub(super) fn on_cpu(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
 /// `x` plus `other`, which has the same shape or one value per channel. `x` must not be used otherwise: it may change.
-fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
+pub(super) fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
     if on_cpu(&x) {
         x.inplace_op2(other, &kernels::Accumulate)?;
         return Ok(x);
@@ -37,6 +37,33 @@ fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
 /// SiLU of a small tensor.
 pub(super) fn silu(x: &Tensor) -> Result<Tensor> {
     candle_nn::ops::silu(x)
+}
+
+/// The wavelengths of embedded numbers go up to this, as in "Attention is all you need".
+const PERIOD_MAX: f32 = 10_000.0;
+
+/// Sines and cosines of each of `values`, `(n, width)` f32: diffusers' `get_timestep_embedding`.
+pub(super) fn sinusoid(
+    values: &[f32],
+    width: usize,
+    cosines_first: bool,
+    frequency_shift: f32,
+    device: &Device,
+) -> Result<Tensor> {
+    let half = width / 2;
+    let mut embedded = Vec::with_capacity(values.len() * width);
+    for value in values {
+        let angles = (0..half).map(|index| {
+            let exponent = -PERIOD_MAX.ln() * index as f32 / (half as f32 - frequency_shift);
+            value * exponent.exp()
+        });
+        let (sines, cosines): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
+        let (head, tail) = if cosines_first { (cosines, sines) } else { (sines, cosines) };
+        embedded.extend(head);
+        embedded.extend(tail);
+        embedded.resize(embedded.len() + width % 2, 0.0);
+    }
+    Tensor::from_vec(embedded, (values.len(), width), device)
 }
 
 /// A product with a matrix, along the channels.
@@ -60,7 +87,17 @@ impl Linear {
 
     /// A 1×1 convolution is a linear layer whose weights are stored with two more dimensions.
     pub(super) fn pointwise(weights: &Weights, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
-        let weight = weights.get(&[outputs, inputs, 1, 1], "weight")?.reshape((outputs, inputs))?;
+        Self::patchwise(weights, inputs, 1, outputs)
+    }
+
+    /// So is a convolution of patches of `side` that do not overlap, for `inputs` channels.
+    pub(super) fn patchwise(
+        weights: &Weights,
+        inputs: usize,
+        side: usize,
+        outputs: usize,
+    ) -> std::result::Result<Self, LoadError> {
+        let weight = weights.get(&[outputs, inputs, side, side], "weight")?.flatten_from(1)?;
         Ok(Self { weight, bias: Some(weights.get(&[outputs], "bias")?) })
     }
 
@@ -85,13 +122,15 @@ impl Linear {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resize {
     Same,
-    /// Every second pixel.
+    /// Every second pixel, from the first on.
     Halve,
+    /// Every second pixel, from the second on: all padding is at the end, as in the VAE's encoder.
+    HalveLate,
     /// Each pixel becomes four before the convolution.
     Double,
 }
 
-/// A 3×3 convolution with padding 1.
+/// A 3×3 convolution with padding of one pixel.
 #[derive(Debug)]
 pub(super) struct Convolution {
     /// `(out, in, 3, 3)`; on the CPU `(out, 9 in + 1)`, with the bias in the last column.
@@ -120,14 +159,19 @@ impl Convolution {
     /// `(b, in, h, w)` to `(b, out, h', w')`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, _, h, w) = x.dims4()?;
-        let (stride, repeat) = match self.resize {
-            Resize::Same => (1, 1),
-            Resize::Halve => (2, 1),
-            Resize::Double => (1, 2),
+        let (stride, repeat, padding) = match self.resize {
+            Resize::Same => (1, 1, 1),
+            Resize::Halve => (2, 1, 1),
+            Resize::HalveLate => (2, 1, 0),
+            Resize::Double => (1, 2, 1),
         };
         if !on_cpu(x) {
-            let x = if repeat == 1 { x.clone() } else { x.upsample_nearest2d(h * repeat, w * repeat)? };
-            return accumulate(x.conv2d(&self.weight, 1, stride, 1, 1)?, &self.bias);
+            let x = match self.resize {
+                Resize::Same | Resize::Halve => x.clone(),
+                Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
+                Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
+            };
+            return accumulate(x.conv2d(&self.weight, padding, stride, 1, 1)?, &self.bias);
         }
         let (outputs, patch) = self.weight.dims2()?;
         let (rows, columns) = ((h * repeat).div_ceil(stride), (w * repeat).div_ceil(stride));
@@ -135,7 +179,7 @@ impl Convolution {
         let strip = (PATCH_BYTES_MAX / (b * patch * columns * size_of::<f32>())).clamp(1, rows);
         let mut strips = Vec::with_capacity(rows.div_ceil(strip));
         for start in (0..rows).step_by(strip) {
-            let patches = kernels::Patches { stride, repeat, rows: start..rows.min(start + strip) };
+            let patches = kernels::Patches { stride, repeat, padding, rows: start..rows.min(start + strip) };
             // (b, out, patch) @ (b, patch, pixels of the strip)
             strips.push(weight.matmul(&x.apply_op1_no_bwd(&patches)?)?);
         }
@@ -250,22 +294,37 @@ impl Attention {
         let upcast = |x: Tensor| if self.upcast { x.to_dtype(DType::F32) } else { Ok(x) };
         let (query, key) = (upcast(query)?, upcast(key)?);
 
-        let chunk = (SCORE_BYTES_MAX / (b * self.heads * s * query.dtype().size_in_bytes())).clamp(1, t);
-        let mut chunks = Vec::with_capacity(t.div_ceil(chunk));
-        for start in (0..t).step_by(chunk) {
-            let length = chunk.min(t - start);
-            let query = if length == t { query.clone() } else { query.narrow(2, start, length)?.contiguous()? };
-            let mask = mask.map(|mask| mask.narrow(0, start, length)).transpose()?;
-            chunks.push(attend(&query, &key, &value, mask.as_ref())?);
-        }
-        let y = if chunks.len() == 1 { chunks.swap_remove(0) } else { Tensor::cat(&chunks, 2)? };
+        let scale = 1.0 / (query.dim(1)? as f64).sqrt();
+        let y = attention(&query, &key, &value, mask, scale)?;
         self.output.forward(&y.reshape((b, (), t))?)
     }
 }
 
+/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`, `n` being heads of rows: `(n, d, t)`.
+///
+/// `mask`, `(t, s)` or `(n, t, s)`, is added to the scores before they are multiplied by `scale`. Scores are computed
+/// for as many queries at once as memory should hold.
+pub(super) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    mask: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    let (n, _, t) = query.dims3()?;
+    let chunk = (SCORE_BYTES_MAX / (n * key.dim(2)? * query.dtype().size_in_bytes())).clamp(1, t);
+    let mut chunks = Vec::with_capacity(t.div_ceil(chunk));
+    for start in (0..t).step_by(chunk) {
+        let length = chunk.min(t - start);
+        let query = if length == t { query.clone() } else { query.narrow(2, start, length)?.contiguous()? };
+        let mask = mask.map(|mask| mask.narrow(D::Minus2, start, length)).transpose()?;
+        chunks.push(attend(&query, key, value, mask.as_ref(), scale)?);
+    }
+    if chunks.len() == 1 { Ok(chunks.swap_remove(0)) } else { Tensor::cat(&chunks, 2) }
+}
+
 /// `query (n, d, t)`, `key (n, d, s)`, `value (n, d, s)` to `(n, d, t)`.
-fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let scale = 1.0 / (query.dim(1)? as f64).sqrt();
+fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, scale: f64) -> Result<Tensor> {
     // (n, t, d) @ (n, d, s)
     let mut scores = query.transpose(1, 2)?.matmul(key)?;
     if let Some(mask) = mask {
@@ -436,5 +495,26 @@ impl Transformer {
             y = accumulate(layer.feed_forward.forward(&layer.norm_feed_forward.forward(&y)?)?, &y)?;
         }
         accumulate(self.output.forward(&y)?.reshape(x.shape())?, x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tiny;
+    use super::*;
+
+    #[test]
+    fn attention_in_chunks_is_attention() {
+        let (n, d, t) = (8, 2, 1500);
+        assert!(n * t * t * size_of::<f32>() > SCORE_BYTES_MAX);
+        let [query, key, value] = ["query", "key", "value"].map(|name| tiny::tensor(name, &[n, d, t]));
+        let mask = (tiny::tensor("mask", &[t, t]) * 20.0).unwrap();
+        let mask_of_each = mask.broadcast_as((n, t, t)).unwrap();
+        let whole = attend(&query, &key, &value, Some(&mask), 0.5).unwrap();
+        for mask in [&mask, &mask_of_each] {
+            let chunked = attention(&query, &key, &value, Some(mask), 0.5).unwrap();
+            let difference = (chunked - &whole).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
+        }
     }
 }

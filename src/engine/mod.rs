@@ -3,30 +3,51 @@
 //! [`Engine`] has no tensor in its signature, so nothing outside this module knows candle. The engine does not know
 //! NATS, jobs, tenants or time: a row is one image, named by a number that the caller picked.
 
+mod clip;
+mod condition;
 mod config;
+mod denoiser;
 mod device;
 mod digest;
+mod dit;
 mod error;
+mod flux;
+#[cfg(test)]
+mod golden;
 mod image;
 mod kernels;
 mod layers;
+mod loading;
+mod lora;
 mod manifest;
-mod model;
-mod noise;
+mod mmdit;
+mod picture;
+mod pipeline;
 mod preview;
+mod prompt;
+mod random;
 mod sampler;
-mod text;
+mod start;
+mod t5;
+#[cfg(test)]
+#[path = "../../tests/golden/tiny.rs"]
+mod tiny;
+mod tokenizer;
 mod unet;
 mod vae;
 mod weights;
 
+use bytes::Bytes;
+
 use crate::job::{Fault, ImageSpec, ModelManifest};
 
-pub use device::{DeviceChoice, UnknownDevice};
+pub use device::{DeviceChoice, Precision, Precisions, UnknownDevice, UnknownPrecision};
 pub use error::LoadError;
 pub use image::encode;
+pub use loading::{LoadOptions, load};
+pub use lora::{LoraError, Part};
 pub use manifest::{OVERRIDES_FILE, read_manifest};
-pub use model::{RenderError, Rendered, StableDiffusion, load};
+pub use pipeline::{Pipeline, RenderError, Rendered};
 pub use unet::Unet;
 
 /// Names one image in the engine from [`Engine::admit`] to [`Engine::release`].
@@ -44,9 +65,28 @@ pub struct RgbImage {
     pub pixels: Vec<u8>,
 }
 
+/// The files that an image starts from, as they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartingPictures {
+    /// PNG, JPEG or WebP.
+    pub init_image: Option<Bytes>,
+    /// PNG, JPEG or WebP: white where the picture is made anew.
+    pub mask_image: Option<Bytes>,
+}
+
+/// An image that the engine has begun.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admitted {
+    /// How many calls of [`Engine::step`] it needs. (Some samplers need more or fewer than asked for.)
+    pub steps: u32,
+    /// What the requester should know, such as a prompt that was cut off.
+    pub warnings: Vec<String>,
+}
+
 /// A model that can denoise several images at once, each at its own step with its own sampler.
 ///
-/// The picture of a row is a function of its [`ImageSpec`], the weights and the device, never of the other rows.
+/// The picture of a row is a function of its [`ImageSpec`], its starting pictures, the weights and the device, never of
+/// the other rows.
 ///
 /// The calls of a row, in this order: `admit`, `step` as often as `admit` said, `decode`, `release`. `preview` may come
 /// between any two; `release` may come at any time and is harmless for a row that does not exist.
@@ -57,12 +97,11 @@ pub trait Engine: Send {
     /// SHA-256 over the model's files, as lower-case hexadecimal digits.
     fn digest(&self) -> &str;
 
-    /// Encodes the prompts, draws the initial noise and returns the number of steps that the row needs. (Some samplers
-    /// need more or fewer than asked for.)
+    /// Encodes prompts and starting pictures and draws the initial noise.
     ///
     /// # Errors
     /// `Reject` when the model can never do this, `Retry` when it cannot now.
-    fn admit(&mut self, row: RowId, spec: &ImageSpec) -> Result<u32, Fault>;
+    fn admit(&mut self, row: RowId, spec: &ImageSpec, pictures: &StartingPictures) -> Result<Admitted, Fault>;
 
     /// One denoising step of every row in `rows`; their sizes must agree, all else may differ.
     ///

@@ -6,8 +6,10 @@
 use ::image::imageops::{self, FilterType};
 use candle_core::{Device, Result, Tensor};
 
+use super::RgbImage;
+use super::random::Generator;
 use super::vae::Decoder;
-use super::{RgbImage, noise};
+use crate::job::Rng;
 
 /// Longest side of a preview, in pixels.
 const SIDE_PIXELS: u32 = 128;
@@ -34,7 +36,7 @@ impl ColourMap {
         let patches = SAMPLE_SIDE / PATCH_SIDE;
         let plane = SAMPLE_SIDE * SAMPLE_SIDE;
         for seed in 0..SAMPLES {
-            let values = noise::initial(seed, channels * patches * patches);
+            let values = Generator::new(Rng::TorchCpu, seed).normal(channels * patches * patches);
             let mut latents = Vec::with_capacity(channels * plane);
             for index in 0..channels * plane {
                 let (channel, y, x) = (index / plane, index % plane / SAMPLE_SIDE, index % SAMPLE_SIDE);

@@ -1,20 +1,20 @@
-//! The UNet of Stable Diffusion 1.x/2.x, assembled from its own `config.json`, with a timestep for each row.
+//! The UNet of Stable Diffusion 1.x, 2.x and XL, assembled from its own `config.json`, with a timestep for each row.
 //!
-//! candle-transformers' UNet takes one timestep for the whole batch; here rows are at different steps of different
-//! images. What the output means, and what is done with it, is the sampler's business.
+//! candle-transformers' UNet takes one timestep for the whole batch and leaves out what SDXL is told besides the prompt.
+//! What the output means, and what is done with it, is the sampler's business.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::UnetConfig;
+use super::config::{TIME_IDS, UnetConfig, UnetLevel};
 use super::error::LoadError;
 use super::layers::{
     Activation, Convolution, GroupNorm, Linear, ResidualBlock, ResidualShape, Resize, Transformer, TransformerShape,
-    silu,
+    silu, sinusoid,
 };
 use super::weights::Weights;
 
-/// The wavelengths of the timestep embedding go up to this, as in "Attention is all you need".
-const PERIOD_MAX: f32 = 10_000.0;
+/// What LCM multiplies guidance with before it is embedded.
+const GUIDANCE_SCALE: f32 = 1000.0;
 
 /// Residual blocks, each with a transformer after it where the level has attention, then a change of size.
 #[derive(Debug)]
@@ -25,12 +25,79 @@ struct Level {
     resize: Option<Convolution>,
 }
 
+impl Level {
+    /// `inputs`: channels that each residual block gets.
+    fn new(
+        weights: &Weights,
+        config: &UnetConfig,
+        level: UnetLevel,
+        inputs: &[usize],
+        resize: Option<(&str, Resize)>,
+    ) -> std::result::Result<Self, LoadError> {
+        let mut residuals = Vec::new();
+        let mut transformers = Vec::new();
+        for (layer, inputs) in inputs.iter().enumerate() {
+            let at = weights.at(&format!("resnets.{layer}"));
+            residuals.push(ResidualBlock::new(&at, *inputs, level.channels, residual_shape(config))?);
+            if level.transformer_layers > 0 {
+                let at = weights.at(&format!("attentions.{layer}"));
+                transformers.push(transformer(&at, config, level, level.transformer_layers)?);
+            }
+        }
+        let resize = resize
+            .map(|(name, resize)| Convolution::new(&weights.at(name), level.channels, level.channels, resize))
+            .transpose()?;
+        Ok(Self { residuals, transformers, resize })
+    }
+}
+
+fn residual_shape(config: &UnetConfig) -> ResidualShape {
+    let time_width = Some(4 * config.levels[0].channels);
+    ResidualShape { groups: config.norm_num_groups, eps: config.norm_eps, time_width }
+}
+
+fn transformer(
+    weights: &Weights,
+    config: &UnetConfig,
+    level: UnetLevel,
+    layers: usize,
+) -> std::result::Result<Transformer, LoadError> {
+    let shape = TransformerShape {
+        groups: config.norm_num_groups,
+        context_width: config.cross_attention_dim,
+        linear_projection: config.use_linear_projection,
+        upcast: config.upcast_attention,
+    };
+    Transformer::new(weights, level.channels, level.heads, layers, shape)
+}
+
+/// Two linear layers with a SiLU between.
+#[derive(Debug)]
+struct Embedding(Linear, Linear);
+
+impl Embedding {
+    fn new(weights: &Weights, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
+        Ok(Self(
+            Linear::new(&weights.at("linear_1"), inputs, outputs)?,
+            Linear::new(&weights.at("linear_2"), outputs, outputs)?,
+        ))
+    }
+
+    /// `(b, in, 1)` to `(b, out, 1)`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.1.forward(&silu(&self.0.forward(x)?)?)
+    }
+}
+
 /// The noise prediction model.
 #[derive(Debug)]
 pub struct Unet {
     input: Convolution,
-    time_1: Linear,
-    time_2: Linear,
+    time: Embedding,
+    /// Of models with guidance built in: `time_embedding.cond_proj`.
+    guidance: Option<Linear>,
+    /// Of SDXL: `add_embedding`.
+    addition: Option<Embedding>,
     down: Vec<Level>,
     mid: (ResidualBlock, Transformer, ResidualBlock),
     up: Vec<Level>,
@@ -50,91 +117,52 @@ impl Unet {
     ) -> std::result::Result<Self, LoadError> {
         let first = config.levels[0].channels;
         let time_width = 4 * first;
-        let residual =
-            ResidualShape { groups: config.norm_num_groups, eps: config.norm_eps, time_width: Some(time_width) };
-        let transformer = TransformerShape {
-            groups: config.norm_num_groups,
-            context_width: config.cross_attention_dim,
-            linear_projection: config.use_linear_projection,
-            upcast: config.upcast_attention,
-        };
         let last = config.levels.len() - 1;
+        let layers = config.layers_per_block;
 
         let mut down = Vec::new();
         let mut inputs = first;
         for (index, level) in config.levels.iter().enumerate() {
-            let weights = weights.at(&format!("down_blocks.{index}"));
-            let mut residuals = Vec::new();
-            let mut transformers = Vec::new();
-            for layer in 0..config.layers_per_block {
-                let at = weights.at(&format!("resnets.{layer}"));
-                residuals.push(ResidualBlock::new(&at, inputs, level.channels, residual)?);
-                inputs = level.channels;
-                if level.transformer_layers > 0 {
-                    let at = weights.at(&format!("attentions.{layer}"));
-                    transformers.push(Transformer::new(
-                        &at,
-                        level.channels,
-                        level.heads,
-                        level.transformer_layers,
-                        transformer,
-                    )?);
-                }
-            }
-            let resize = (index < last)
-                .then(|| Convolution::new(&weights.at("downsamplers.0.conv"), inputs, inputs, Resize::Halve))
-                .transpose()?;
-            down.push(Level { residuals, transformers, resize });
+            let at = weights.at(&format!("down_blocks.{index}"));
+            let each: Vec<usize> = (0..layers).map(|layer| if layer == 0 { inputs } else { level.channels }).collect();
+            let resize = (index < last).then_some(("downsamplers.0.conv", Resize::Halve));
+            down.push(Level::new(&at, config, *level, &each, resize)?);
+            inputs = level.channels;
         }
 
-        let weights_mid = weights.at("mid_block");
-        let heads = config.levels[last].heads;
-        let mid = (
-            ResidualBlock::new(&weights_mid.at("resnets.0"), inputs, inputs, residual)?,
-            Transformer::new(
-                &weights_mid.at("attentions.0"),
-                inputs,
-                heads,
-                config.mid_transformer_layers,
-                transformer,
-            )?,
-            ResidualBlock::new(&weights_mid.at("resnets.1"), inputs, inputs, residual)?,
-        );
+        let at = weights.at("mid_block");
+        let residual = |name: &str| ResidualBlock::new(&at.at(name), inputs, inputs, residual_shape(config));
+        let attention =
+            transformer(&at.at("attentions.0"), config, config.levels[last], config.mid_transformer_layers)?;
+        let mid = (residual("resnets.0")?, attention, residual("resnets.1")?);
 
         let mut up = Vec::new();
         for (index, level) in config.levels.iter().rev().enumerate() {
-            let weights = weights.at(&format!("up_blocks.{index}"));
+            let at = weights.at(&format!("up_blocks.{index}"));
             // The last residual block meets what the way down had before it changed to this level's channels.
             let below = config.levels[(last - index).saturating_sub(1)].channels;
-            let mut residuals = Vec::new();
-            let mut transformers = Vec::new();
-            for layer in 0..=config.layers_per_block {
-                let skip = if layer == config.layers_per_block { below } else { level.channels };
-                let at = weights.at(&format!("resnets.{layer}"));
-                residuals.push(ResidualBlock::new(&at, inputs + skip, level.channels, residual)?);
-                inputs = level.channels;
-                if level.transformer_layers > 0 {
-                    let at = weights.at(&format!("attentions.{layer}"));
-                    transformers.push(Transformer::new(
-                        &at,
-                        level.channels,
-                        level.heads,
-                        level.transformer_layers,
-                        transformer,
-                    )?);
-                }
-            }
-            let resize = (index < last)
-                .then(|| Convolution::new(&weights.at("upsamplers.0.conv"), inputs, inputs, Resize::Double))
-                .transpose()?;
-            up.push(Level { residuals, transformers, resize });
+            let each: Vec<usize> = (0..=layers)
+                .map(|layer| {
+                    let skip = if layer == layers { below } else { level.channels };
+                    skip + if layer == 0 { inputs } else { level.channels }
+                })
+                .collect();
+            let resize = (index < last).then_some(("upsamplers.0.conv", Resize::Double));
+            up.push(Level::new(&at, config, *level, &each, resize)?);
+            inputs = level.channels;
         }
 
         let groups = config.norm_num_groups;
+        let guidance = |width: usize| Linear::unbiased(&weights.at("time_embedding.cond_proj"), width, first);
+        let addition = config.addition.map(|addition| {
+            let width = addition.pooled_width + TIME_IDS * addition.size_width;
+            Embedding::new(&weights.at("add_embedding"), width, time_width)
+        });
         Ok(Self {
             input: Convolution::new(&weights.at("conv_in"), config.in_channels, first, Resize::Same)?,
-            time_1: Linear::new(&weights.at("time_embedding.linear_1"), first, time_width)?,
-            time_2: Linear::new(&weights.at("time_embedding.linear_2"), time_width, time_width)?,
+            time: Embedding::new(&weights.at("time_embedding"), first, time_width)?,
+            guidance: config.time_cond_proj_dim.map(guidance).transpose()?,
+            addition: addition.transpose()?,
             down,
             mid,
             up,
@@ -146,11 +174,46 @@ impl Unet {
         })
     }
 
+    /// What the model is told besides timestep and prompt, `(b, v)`: worked out once for each image.
+    ///
+    /// `pooled (b, p)` and `time_ids` (original height and width, crop from the top and the left, target height and
+    /// width, in pixels) are SDXL's; `guidance_scale` is of models with guidance built in. `None` for models that take
+    /// none of these.
+    pub(crate) fn vector(
+        &self,
+        pooled: &Tensor,
+        time_ids: [f32; TIME_IDS],
+        guidance_scale: f32,
+    ) -> Result<Option<Tensor>> {
+        let rows = pooled.dim(0)?;
+        let mut parts = Vec::new();
+        if let (Some(layer), Some(width)) = (&self.guidance, self.config.time_cond_proj_dim) {
+            let values = vec![(guidance_scale - 1.0) * GUIDANCE_SCALE; rows];
+            let embedded = sinusoid(&values, width, false, 1.0, &self.device)?.to_dtype(self.dtype)?;
+            parts.push(layer.forward(&embedded.unsqueeze(2)?)?);
+        }
+        if let (Some(layer), Some(addition)) = (&self.addition, self.config.addition) {
+            let sizes = self.embed(&time_ids.repeat(rows), addition.size_width)?.reshape((rows, ()))?;
+            let all = Tensor::cat(&[pooled.to_dtype(self.dtype)?, sizes], 1)?;
+            parts.push(layer.forward(&all.unsqueeze(2)?)?);
+        }
+        if parts.is_empty() { Ok(None) } else { Ok(Some(Tensor::cat(&parts, 1)?.squeeze(2)?)) }
+    }
+
     /// The model's output for latents `x (b, c, h, w)`, each row at its own timestep, with the prompts' embeddings
-    /// `context (b, d, t)`; both in the model's number format, and so is the result.
-    pub fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<Tensor> {
-        let time = self.embed(timesteps)?; // (b, c, 1)
-        let time = self.time_2.forward(&silu(&self.time_1.forward(&time)?)?)?;
+    /// `context (b, d, t)` and what [`Unet::vector`] returned; all in the model's number format, and so is the result.
+    pub fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor, vector: Option<&Tensor>) -> Result<Tensor> {
+        let mut time = self.embed(timesteps, self.config.levels[0].channels)?.unsqueeze(2)?; // (b, c, 1)
+        let vector = vector.map(|vector| vector.unsqueeze(2)).transpose()?;
+        let mut used = 0;
+        if let (Some(_), Some(vector)) = (&self.guidance, &vector) {
+            used = time.dim(1)?;
+            time = (time + vector.narrow(1, 0, used)?)?;
+        }
+        time = self.time.forward(&time)?;
+        if let (Some(_), Some(vector)) = (&self.addition, &vector) {
+            time = (&time + vector.narrow(1, used, time.dim(1)?)?)?;
+        }
         // Every residual block wants it after a SiLU.
         let time = silu(&time)?;
 
@@ -189,24 +252,16 @@ impl Unet {
         self.output.forward(&self.norm.forward(&x, None)?)
     }
 
-    /// Sines and cosines of each timestep: `(b, c, 1)`.
+    /// Whether guidance is an input of the model.
+    pub(crate) fn guidance_is_built_in(&self) -> bool {
+        self.guidance.is_some()
+    }
+
+    /// Sines and cosines of numbers: `(n, width)`.
     ///
-    /// Always in f32: in f16 a timestep times a frequency would lose almost all of its fraction.
-    fn embed(&self, timesteps: &[f32]) -> Result<Tensor> {
-        let width = self.config.levels[0].channels;
-        let half = width / 2;
-        let mut values = Vec::with_capacity(timesteps.len() * width);
-        for timestep in timesteps {
-            let angles = (0..half).map(|index| {
-                let exponent = -PERIOD_MAX.ln() * index as f32 / (half as f32 - self.config.freq_shift as f32);
-                timestep * exponent.exp()
-            });
-            let (sines, cosines): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
-            let (head, tail) = if self.config.flip_sin_to_cos { (cosines, sines) } else { (sines, cosines) };
-            values.extend(head);
-            values.extend(tail);
-            values.resize(values.len() + width % 2, 0.0);
-        }
-        Tensor::from_vec(values, (timesteps.len(), width, 1), &self.device)?.to_dtype(self.dtype)
+    /// Always worked out in f32: in f16 a timestep times a frequency would lose almost all of its fraction.
+    fn embed(&self, values: &[f32], width: usize) -> Result<Tensor> {
+        let UnetConfig { flip_sin_to_cos, freq_shift, .. } = self.config;
+        sinusoid(values, width, flip_sin_to_cos, freq_shift as f32, &self.device)?.to_dtype(self.dtype)
     }
 }

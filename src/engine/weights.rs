@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::config::read_json;
 use super::device::Placement;
 use super::error::LoadError;
+use super::lora::{LoraSet, Part};
 
 /// How diffusers and transformers call the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
@@ -71,6 +72,8 @@ pub(crate) struct Weights {
     path: Arc<PathBuf>,
     placement: Placement,
     prefix: String,
+    /// What is added to the tensors.
+    overlay: Option<(Arc<LoraSet>, Part)>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -81,7 +84,7 @@ impl std::fmt::Debug for Weights {
 
 impl Weights {
     /// Maps `files`, which must stay as they are while the model is loaded.
-    pub(crate) fn open(files: &[PathBuf], placement: Placement) -> Result<Self, LoadError> {
+    pub(crate) fn open(files: &[PathBuf], placement: &Placement) -> Result<Self, LoadError> {
         for path in files {
             // One by one first, so that an error names its file.
             map(&[path]).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
@@ -89,7 +92,13 @@ impl Weights {
         let path = files.first().cloned().unwrap_or_default();
         let paths: Vec<&PathBuf> = files.iter().collect();
         let tensors = map(&paths).map_err(|source| LoadError::Weights { path: path.clone(), source })?;
-        Ok(Self { tensors: Arc::new(tensors), path: Arc::new(path), placement, prefix: String::new() })
+        Ok(Self {
+            tensors: Arc::new(tensors),
+            path: Arc::new(path),
+            placement: placement.clone(),
+            prefix: String::new(),
+            overlay: None,
+        })
     }
 
     /// The weights below `name`.
@@ -97,9 +106,14 @@ impl Weights {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    /// The same weights on another device or in another number format.
-    pub(crate) fn placed(self, placement: Placement) -> Self {
-        Self { placement, ..self }
+    /// The same weights, of `part`, with `loras` merged into them.
+    pub(crate) fn overlaid(self, loras: Arc<LoraSet>, part: Part) -> Self {
+        Self { overlay: Some((loras, part)), ..self }
+    }
+
+    /// Names and shapes of all tensors, whatever this place.
+    pub(crate) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.tensors.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect()
     }
 
     /// Whether there is a tensor `name`.
@@ -115,6 +129,27 @@ impl Weights {
 
     /// The tensor `name` of `shape`, on the device.
     pub(crate) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, LoadError> {
+        let tensor = self.check(shape, name)?;
+        let loaded = self.tensors.load(&tensor, &self.placement.device)?;
+        let delta = match &self.overlay {
+            Some((loras, part)) => loras.delta(*part, &tensor, shape, &self.placement.device)?,
+            None => None,
+        };
+        let merged = match delta {
+            Some(delta) => (loaded.to_dtype(DType::F32)? + delta)?,
+            None => loaded,
+        };
+        Ok(merged.to_dtype(self.placement.dtype)?)
+    }
+
+    /// The tensor `name` of `shape` as rows of its last dimension, which stay in the file.
+    pub(crate) fn table(&self, shape: &[usize], name: &str) -> Result<Table, LoadError> {
+        let tensor = self.check(shape, name)?;
+        Ok(Table { weights: self.clone(), tensor, width: shape.last().copied().unwrap_or(1) })
+    }
+
+    /// The whole name of the tensor `name`, if it exists in `shape`.
+    fn check(&self, shape: &[usize], name: &str) -> Result<String, LoadError> {
         let tensor = format!("{}{name}", self.prefix);
         let Ok(view) = self.tensors.get(&tensor) else {
             return Err(LoadError::MissingTensor { path: self.path.as_ref().clone(), tensor });
@@ -123,8 +158,34 @@ impl Weights {
             let (expected, found) = (shape.to_vec(), view.shape().to_vec());
             return Err(LoadError::WrongShape { path: self.path.as_ref().clone(), tensor, expected, found });
         }
-        let loaded = self.tensors.load(&tensor, &self.placement.device)?;
-        Ok(loaded.to_dtype(self.placement.dtype)?)
+        Ok(tensor)
+    }
+}
+
+/// A large tensor of which few rows are ever wanted at once: they are copied out of the file when they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    weights: Weights,
+    tensor: String,
+    width: usize,
+}
+
+impl Table {
+    /// The rows `indices` in that order, `(n, width)`, on the device.
+    pub(crate) fn rows(&self, indices: impl Iterator<Item = usize>) -> candle_core::Result<Tensor> {
+        let view = self.weights.tensors.get(&self.tensor)?;
+        let dtype = DType::try_from(view.dtype())?;
+        let bytes = self.width * dtype.size_in_bytes();
+        let mut rows = Vec::new();
+        for index in indices {
+            match view.data().get(index * bytes..(index + 1) * bytes) {
+                Some(row) => rows.extend_from_slice(row),
+                None => candle_core::bail!("`{}` has no row {index}", self.tensor),
+            }
+        }
+        let shape = [rows.len() / bytes, self.width];
+        let Placement { device, dtype: wanted } = &self.weights.placement;
+        Tensor::from_raw_buffer(&rows, dtype, &shape, device)?.to_dtype(*wanted)
     }
 }
 

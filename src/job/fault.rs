@@ -32,6 +32,8 @@ pub enum FaultCode {
     NotFinite,
     /// The object store refused or did not answer.
     StoreFailed,
+    /// A picture that the request points to did not arrive.
+    FetchFailed,
     /// NATS refused or did not answer.
     BusFailed,
     /// The engine thread is gone.
@@ -49,6 +51,7 @@ impl FaultCode {
             Self::OutOfMemory => "out_of_memory",
             Self::NotFinite => "not_finite",
             Self::StoreFailed => "store_failed",
+            Self::FetchFailed => "fetch_failed",
             Self::BusFailed => "bus_failed",
             Self::EngineLost => "engine_lost",
         }

@@ -60,6 +60,10 @@ token! {
     ModelName
 }
 token! {
+    /// Names a LoRA: its file is `<name>.safetensors`.
+    LoraName
+}
+token! {
     /// Names one running `generate` process.
     WorkerId
 }

@@ -20,3 +20,13 @@ pub const METADATA_BYTES_MAX: usize = 4096;
 pub const FAILURES_MAX: u32 = 3;
 /// The grid of widths and heights when the model demands no coarser one.
 pub const SIZE_MULTIPLE: u32 = 8;
+/// LoRAs of one job.
+pub const LORAS_MAX: usize = 8;
+/// Absolute weight of a LoRA; beyond it pictures are noise.
+pub const LORA_WEIGHT_MAX: f32 = 10.0;
+/// Sizes that SDXL is told, in pixels; nothing that large was in its training.
+pub const TOLD_SIZE_MAX: u32 = 16_384;
+/// A starting picture or mask, as a file. The largest photographs that cameras write as JPEG are below it.
+pub const PICTURE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Width times height of a starting picture or mask: decoded, it takes four bytes a pixel.
+pub const PICTURE_PIXELS_MAX: u64 = 32_000_000;

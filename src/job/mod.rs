@@ -6,11 +6,13 @@ pub mod fault;
 pub mod id;
 pub mod limits;
 pub mod model;
+pub mod options;
 pub mod spec;
 pub mod state;
 
 pub use fault::{Fault, FaultClass, FaultCode};
-pub use id::{InvalidToken, JobId, ModelName, Tenant, WorkerId};
-pub use model::{Defaults, ModelLimits, ModelManifest};
-pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, Violation};
+pub use id::{InvalidToken, JobId, LoraName, ModelName, Tenant, WorkerId};
+pub use model::{Defaults, ModelLimits, ModelManifest, Task};
+pub use options::{LongPrompt, LoraChoice, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting};
+pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, SigmaSpacing, Violation};
 pub use state::{IllegalStep, JobState, JobStep, Pool, Priority, Status};

@@ -38,6 +38,31 @@ pub struct Defaults {
     pub scheduler: SamplerKind,
 }
 
+/// What a model can be asked for; the names are the field's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Task {
+    /// A prompt alone.
+    TextToImage,
+    /// A prompt and `init_image`.
+    ImageToImage,
+    /// A prompt, `init_image` and `mask_image`.
+    Inpainting,
+}
+
+impl Task {
+    /// Every task.
+    pub const ALL: &'static [Self] = &[Self::TextToImage, Self::ImageToImage, Self::Inpainting];
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TextToImage => "text-to-image",
+            Self::ImageToImage => "image-to-image",
+            Self::Inpainting => "inpainting",
+        }
+    }
+}
+
 /// A model as clients and schedulers see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelManifest {
@@ -49,4 +74,8 @@ pub struct ModelManifest {
     pub limits: ModelLimits,
     /// What it does unasked.
     pub defaults: Defaults,
+    /// What it can be asked for.
+    pub tasks: Vec<Task>,
+    /// Samplers that suit it.
+    pub schedulers: Vec<SamplerKind>,
 }

@@ -6,40 +6,149 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::id::InvalidToken;
-use super::limits::{GUIDANCE_MAX, IMAGES_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX};
-use super::model::ModelManifest;
+use super::limits::{
+    GUIDANCE_MAX, IMAGES_MAX, LORA_WEIGHT_MAX, LORAS_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX, TOLD_SIZE_MAX,
+};
+use super::model::{Defaults, ModelManifest, Task};
+use super::options::{LongPrompt, LoraChoice, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting};
+
+/// How much of a starting picture is made anew unasked, as in diffusers.
+const STRENGTH_DEFAULT: f32 = 0.8;
+
+/// Which noise levels a sampler stops at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SigmaSpacing {
+    /// Those of the training timesteps that the model's configuration picks.
+    #[default]
+    Trained,
+    /// Denser towards little noise; Karras et al., arXiv 2206.00364.
+    Karras,
+    /// Evenly spaced logarithms.
+    Exponential,
+    /// Denser at both ends, by the beta distribution; arXiv 2407.12173.
+    Beta,
+}
 
 /// How noise becomes latents. Names follow k-diffusion and diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SamplerKind {
+    /// `PNDMScheduler` without Runge-Kutta steps.
+    Pndm,
     /// `DDIMScheduler`, eta 0.
     Ddim,
-    /// `EulerDiscreteScheduler`.
-    Euler,
+    /// `DDPMScheduler`.
+    Ddpm,
     /// `EulerAncestralDiscreteScheduler`.
     EulerAncestral,
-    /// `DPMSolverMultistepScheduler`, order 2.
-    DpmPlusPlus2M,
-    /// `DPMSolverMultistepScheduler`, order 2, with Karras sigmas.
-    DpmPlusPlus2MKarras,
     /// `LCMScheduler`.
     Lcm,
+    /// `FlowMatchEulerDiscreteScheduler`.
+    FlowMatchEuler,
+    /// `EulerDiscreteScheduler`.
+    Euler(SigmaSpacing),
+    /// `HeunDiscreteScheduler`.
+    Heun(SigmaSpacing),
+    /// `DPMSolverMultistepScheduler`.
+    DpmPlusPlus2M(SigmaSpacing),
+    /// `DPMSolverMultistepScheduler`, `algorithm_type` `sde-dpmsolver++`.
+    DpmPlusPlus2MSde(SigmaSpacing),
+    /// `DPMSolverSinglestepScheduler`.
+    DpmPlusPlusSde(SigmaSpacing),
+    /// `UniPCMultistepScheduler`.
+    UniPc(SigmaSpacing),
 }
 
 impl SamplerKind {
     /// Every sampler.
-    pub const ALL: &'static [Self] =
-        &[Self::Ddim, Self::Euler, Self::EulerAncestral, Self::DpmPlusPlus2M, Self::DpmPlusPlus2MKarras, Self::Lcm];
+    pub const ALL: &'static [Self] = {
+        use SigmaSpacing::{Beta, Exponential, Karras, Trained};
+        &[
+            Self::Pndm,
+            Self::Ddim,
+            Self::Ddpm,
+            Self::EulerAncestral,
+            Self::Lcm,
+            Self::FlowMatchEuler,
+            Self::Euler(Trained),
+            Self::Euler(Karras),
+            Self::Euler(Exponential),
+            Self::Euler(Beta),
+            Self::Heun(Trained),
+            Self::Heun(Karras),
+            Self::Heun(Exponential),
+            Self::Heun(Beta),
+            Self::DpmPlusPlus2M(Trained),
+            Self::DpmPlusPlus2M(Karras),
+            Self::DpmPlusPlus2M(Exponential),
+            Self::DpmPlusPlus2M(Beta),
+            Self::DpmPlusPlus2MSde(Trained),
+            Self::DpmPlusPlus2MSde(Karras),
+            Self::DpmPlusPlus2MSde(Exponential),
+            Self::DpmPlusPlus2MSde(Beta),
+            Self::DpmPlusPlusSde(Trained),
+            Self::DpmPlusPlusSde(Karras),
+            Self::DpmPlusPlusSde(Exponential),
+            Self::DpmPlusPlusSde(Beta),
+            Self::UniPc(Trained),
+            Self::UniPc(Karras),
+            Self::UniPc(Exponential),
+            Self::UniPc(Beta),
+        ]
+    };
 
-    /// The name on the wire.
+    /// The name on the wire: that of the solver and, unless it is [`SigmaSpacing::Trained`], of the spacing.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Pndm => "pndm",
             Self::Ddim => "ddim",
-            Self::Euler => "euler",
+            Self::Ddpm => "ddpm",
             Self::EulerAncestral => "euler_ancestral",
-            Self::DpmPlusPlus2M => "dpmpp_2m",
-            Self::DpmPlusPlus2MKarras => "dpmpp_2m_karras",
             Self::Lcm => "lcm",
+            Self::FlowMatchEuler => "flow_match_euler",
+            Self::Euler(spacing) => spacing.pick(["euler", "euler_karras", "euler_exponential", "euler_beta"]),
+            Self::Heun(spacing) => spacing.pick(["heun", "heun_karras", "heun_exponential", "heun_beta"]),
+            Self::DpmPlusPlus2M(spacing) => {
+                spacing.pick(["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta"])
+            }
+            Self::DpmPlusPlus2MSde(spacing) => {
+                spacing.pick(["dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2m_sde_exponential", "dpmpp_2m_sde_beta"])
+            }
+            Self::DpmPlusPlusSde(spacing) => {
+                spacing.pick(["dpmpp_sde", "dpmpp_sde_karras", "dpmpp_sde_exponential", "dpmpp_sde_beta"])
+            }
+            Self::UniPc(spacing) => spacing.pick(["unipc", "unipc_karras", "unipc_exponential", "unipc_beta"]),
+        }
+    }
+
+    /// Names for people, with commas.
+    pub fn list(kinds: &[Self]) -> String {
+        kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The spacing of its noise levels.
+    pub fn spacing(self) -> SigmaSpacing {
+        match self {
+            Self::Pndm | Self::Ddim | Self::Ddpm | Self::EulerAncestral | Self::Lcm | Self::FlowMatchEuler => {
+                SigmaSpacing::Trained
+            }
+            Self::Euler(spacing)
+            | Self::Heun(spacing)
+            | Self::DpmPlusPlus2M(spacing)
+            | Self::DpmPlusPlus2MSde(spacing)
+            | Self::DpmPlusPlusSde(spacing)
+            | Self::UniPc(spacing) => spacing,
+        }
+    }
+}
+
+impl SigmaSpacing {
+    fn pick(self, names: [&'static str; 4]) -> &'static str {
+        let [trained, karras, exponential, beta] = names;
+        match self {
+            Self::Trained => trained,
+            Self::Karras => karras,
+            Self::Exponential => exponential,
+            Self::Beta => beta,
         }
     }
 }
@@ -163,15 +272,56 @@ pub struct Draft {
     pub output_format: Option<OutputFormat>,
     /// A preview with every n-th step.
     pub previews: Option<u32>,
+    /// How much of guidance's growth in contrast is taken back.
+    pub guidance_rescale: Option<f32>,
+    /// Whose random numbers the seed gives.
+    pub rng: Option<Rng>,
+    /// What to start from.
+    pub init_image: Option<PictureSource>,
+    /// How much of it is made anew.
+    pub strength: Option<f32>,
+    /// Where it is made anew.
+    pub mask_image: Option<PictureSource>,
+    /// Changes to the model's weights.
+    pub loras: Vec<LoraChoice>,
+    /// How long prompts are read.
+    pub long_prompt: Option<LongPrompt>,
+    /// Whether brackets in prompts have a meaning.
+    pub prompt_weighting: Option<bool>,
+    /// Height and width that SDXL is told.
+    pub original_size: Option<[u32; 2]>,
+    /// Top and left that SDXL is told.
+    pub crops_coords_top_left: Option<[u32; 2]>,
+    /// Height and width that SDXL is told.
+    pub target_size: Option<[u32; 2]>,
 }
 
 /// A job that can be done.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobSpec {
+    /// The first image; image `n` differs from it in its seed alone.
+    pub image: ImageSpec,
+    /// Images of this job, 1 to 8.
+    pub num_images: u32,
+    /// How the images are stored.
+    pub output_format: OutputFormat,
+    /// A preview with every n-th step.
+    pub previews: Option<u32>,
+    /// What the images start from, if not from noise alone.
+    pub init_image: Option<PictureSource>,
+    /// Where the starting picture is to be made anew.
+    pub mask_image: Option<PictureSource>,
+}
+
+/// All that decides the pixels of one image, but for the starting picture's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageSpec {
     /// What to draw; 1 to 2000 characters.
     pub prompt: String,
     /// What to avoid; empty for nothing.
     pub negative_prompt: String,
+    /// How both are read.
+    pub prompt_options: PromptOptions,
     /// Pixels, within the model's limits.
     pub width: u32,
     /// Pixels, within the model's limits.
@@ -180,37 +330,43 @@ pub struct JobSpec {
     pub num_inference_steps: u32,
     /// Classifier-free guidance, 1 to 20; 1 is none.
     pub guidance_scale: f32,
-    /// Decides the noise of image 0; image `n` has `seed + n`.
-    pub seed: u64,
-    /// Images of this job, 1 to 8.
-    pub num_images: u32,
-    /// The sampler.
-    pub scheduler: SamplerKind,
-    /// How the images are stored.
-    pub output_format: OutputFormat,
-    /// A preview with every n-th step.
-    pub previews: Option<u32>,
-}
-
-/// All that decides the pixels of one image.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ImageSpec {
-    /// What to draw.
-    pub prompt: String,
-    /// What to avoid.
-    pub negative_prompt: String,
-    /// Pixels.
-    pub width: u32,
-    /// Pixels.
-    pub height: u32,
-    /// Denoising steps.
-    pub num_inference_steps: u32,
-    /// Classifier-free guidance; 1 is none.
-    pub guidance_scale: f32,
+    /// How much of guidance's growth in contrast is taken back, 0 to 1 (section 3.4 of arXiv 2305.08891).
+    pub guidance_rescale: f32,
     /// Decides the noise.
     pub seed: u64,
+    /// Whose random numbers the seed gives.
+    pub rng: Rng,
     /// The sampler.
     pub scheduler: SamplerKind,
+    /// What it starts from.
+    pub start: Start,
+    /// Changes to the model's weights.
+    pub loras: Vec<LoraChoice>,
+    /// What SDXL is told of sizes.
+    pub sizes: Sizes,
+}
+
+impl ImageSpec {
+    /// What a request asks for that names nothing but `prompt`, with seed 0.
+    pub fn with_defaults(prompt: impl Into<String>, defaults: &Defaults) -> Self {
+        let size = [defaults.height, defaults.width];
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            prompt_options: PromptOptions::default(),
+            width: defaults.width,
+            height: defaults.height,
+            num_inference_steps: defaults.num_inference_steps,
+            guidance_scale: defaults.guidance_scale,
+            guidance_rescale: 0.0,
+            seed: 0,
+            rng: Rng::default(),
+            scheduler: defaults.scheduler,
+            start: Start::Noise,
+            loras: Vec::new(),
+            sizes: Sizes { original: size, crops_coords_top_left: [0, 0], target: size },
+        }
+    }
 }
 
 impl JobSpec {
@@ -278,39 +434,121 @@ impl JobSpec {
             violations.push(Violation::new("seed", seed, format!("0 to {seed_largest}")));
         }
 
+        let guidance_rescale = draft.guidance_rescale.unwrap_or(0.0);
+        if !(0.0..=1.0).contains(&guidance_rescale) {
+            violations.push(Violation::new("guidance_rescale", guidance_rescale, "0 to 1"));
+        }
+        let scheduler = draft.scheduler.unwrap_or(defaults.scheduler);
+        if !manifest.schedulers.contains(&scheduler) {
+            let names: Vec<&str> = manifest.schedulers.iter().map(|kind| kind.as_str()).collect();
+            violations.push(Violation::new("scheduler", scheduler, format!("with this model: {}", names.join(", "))));
+        }
+        let start = check_start(draft, manifest, violations);
+        check_loras(&draft.loras, violations);
+        let sizes = Sizes {
+            original: draft.original_size.unwrap_or([height, width]),
+            crops_coords_top_left: draft.crops_coords_top_left.unwrap_or([0, 0]),
+            target: draft.target_size.unwrap_or([height, width]),
+        };
+        for (field, told, least) in [
+            ("original_size", draft.original_size, 1),
+            ("crops_coords_top_left", draft.crops_coords_top_left, 0),
+            ("target_size", draft.target_size, 1),
+        ] {
+            if let Some(told) = told
+                && told.iter().any(|value| !(least..=TOLD_SIZE_MAX).contains(value))
+            {
+                let allowed = format!("two numbers from {least} to {TOLD_SIZE_MAX}");
+                violations.push(Violation::new(field, format!("{told:?}"), allowed));
+            }
+        }
+
         (violations.len() == before).then(|| Self {
-            prompt,
-            negative_prompt: draft.negative_prompt.clone().unwrap_or_default(),
-            width,
-            height,
-            num_inference_steps,
-            guidance_scale,
-            seed,
+            image: ImageSpec {
+                prompt,
+                negative_prompt: draft.negative_prompt.clone().unwrap_or_default(),
+                prompt_options: PromptOptions {
+                    long: draft.long_prompt.unwrap_or_default(),
+                    weighting: if draft.prompt_weighting == Some(true) { Weighting::On } else { Weighting::Off },
+                },
+                width,
+                height,
+                num_inference_steps,
+                guidance_scale,
+                guidance_rescale,
+                seed,
+                rng: draft.rng.unwrap_or_default(),
+                scheduler,
+                start,
+                loras: draft.loras.clone(),
+                sizes,
+            },
             num_images,
-            scheduler: draft.scheduler.unwrap_or(defaults.scheduler),
             output_format: draft.output_format.unwrap_or(OutputFormat::Png),
             previews,
+            init_image: draft.init_image.clone(),
+            mask_image: draft.mask_image.clone(),
         })
     }
 
     /// All that decides the pixels of image `index`.
     pub fn image(&self, index: u32) -> ImageSpec {
-        ImageSpec {
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
-            width: self.width,
-            height: self.height,
-            num_inference_steps: self.num_inference_steps,
-            guidance_scale: self.guidance_scale,
-            seed: self.seed + u64::from(index),
-            scheduler: self.scheduler,
+        ImageSpec { seed: self.image.seed + u64::from(index), ..self.image.clone() }
+    }
+}
+
+/// What the images start from; the rules of `init_image`, `mask_image` and `strength`, which depend on each other.
+fn check_start(draft: &Draft, manifest: &ModelManifest, violations: &mut Vec<Violation>) -> Start {
+    let (task, strength_unasked) = match (&draft.init_image, &draft.mask_image) {
+        (None, None) => (Task::TextToImage, 1.0),
+        (Some(_), None) => (Task::ImageToImage, STRENGTH_DEFAULT),
+        (Some(_), Some(_)) => (Task::Inpainting, 1.0),
+        (None, Some(_)) => {
+            violations.push(Violation::new("mask_image", "given", "only together with init_image"));
+            return Start::Noise;
+        }
+    };
+    let strength = draft.strength.unwrap_or(strength_unasked);
+    if !(strength > 0.0 && strength <= 1.0) {
+        violations.push(Violation::new("strength", strength, "above 0 to 1"));
+    } else if draft.strength.is_some() && task == Task::TextToImage {
+        violations.push(Violation::new("strength", strength, "only together with init_image"));
+    }
+    if !manifest.tasks.contains(&task) {
+        let needed = if manifest.tasks.contains(&Task::ImageToImage) || manifest.tasks == [Task::TextToImage] {
+            "not with this model"
+        } else {
+            "this model needs init_image and mask_image"
+        };
+        let field = if task == Task::Inpainting { "mask_image" } else { "init_image" };
+        let value = if draft.init_image.is_some() { "given" } else { "missing" };
+        violations.push(Violation::new(field, value, needed));
+    }
+    match task {
+        Task::TextToImage => Start::Noise,
+        Task::ImageToImage => Start::Picture { strength },
+        Task::Inpainting => Start::Inpaint { strength },
+    }
+}
+
+fn check_loras(loras: &[LoraChoice], violations: &mut Vec<Violation>) {
+    if loras.len() > LORAS_MAX {
+        violations.push(Violation::new("loras", format!("{} of them", loras.len()), format!("up to {LORAS_MAX}")));
+    }
+    for (index, lora) in loras.iter().enumerate() {
+        if !(-LORA_WEIGHT_MAX..=LORA_WEIGHT_MAX).contains(&lora.weight) {
+            let allowed = format!("-{LORA_WEIGHT_MAX} to {LORA_WEIGHT_MAX}");
+            violations.push(Violation::new(format!("loras[{index}].weight"), lora.weight, allowed));
+        }
+        if loras[..index].iter().any(|earlier| earlier.name == lora.name) {
+            violations.push(Violation::new(format!("loras[{index}].name"), &lora.name, "each LoRA once"));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::{Defaults, ModelLimits};
+    use super::super::model::ModelLimits;
     use super::*;
 
     fn manifest() -> ModelManifest {
@@ -325,6 +563,8 @@ mod tests {
                 guidance_scale: 5.0,
                 scheduler: SamplerKind::Ddim,
             },
+            tasks: vec![Task::TextToImage, Task::ImageToImage],
+            schedulers: vec![SamplerKind::Ddim, SamplerKind::Euler(SigmaSpacing::Trained)],
         }
     }
 
@@ -334,12 +574,35 @@ mod tests {
         draft
     }
 
+    fn picture() -> PictureSource {
+        PictureSource::Key("inputs/a.png".into())
+    }
+
+    fn lora(name: &str, weight: f32) -> LoraChoice {
+        LoraChoice { name: name.parse().unwrap(), weight }
+    }
+
+    #[test]
+    fn a_model_for_inpainting_needs_picture_and_mask() {
+        let manifest = ModelManifest { tasks: vec![Task::Inpainting], ..manifest() };
+        for (draft, field) in [(draft(|_| {}), "init_image"), (draft(|d| d.init_image = Some(picture())), "init_image")]
+        {
+            let mut violations = Vec::new();
+            assert_eq!(JobSpec::check(&draft, &manifest, 0, &mut violations), None);
+            assert_eq!(violations[0].field, field, "{violations:?}");
+        }
+    }
+
     #[test]
     fn gaps_take_the_models_defaults() {
         let mut violations = Vec::new();
         let spec = JobSpec::check(&draft(|_| {}), &manifest(), 9, &mut violations).unwrap();
-        assert_eq!((spec.width, spec.height, spec.num_inference_steps, spec.seed), (256, 256, 20, 9));
+        let image = spec.image(0);
+        assert_eq!((image.width, image.height, image.num_inference_steps, image.seed), (256, 256, 20, 9));
+        assert_eq!((image.start, image.rng, image.sizes.original), (Start::Noise, Rng::TorchCpu, [256, 256]));
         assert_eq!(spec.image(3).seed, 12);
+        let spec = JobSpec::check(&draft(|d| d.init_image = Some(picture())), &manifest(), 9, &mut violations).unwrap();
+        assert_eq!(spec.image.start, Start::Picture { strength: 0.8 });
     }
 
     #[test]
@@ -360,6 +623,17 @@ mod tests {
             ("num_images", draft(|d| d.num_images = Some(9))),
             ("seed", draft(|d| d.seed = Some(u64::MAX))),
             ("previews", draft(|d| d.previews = Some(0))),
+            ("guidance_rescale", draft(|d| d.guidance_rescale = Some(1.1))),
+            ("scheduler", draft(|d| d.scheduler = Some(SamplerKind::Lcm))),
+            ("strength", draft(|d| d.strength = Some(0.5))),
+            ("strength", draft(|d| (d.init_image, d.strength) = (Some(picture()), Some(0.0)))),
+            ("strength", draft(|d| (d.init_image, d.strength) = (Some(picture()), Some(1.5)))),
+            ("strength", draft(|d| (d.init_image, d.strength) = (Some(picture()), Some(f32::NAN)))),
+            ("mask_image", draft(|d| d.mask_image = Some(picture()))),
+            ("mask_image", draft(|d| (d.init_image, d.mask_image) = (Some(picture()), Some(picture())))),
+            ("loras[0].weight", draft(|d| d.loras = vec![lora("a", f32::INFINITY)])),
+            ("loras[1].name", draft(|d| d.loras = vec![lora("a", 1.0), lora("a", 0.5)])),
+            ("target_size", draft(|d| d.target_size = Some([0, 64]))),
         ];
         for (field, draft) in cases {
             let mut violations = Vec::new();

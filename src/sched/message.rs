@@ -43,6 +43,13 @@ pub enum Claim {
         /// Failures on record.
         failures: u32,
     },
+    /// It is, but what it starts from cannot be had.
+    Unprepared {
+        /// Failures on record.
+        failures: u32,
+        /// Why.
+        fault: Fault,
+    },
     /// It has ended; its terminal event may be missing.
     Ended {
         /// Whether a dead letter belongs to its end.

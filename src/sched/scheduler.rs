@@ -283,6 +283,12 @@ impl Scheduler {
                     self.end(ticket, Transition::GiveBack);
                 }
             }
+            Claim::Unprepared { failures, fault } => {
+                if let Some(held) = self.held.get_mut(&ticket) {
+                    held.failures = failures;
+                }
+                self.fail(ticket, fault);
+            }
             Claim::Ended { dead_letter: false } => self.begin(ticket, VecDeque::from([Action::Publish, ack])),
             Claim::Ended { dead_letter: true } => {
                 self.begin(ticket, VecDeque::from([Action::Publish, Action::DeadLetter, ack]));

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::guard::AddressGuard;
+
 /// Where NATS is.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BusOptions {
@@ -31,6 +33,15 @@ pub struct StoreOptions {
     /// How long presigned URLs are good
     #[arg(long, env = "DARKROOM_URL_EXPIRES", default_value = "24h", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub url_expires: Duration,
+}
+
+/// What may be fetched for a request.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FetchOptions {
+    /// Hosts, addresses and networks that pictures may be fetched from although they are not on the public internet,
+    /// with http too; separated by commas, as `localhost,10.1.0.0/16`
+    #[arg(long, env = "DARKROOM_FETCH_ALLOW", default_value = "", value_name = "HOSTS")]
+    pub fetch_allow: AddressGuard,
 }
 
 /// Reads a duration as people write it: `30s`, `5m`.

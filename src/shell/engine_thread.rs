@@ -7,8 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::engine::{Engine, RgbImage, RowId};
-use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest};
+use crate::engine::{self, Admitted, Engine, RgbImage, RowId, StartingPictures};
+use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, OutputFormat, Start, Task};
 use crate::sched::{EngineReport, RowKey};
 
 use super::clock::Clock;
@@ -22,6 +22,8 @@ pub enum Command {
         row: RowKey,
         /// What it shall be.
         spec: Box<ImageSpec>,
+        /// What it starts from.
+        pictures: StartingPictures,
     },
     /// One step of several rows, then previews of some.
     Step {
@@ -51,6 +53,8 @@ pub struct Answer {
     pub image: Option<RgbImage>,
     /// After `Step`: JPEG bytes by row.
     pub previews: Vec<(RowKey, Vec<u8>)>,
+    /// After `Admit`: what the requester should know.
+    pub warnings: Vec<String>,
     /// How long the engine took.
     pub took: Duration,
 }
@@ -128,19 +132,19 @@ impl EngineThread {
 
 /// One step and one decode at the default size, so that the first job does not pay for what is only done once.
 fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
-    let defaults = engine.manifest().defaults.clone();
-    let spec = ImageSpec {
-        prompt: "warm-up".to_owned(),
-        negative_prompt: String::new(),
-        width: defaults.width,
-        height: defaults.height,
-        num_inference_steps: 1,
-        guidance_scale: defaults.guidance_scale,
-        seed: 0,
-        scheduler: defaults.scheduler,
+    let ModelManifest { defaults, tasks, .. } = engine.manifest().clone();
+    let (width, height) = (defaults.width, defaults.height);
+    let (start, pictures) = if tasks.contains(&Task::TextToImage) {
+        (Start::Noise, StartingPictures::default())
+    } else {
+        let white = RgbImage { width, height, pixels: vec![u8::MAX; 3 * width as usize * height as usize] };
+        let file = bytes::Bytes::from(engine::encode(&white, OutputFormat::Png)?);
+        let pictures = StartingPictures { init_image: Some(file.clone()), mask_image: Some(file) };
+        (Start::Inpaint { strength: 1.0 }, pictures)
     };
+    let spec = ImageSpec { num_inference_steps: 1, start, ..ImageSpec::with_defaults("warm-up", &defaults) };
     let row = RowId(u64::MAX);
-    for _ in 0..engine.admit(row, &spec)? {
+    for _ in 0..engine.admit(row, &spec, &pictures)?.steps {
         engine.step(&[row])?;
     }
     engine.decode(row)?;
@@ -156,28 +160,35 @@ fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock,
             continue;
         }
         let began = clock.now();
+        let answered = |report| Answer {
+            outcome: Ok(report),
+            image: None,
+            previews: Vec::new(),
+            warnings: Vec::new(),
+            took: Duration::ZERO,
+        };
         let done = catch_unwind(AssertUnwindSafe(|| match &command {
-            Command::Admit { row, spec } => {
-                let steps = engine.admit(row_id(row), spec)?;
-                Ok((EngineReport::Admitted { steps }, None, Vec::new()))
+            Command::Admit { row, spec, pictures } => {
+                let Admitted { steps, warnings } = engine.admit(row_id(row), spec, pictures)?;
+                Ok(Answer { warnings, ..answered(EngineReport::Admitted { steps }) })
             }
             Command::Step { rows, previews } => {
                 let ids: Vec<RowId> = rows.iter().map(row_id).collect();
                 engine.step(&ids)?;
                 // A preview that fails is left out: it is worth less than the image.
                 let made = previews.iter().filter_map(|row| engine.preview(row_id(row)).ok().map(|jpeg| (*row, jpeg)));
-                Ok((EngineReport::Stepped, None, made.collect()))
+                Ok(Answer { previews: made.collect(), ..answered(EngineReport::Stepped) })
             }
             Command::Decode { row } => {
                 let image = engine.decode(row_id(row))?;
-                Ok((EngineReport::Decoded, Some(image), Vec::new()))
+                Ok(Answer { image: Some(image), ..answered(EngineReport::Decoded) })
             }
-            Command::Release { .. } => Ok((EngineReport::Decoded, None, Vec::new())),
+            Command::Release { .. } => Ok(answered(EngineReport::Decoded)),
         }));
         let took = clock.now().since(began);
-        let failed = |fault: Fault| Answer { outcome: Err(fault), image: None, previews: Vec::new(), took };
+        let failed = |fault: Fault| Answer { outcome: Err(fault), took, ..answered(EngineReport::Stepped) };
         match done {
-            Ok(Ok((report, image, previews))) => answer(Answer { outcome: Ok(report), image, previews, took }),
+            Ok(Ok(done)) => answer(Answer { took, ..done }),
             Ok(Err(fault)) => answer(failed(fault)),
             Err(panic) => {
                 let message = panic

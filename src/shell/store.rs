@@ -30,6 +30,20 @@ pub struct Store {
     url_expires: Duration,
 }
 
+/// What [`Store::find`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// No such key.
+    Nothing,
+    /// More than was asked for; nothing was read.
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+    },
+    /// The whole object.
+    Object(Bytes),
+}
+
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -156,6 +170,22 @@ impl Store {
     pub async fn get(&self, key: &str) -> Result<Bytes, Fault> {
         let found = self.objects.get(&self.path(key)).await.map_err(|error| fault(&error))?;
         found.bytes().await.map_err(|error| fault(&error))
+    }
+
+    /// Reads an object that somebody else put there, if it exists and is not too large.
+    ///
+    /// # Errors
+    /// A `Retry` fault with code `store_failed`.
+    pub async fn find(&self, key: &str, bytes_max: usize) -> Result<Found, Fault> {
+        let found = match self.objects.get(&self.path(key)).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(Found::Nothing),
+            Err(error) => return Err(fault(&error)),
+        };
+        if found.meta.size > bytes_max as u64 {
+            return Ok(Found::TooLarge { bytes: found.meta.size });
+        }
+        found.bytes().await.map(Found::Object).map_err(|error| fault(&error))
     }
 
     /// Removes an object; one that is not there is no error.

@@ -327,6 +327,8 @@ mod tests {
                 guidance_scale: 1.0,
                 scheduler: crate::job::SamplerKind::Ddim,
             },
+            tasks: Vec::new(),
+            schedulers: Vec::new(),
         };
         for (priority, pool) in lanes() {
             let config = consumer_config(&model, priority, pool);

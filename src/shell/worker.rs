@@ -7,6 +7,7 @@ mod actions;
 mod pull;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use opentelemetry::trace::TraceContextExt;
 
-use crate::engine::{Engine, RgbImage};
+use crate::engine::{Engine, RgbImage, StartingPictures};
 use crate::job::limits::FAILURES_MAX;
 use crate::job::{Fault, ModelManifest, Pool, Status, WorkerId};
 use crate::sched::{
@@ -35,6 +36,9 @@ use super::bus::Bus;
 use super::clock::Clock;
 use super::engine_thread::{self, Answer, Command, EngineThread, StartError};
 use super::events::Events;
+use super::fetch::Fetcher;
+use super::guard::AddressGuard;
+use super::loras::LoraFolder;
 use super::metrics::Metrics;
 use super::records::{Changed, Claimed, Owned, Records};
 use super::store::Store;
@@ -56,6 +60,10 @@ pub struct Config {
     pub exit_when_idle: Option<Duration>,
     /// Time between the wish to end and the end.
     pub grace: Duration,
+    /// Where pictures may be fetched from besides the public internet.
+    pub fetch_allow: AddressGuard,
+    /// The folder that LoRAs of the store are put in.
+    pub loras: Option<PathBuf>,
 }
 
 /// Why a worker could not begin, or had to stop.
@@ -73,6 +81,9 @@ pub enum WorkerError<E: std::error::Error + 'static> {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Pictures could not be fetched by anybody.
+    #[error("the HTTP client cannot be made")]
+    Http(#[from] reqwest::Error),
     /// The engine broke; every lease was given back.
     #[error("the engine cannot go on")]
     Fatal(#[source] Fault),
@@ -84,7 +95,7 @@ pub(crate) enum Fact {
     Delivered { lane: usize, message: async_nats::Message },
     PullEnded { lane: usize, outcome: PullOutcome },
     PullsStopped,
-    Claimed { ticket: Ticket, outcome: Result<Claimed, Fault> },
+    Claimed { ticket: Ticket, outcome: Result<Claimed, Fault>, pictures: StartingPictures },
     Stored { ticket: Ticket, outcome: Result<Vec<StoredImage>, Fault>, took: Duration },
     Recorded { ticket: Ticket, outcome: Result<Changed, Fault> },
     Acted { ticket: Ticket, outcome: Result<(), Fault> },
@@ -101,6 +112,8 @@ struct Job {
     request: Option<Request>,
     refusal: Option<Refusal>,
     owned: Option<Owned>,
+    pictures: StartingPictures,
+    warnings: Vec<String>,
     images: Vec<Option<Arc<RgbImage>>>,
     stored: Vec<StoredImage>,
     timings: Timings,
@@ -117,6 +130,8 @@ struct Worker {
     lanes: Vec<Lane>,
     bus: Bus,
     store: Store,
+    fetcher: Fetcher,
+    loras: Option<LoraFolder>,
     records: Records,
     events: Events,
     metrics: Metrics,
@@ -148,6 +163,7 @@ where
     E: std::error::Error + Send + 'static,
     L: FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
 {
+    let fetcher = Fetcher::new(store.clone(), config.fetch_allow.clone())?;
     let clock = Clock::start();
     let (facts, mut inbox) = mpsc::unbounded_channel();
     let answers = facts.clone();
@@ -193,6 +209,8 @@ where
         metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
         digest: engine.digest.clone(),
         events: Events::start(bus.clone(), clock),
+        fetcher,
+        loras: config.loras.clone().map(|folder| LoraFolder::new(folder, store.clone())),
         config,
         manifest,
         lanes,
@@ -277,14 +295,15 @@ impl Worker {
                 Some(Input::PullEnded { lane, outcome })
             }
             Fact::PullsStopped => Some(Input::PullsStopped),
-            Fact::Claimed { ticket, outcome } => {
+            Fact::Claimed { ticket, outcome, pictures } => {
                 let outcome = match outcome {
                     Ok(Claimed { claim, owned }) => {
                         if let Some(job) = self.jobs.get_mut(&ticket) {
                             job.owned = owned;
                             job.claimed_at = self.clock.now();
+                            job.pictures = pictures;
                         }
-                        if matches!(claim, Claim::Won { .. }) {
+                        if matches!(claim, Claim::Won { .. } | Claim::Unprepared { .. }) {
                             self.publish_accepted(ticket);
                         }
                         Acted::Claimed(claim)
@@ -319,7 +338,7 @@ impl Worker {
                             }
                             if let (Status::Completed, Some(request)) = (owned.record.state.status, &job.request) {
                                 let took = self.clock.now().since(job.claimed_at);
-                                self.metrics.generated(took, request.spec.num_inference_steps);
+                                self.metrics.generated(took, request.spec.image.num_inference_steps);
                             }
                             job.owned = Some(owned);
                         }
@@ -389,7 +408,7 @@ impl Worker {
         }
         let offer = request.as_ref().map(|Request { spec, .. }| Offer {
             images: spec.num_images,
-            key: BatchKey { width: spec.width, height: spec.height },
+            key: BatchKey { width: spec.image.width, height: spec.image.height },
             previews: spec.previews,
         });
         let images = offer.as_ref().map_or(0, |offer| offer.images as usize);
@@ -398,6 +417,8 @@ impl Worker {
             request,
             refusal,
             owned: None,
+            pictures: StartingPictures::default(),
+            warnings: Vec::new(),
             images: vec![None; images],
             stored: Vec::new(),
             timings,
@@ -411,7 +432,7 @@ impl Worker {
     }
 
     fn engine_answered(&mut self, answer: Answer) -> Input {
-        let Answer { outcome, image, previews, took } = answer;
+        let Answer { outcome, image, previews, warnings, took } = answer;
         if let Err(fault) = &outcome {
             tracing::error!(%fault, "engine");
         }
@@ -421,6 +442,8 @@ impl Worker {
         match &work {
             EngineWork::Admit { ticket, .. } => {
                 if let Some(job) = self.jobs.get_mut(ticket) {
+                    // All images of a job have the same.
+                    job.warnings = warnings;
                     job.timings.encoding_ms += spent_ms;
                     job.gpu_ms += spent_ms;
                 }
@@ -499,10 +522,13 @@ impl Worker {
                 return self.engine.send(Command::Release { row: *row });
             }
             EngineWork::Admit { row, ticket, image } => {
-                let Some(Job { request: Some(request), span, .. }) = self.jobs.get(ticket) else { return };
+                let Some(Job { request: Some(request), pictures, span, .. }) = self.jobs.get(ticket) else { return };
                 self.rows.insert(*row, *ticket);
                 let spec = Box::new(request.spec.image(*image));
-                (Command::Admit { row: *row, spec }, tracing::info_span!(parent: span, "job.encode"))
+                (
+                    Command::Admit { row: *row, spec, pictures: pictures.clone() },
+                    tracing::info_span!(parent: span, "job.encode"),
+                )
             }
             EngineWork::Step { rows, previews } => {
                 let span = tracing::info_span!(parent: None, "batch.step", batch.size = rows.len());
@@ -542,7 +568,7 @@ impl Worker {
         let data = event::Accepted {
             model: self.manifest.name.to_string(),
             priority: delivery.priority.to_string(),
-            seed: request.spec.seed,
+            seed: request.spec.image.seed,
             metadata: request.metadata.clone(),
         };
         let stored = span.in_scope(|| self.events.publish(EventKind::Accepted, tenant.as_str(), &request.job, 1, data));

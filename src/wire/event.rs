@@ -187,6 +187,9 @@ pub struct Completed {
     pub attempts: u32,
     /// The step that the last attempt began at.
     pub resumed_from_step: u32,
+    /// What the requester should know, such as a prompt that was cut off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// As in the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Defaults, ModelLimits, ModelManifest, SamplerKind};
+use crate::job::{Defaults, ModelLimits, ModelManifest, SamplerKind, Task};
 
 /// The key in the consumers' metadata.
 pub const METADATA_KEY: &str = "darkroom.model";
@@ -35,11 +35,15 @@ pub struct ManifestDocument {
     pub guidance_scale: f32,
     /// Sampler of a request that names none.
     pub scheduler: String,
+    /// What it can be asked for: `text-to-image`, `image-to-image`, `inpainting`.
+    pub tasks: Vec<String>,
+    /// Samplers that suit it.
+    pub schedulers: Vec<String>,
 }
 
 impl From<&ModelManifest> for ManifestDocument {
     fn from(manifest: &ModelManifest) -> Self {
-        let ModelManifest { name, family, limits, defaults } = manifest;
+        let ModelManifest { name, family, limits, defaults, tasks, schedulers } = manifest;
         Self {
             name: name.to_string(),
             family: family.clone(),
@@ -52,6 +56,8 @@ impl From<&ModelManifest> for ManifestDocument {
             num_inference_steps: defaults.num_inference_steps,
             guidance_scale: defaults.guidance_scale,
             scheduler: defaults.scheduler.to_string(),
+            tasks: tasks.iter().map(|task| task.as_str().to_owned()).collect(),
+            schedulers: schedulers.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -75,6 +81,12 @@ impl ManifestDocument {
                 guidance_scale: self.guidance_scale,
                 scheduler: self.scheduler.parse::<SamplerKind>().ok()?,
             },
+            tasks: Task::ALL
+                .iter()
+                .copied()
+                .filter(|task| self.tasks.iter().any(|name| name == task.as_str()))
+                .collect(),
+            schedulers: self.schedulers.iter().filter_map(|name| name.parse().ok()).collect(),
         })
     }
 }

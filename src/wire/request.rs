@@ -9,7 +9,11 @@ use sha2::{Digest, Sha256};
 
 use super::header;
 use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
-use crate::job::{Draft, JobId, JobSpec, ModelManifest, OutputFormat, Priority, SamplerKind, Tenant, Violation};
+use crate::job::options::InvalidPictureSource;
+use crate::job::{
+    Draft, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OutputFormat, PictureSource, Priority, Rng,
+    SamplerKind, Tenant, Violation,
+};
 
 /// The body of a request. Only `prompt` is required; the model's defaults fill the rest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,7 +57,7 @@ pub struct RequestDocument {
     pub num_images: Option<u32>,
     /// The sampler.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "lcm"]))]
+    #[schemars(extend("enum" = SamplerKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>()))]
     pub scheduler: Option<String>,
     /// How the images are stored.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,9 +71,60 @@ pub struct RequestDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub previews: Option<u32>,
+    /// How much of guidance's growth in contrast is taken back; 0.7 suits models trained to zero terminal SNR.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub guidance_rescale: Option<f32>,
+    /// Whose random numbers the seed gives: those of PyTorch's generator on the CPU (the default), or on CUDA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["torch-cpu", "torch-cuda"]))]
+    pub rng: Option<String>,
+    /// What to start from: an object key below `<tenant>/`, a data: URL or an https: URL of a PNG, JPEG or WebP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_image: Option<String>,
+    /// How much of `init_image` is made anew; 0.8 when absent, or 1 with a mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub strength: Option<f32>,
+    /// Where `init_image` is made anew: white there, black elsewhere, of the same size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_image: Option<String>,
+    /// Changes to the model's weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub loras: Vec<LoraDocument>,
+    /// What happens to what is beyond 77 tokens: it is cut off with a warning (the default), or encoded in chunks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["truncate", "chunk"]))]
+    pub long_prompt: Option<String>,
+    /// Whether `(word:1.3)`, `(word)`, `[word]` and BREAK have a meaning; they have none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_weighting: Option<bool>,
+    /// SDXL is told this height and width of the original; those of the picture when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_size: Option<[u32; 2]>,
+    /// SDXL is told this top and left of the crop; 0, 0 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crops_coords_top_left: Option<[u32; 2]>,
+    /// SDXL is told this height and width of the crop; those of the picture when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_size: Option<[u32; 2]>,
     /// Anything that fits in 4096 bytes of JSON; comes back with every durable event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, Value>>,
+}
+
+/// One entry of `loras`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoraDocument {
+    /// The LoRA's file, without `.safetensors`.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_-]{1,64}$"))]
+    pub name: String,
+    /// How much of it; 1 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -10.0, max = 10.0))]
+    pub weight: Option<f32>,
 }
 
 /// What decides how a body is read, besides the body.
@@ -127,10 +182,7 @@ pub fn parse(body: &[u8], context: &Context<'_>) -> Result<Request, Refusal> {
         width: take_u32(&mut fields, "width", &mut violations),
         height: take_u32(&mut fields, "height", &mut violations),
         num_inference_steps: take_u32(&mut fields, "num_inference_steps", &mut violations),
-        guidance_scale: take(&mut fields, "guidance_scale", "a number", &mut violations, |value| {
-            #[expect(clippy::cast_possible_truncation, reason = "out of range becomes infinite, which is refused")]
-            value.as_f64().map(|number| number as f32)
-        }),
+        guidance_scale: take_f32(&mut fields, "guidance_scale", &mut violations),
         seed: take(&mut fields, "seed", "a whole number", &mut violations, Value::as_u64),
         num_images: take_u32(&mut fields, "num_images", &mut violations),
         scheduler: take_name(&mut fields, "scheduler", SamplerKind::ALL, SamplerKind::as_str, &mut violations),
@@ -142,6 +194,17 @@ pub fn parse(body: &[u8], context: &Context<'_>) -> Result<Request, Refusal> {
             &mut violations,
         ),
         previews: take_u32(&mut fields, "previews", &mut violations),
+        guidance_rescale: take_f32(&mut fields, "guidance_rescale", &mut violations),
+        rng: take_name(&mut fields, "rng", Rng::ALL, Rng::as_str, &mut violations),
+        init_image: take_picture(&mut fields, "init_image", &mut violations),
+        strength: take_f32(&mut fields, "strength", &mut violations),
+        mask_image: take_picture(&mut fields, "mask_image", &mut violations),
+        loras: take_loras(&mut fields, &mut violations),
+        long_prompt: take_name(&mut fields, "long_prompt", LongPrompt::ALL, LongPrompt::as_str, &mut violations),
+        prompt_weighting: take(&mut fields, "prompt_weighting", "true or false", &mut violations, Value::as_bool),
+        original_size: take_pair(&mut fields, "original_size", &mut violations),
+        crops_coords_top_left: take_pair(&mut fields, "crops_coords_top_left", &mut violations),
+        target_size: take_pair(&mut fields, "target_size", &mut violations),
     };
     let priority = take_name(&mut fields, "priority", Priority::ALL, Priority::as_str, &mut violations);
     if let Some(priority) = priority.filter(|priority| *priority != context.priority) {
@@ -264,6 +327,68 @@ fn take_text(fields: &mut Map<String, Value>, name: &str, violations: &mut Vec<V
 
 fn take_u32(fields: &mut Map<String, Value>, name: &str, violations: &mut Vec<Violation>) -> Option<u32> {
     take(fields, name, "a whole number", violations, |value| value.as_u64().and_then(|number| number.try_into().ok()))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "out of range becomes infinite, which is refused")]
+fn to_f32(value: &Value) -> Option<f32> {
+    value.as_f64().map(|number| number as f32)
+}
+
+fn take_f32(fields: &mut Map<String, Value>, name: &str, violations: &mut Vec<Violation>) -> Option<f32> {
+    take(fields, name, "a number", violations, to_f32)
+}
+
+fn take_picture(fields: &mut Map<String, Value>, name: &str, violations: &mut Vec<Violation>) -> Option<PictureSource> {
+    let allowed = InvalidPictureSource.to_string();
+    take(fields, name, &allowed, violations, |value| value.as_str()?.parse().ok())
+}
+
+fn take_pair(fields: &mut Map<String, Value>, name: &str, violations: &mut Vec<Violation>) -> Option<[u32; 2]> {
+    take(fields, name, "two whole numbers", violations, |value| {
+        let numbers: Option<Vec<u32>> =
+            value.as_array()?.iter().map(|number| number.as_u64().and_then(|number| number.try_into().ok())).collect();
+        numbers?.try_into().ok()
+    })
+}
+
+/// Each entry with its own violations: an object with a `name` and perhaps a `weight`.
+fn take_loras(fields: &mut Map<String, Value>, violations: &mut Vec<Violation>) -> Vec<LoraChoice> {
+    let allowed = "a list of objects with name and weight";
+    let entries = take(fields, "loras", allowed, violations, |value| value.as_array().cloned()).unwrap_or_default();
+    let mut loras = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let Value::Object(entry) = entry else {
+            violations.push(Violation::new(format!("loras[{index}]"), shown(entry), "an object with name and weight"));
+            continue;
+        };
+        let name = entry.get("name").and_then(Value::as_str).map(str::parse);
+        let weight = match entry.get("weight") {
+            None | Some(Value::Null) => Some(1.0),
+            Some(value) => to_f32(value),
+        };
+        if let Some(unknown) = entry.keys().find(|key| !["name", "weight"].contains(&key.as_str())) {
+            violations.push(Violation::new(
+                format!("loras[{index}].{}", field_name(unknown)),
+                "given",
+                "no such field",
+            ));
+        }
+        match (name, weight) {
+            (Some(Ok(name)), Some(weight)) => loras.push(LoraChoice { name, weight }),
+            (Some(Ok(_)), None) => {
+                violations.push(Violation::new(format!("loras[{index}].weight"), shown(&entry["weight"]), "a number"))
+            }
+            (name, _) => {
+                let value = entry.get("name").map_or_else(|| "missing".to_owned(), shown);
+                let allowed = match name {
+                    Some(Err(error)) => error.to_string(),
+                    _ => "a string".to_owned(),
+                };
+                violations.push(Violation::new(format!("loras[{index}].name"), value, allowed));
+            }
+        }
+    }
+    loras
 }
 
 fn take_name<T: Copy>(

@@ -145,4 +145,5 @@ def main():
     pathlib.Path(__file__).with_suffix(".json").write_text(json.dumps(document) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

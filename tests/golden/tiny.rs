@@ -1,6 +1,6 @@
-//! Tiny Stable Diffusion directories with known outputs, from `tiny.json`.
+//! Tiny diffusers directories with known outputs, from the files of `make.py` and `dit.py`.
 //!
-//! Weights are a function of tensor name and index, the same as in `tiny.py`.
+//! Weights are a function of tensor name and shape, the same as in `tiny.py`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,10 +9,10 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// What diffusers recorded for `variant`.
-pub(crate) fn golden(variant: &str) -> Value {
-    let document: Value = serde_json::from_str(include_str!("tiny.json")).unwrap();
-    document[variant].clone()
+/// What diffusers recorded for `family`.
+pub(crate) fn golden(family: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{family}.json"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 /// A list of numbers in what was recorded.
@@ -21,27 +21,40 @@ pub(crate) fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
 }
 
-/// A directory with the model `variant`.
-pub(crate) fn model(variant: &str) -> tempfile::TempDir {
-    let golden = golden(variant);
+/// The tensors that it recorded.
+#[allow(dead_code, reason = "not every test that includes this file compares numbers")]
+pub(crate) fn tensors(family: &str) -> HashMap<String, Tensor> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{family}.safetensors"));
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+/// A directory with the tiny model of `family`.
+pub(crate) fn model(family: &str) -> tempfile::TempDir {
+    let golden = golden(family);
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
-    for part in ["unet", "vae", "text_encoder", "scheduler", "tokenizer"] {
-        std::fs::create_dir(at(part)).unwrap();
-    }
     for (name, config) in golden["configs"].as_object().unwrap() {
+        std::fs::create_dir_all(at(name).parent().unwrap()).unwrap();
         write_json(&at(name), config);
     }
-    write_json(&at("tokenizer/vocab.json"), &golden["vocabulary"]);
-    let merges: Vec<&str> = golden["merges"].as_array().unwrap().iter().map(|merge| merge.as_str().unwrap()).collect();
-    std::fs::write(at("tokenizer/merges.txt"), format!("#version: 0.2\n{}\n", merges.join("\n"))).unwrap();
-    for (part, file) in [
-        ("unet", "unet/diffusion_pytorch_model.safetensors"),
-        ("vae", "vae/diffusion_pytorch_model.safetensors"),
-        ("text_encoder", "text_encoder/model.safetensors"),
-    ] {
-        let shapes = golden["shapes"][part].as_object().unwrap();
+    for (part, pad_token) in golden["pad_tokens"].as_object().unwrap() {
+        std::fs::create_dir(at(part)).unwrap();
+        write_json(&at(&format!("{part}/vocab.json")), &golden["vocabulary"]);
+        write_json(&at(&format!("{part}/special_tokens_map.json")), &json!({ "pad_token": pad_token }));
+        let merges: Vec<&str> =
+            golden["merges"].as_array().unwrap().iter().map(|pair| pair.as_str().unwrap()).collect();
+        let text = format!("#version: 0.2\n{}\n", merges.join("\n"));
+        std::fs::write(at(&format!("{part}/merges.txt")), text).unwrap();
+    }
+    for (part, tokenizer) in golden["t5_tokenizers"].as_object().unwrap() {
+        std::fs::create_dir(at(part)).unwrap();
+        write_json(&at(&format!("{part}/tokenizer.json")), tokenizer);
+    }
+    for (part, shapes) in golden["shapes"].as_object().unwrap() {
+        let stem = if part.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
         let tensors: HashMap<&str, Tensor> = shapes
+            .as_object()
+            .unwrap()
             .iter()
             .map(|(name, shape)| {
                 let shape: Vec<usize> =
@@ -49,7 +62,7 @@ pub(crate) fn model(variant: &str) -> tempfile::TempDir {
                 (name.as_str(), tensor(name, &shape))
             })
             .collect();
-        candle_core::safetensors::save(&tensors, at(file)).unwrap();
+        candle_core::safetensors::save(&tensors, at(&format!("{part}/{stem}.safetensors"))).unwrap();
     }
     directory
 }

@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use darkroom::engine::{self, DeviceChoice};
-use darkroom::job::{ImageSpec, OutputFormat, Status};
+use darkroom::engine::{self, LoadOptions, StartingPictures};
+use darkroom::job::{Defaults, ImageSpec, OutputFormat, Status};
 use darkroom::wire::event::EventKind;
 use darkroom::wire::subject;
 use futures_util::StreamExt;
@@ -34,7 +34,7 @@ async fn a_client_in_another_language_sees_the_whole_job() {
 
 /// Forty jobs of different lengths, samplers, guidance and seeds.
 pub(crate) fn forty_requests() -> Vec<(String, Value)> {
-    let samplers = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "lcm"];
+    let samplers = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "heun", "lcm"];
     let colours = ["red", "green", "blue", "yellow", "purple"];
     (0..40_usize)
         .map(|index| {
@@ -57,21 +57,22 @@ pub(crate) fn forty_requests() -> Vec<(String, Value)> {
 
 /// What the engine makes of a request when it has nothing else to do.
 pub(crate) fn rendered_alone(requests: &[(String, Value)]) -> Vec<Vec<u8>> {
-    let mut model = engine::load(&model_directory(), DeviceChoice::Cpu).unwrap();
+    let mut model = engine::load(&model_directory(), &LoadOptions::default()).unwrap();
     requests
         .iter()
         .map(|(_, body)| {
-            let spec = ImageSpec {
-                prompt: body["prompt"].as_str().unwrap().to_owned(),
-                negative_prompt: String::new(),
+            let defaults = Defaults {
                 width: 128,
                 height: 128,
                 num_inference_steps: u32::try_from(body["num_inference_steps"].as_u64().unwrap()).unwrap(),
                 guidance_scale: if body["guidance_scale"] == json!(1.0) { 1.0 } else { 5.0 },
-                seed: body["seed"].as_u64().unwrap(),
                 scheduler: body["scheduler"].as_str().unwrap().parse().unwrap(),
             };
-            let rendered = model.render(&spec, None, &mut |_, _| ()).unwrap();
+            let spec = ImageSpec {
+                seed: body["seed"].as_u64().unwrap(),
+                ..ImageSpec::with_defaults(body["prompt"].as_str().unwrap(), &defaults)
+            };
+            let rendered = model.render(&spec, &StartingPictures::default(), None, &mut |_, _| ()).unwrap();
             engine::encode(&rendered.image, OutputFormat::Png).unwrap()
         })
         .collect()

@@ -35,6 +35,7 @@ const MUST_BE_MET: &[&str] = &[
     "claim: ended",
     "claim: failed",
     "claim: held elsewhere",
+    "claim: unprepared",
     "claim: won",
     "exit: drained",
     "exit: fatal",

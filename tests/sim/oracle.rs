@@ -93,7 +93,10 @@ impl Oracle {
                     (Some(Action::Settle(_)), Acted::Done) => held.settled = true,
                     (Some(Action::Store), Acted::Done) => held.stored = true,
                     (Some(Action::Store), Acted::Failed(_)) => held.blamed = true,
-                    (Some(Action::Claim), Acted::Claimed(claim)) => held.waiting = matches!(claim, Claim::Won { .. }),
+                    (Some(Action::Claim), Acted::Claimed(claim)) => {
+                        held.waiting = matches!(claim, Claim::Won { .. });
+                        held.blamed |= matches!(claim, Claim::Unprepared { .. });
+                    }
                     (_, _) => {}
                 }
             }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use darkroom::job::{Fault, FaultCode};
-use darkroom::sched::{Acted, Action, Effect, EngineWork, Input, Mono, PullOutcome, Ticket, Transition, Verdict};
+use darkroom::sched::{
+    Acted, Action, Claim, Effect, EngineWork, Input, Mono, PullOutcome, Ticket, Transition, Verdict,
+};
 
 use crate::knobs::{Kind, Trouble};
 use crate::parts::store_fault;
@@ -220,7 +222,12 @@ impl World {
         let Claimant { job, digest, .. } = *claimant;
         let outcome = match action {
             Action::Claim => {
-                let (outcome, fence) = self.records.claim(claimant);
+                let (mut outcome, fence) = self.records.claim(claimant);
+                if let Acted::Claimed(Claim::Won { failures }) = outcome
+                    && let Some(fault) = store_fault(&self.rates(), &mut self.random)
+                {
+                    outcome = Acted::Claimed(Claim::Unprepared { failures, fault });
+                }
                 self.oracle.met(claim_word(&outcome));
                 return (outcome, fence);
             }
@@ -253,9 +260,10 @@ impl World {
 }
 
 fn claim_word(outcome: &Acted) -> &'static str {
-    use darkroom::sched::Claim::{Conflict, Duplicate, Ended, HeldElsewhere, Won};
+    use darkroom::sched::Claim::{Conflict, Duplicate, Ended, HeldElsewhere, Unprepared, Won};
     match outcome {
         Acted::Claimed(Won { .. }) => "claim: won",
+        Acted::Claimed(Unprepared { .. }) => "claim: unprepared",
         Acted::Claimed(Ended { .. }) => "claim: ended",
         Acted::Claimed(Duplicate) => "claim: duplicate",
         Acted::Claimed(Conflict) => "claim: conflict",

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use darkroom::engine::{self, Engine};
 use darkroom::job::{Pool, WorkerId};
-use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
+use darkroom::shell::config::{BusOptions, FetchOptions, StoreOptions, parse_duration};
 use darkroom::shell::{bus, shutdown, store, telemetry, worker};
 
 /// Turns requests on NATS JetStream into images, for one model, until there is nothing to do.
@@ -21,12 +21,20 @@ struct Options {
     bus: BusOptions,
     #[command(flatten)]
     store: StoreOptions,
+    #[command(flatten)]
+    fetch: FetchOptions,
     /// The model: a diffusers directory
     #[arg(long, env = "DARKROOM_MODEL", value_name = "DIR")]
     model: PathBuf,
     /// Where to compute: auto, cpu or cuda
     #[arg(long, env = "DARKROOM_DEVICE", default_value = "auto")]
     device: engine::DeviceChoice,
+    /// Number format of all parts: f32, f16 or bf16; what the model's darkroom.toml says, or suits the device, when absent
+    #[arg(long, env = "DARKROOM_DTYPE", value_name = "NAME")]
+    dtype: Option<engine::Precision>,
+    /// The folder with LoRAs, as NAME.safetensors; what it lacks comes from `loras/` in the object store
+    #[arg(long, env = "DARKROOM_LORAS", value_name = "DIR")]
+    loras: Option<PathBuf>,
     /// Which requests to take: `any`, `ondemand` or both; a machine that may be taken away serves only `any`
     #[arg(long, env = "DARKROOM_POOLS", value_delimiter = ',', default_value = "any,ondemand")]
     pools: Vec<Pool>,
@@ -73,9 +81,16 @@ async fn run(options: Options) -> anyhow::Result<()> {
         images_in_batch_max: options.batch,
         exit_when_idle: options.exit_when_idle,
         grace: options.grace,
+        fetch_allow: options.fetch.fetch_allow,
+        loras: options.loras.clone(),
     };
-    let (model, device) = (options.model, options.device);
-    let load = move || engine::load(&model, device).map(|engine| Box::new(engine) as Box<dyn Engine>);
+    let load_options = engine::LoadOptions {
+        device: options.device,
+        precisions: engine::Precisions::all(options.dtype),
+        loras: options.loras,
+    };
+    let model = options.model;
+    let load = move || engine::load(&model, &load_options).map(|engine| Box::new(engine) as Box<dyn Engine>);
     worker::run(config, load, bus, store, stop).await?;
     Ok(())
 }

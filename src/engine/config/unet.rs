@@ -44,7 +44,23 @@ pub(crate) struct UnetConfig {
     pub(crate) freq_shift: f64,
     pub(crate) use_linear_projection: bool,
     pub(crate) upcast_attention: bool,
+    /// Width of the guidance embedding of models that were distilled with guidance built in (LCM).
+    pub(crate) time_cond_proj_dim: Option<usize>,
+    /// What SDXL conditions on besides the prompt's tokens.
+    pub(crate) addition: Option<Addition>,
 }
+
+/// `addition_embed_type` `text_time`: the pooled prompt and the embedded sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Addition {
+    /// `addition_time_embed_dim`: width of the embedding of each of the six sizes.
+    pub(crate) size_width: usize,
+    /// Width of the pooled embedding.
+    pub(crate) pooled_width: usize,
+}
+
+/// Numbers that SDXL is told of a picture's sizes: original, crop and target, two each.
+pub(crate) const TIME_IDS: usize = 6;
 
 impl UnetConfig {
     pub(super) fn read(directory: &Path) -> Result<Self, LoadError> {
@@ -73,8 +89,12 @@ impl UnetConfig {
             use_linear_projection: bool,
             #[serde(default)]
             upcast_attention: bool,
+            time_cond_proj_dim: Option<usize>,
+            addition_embed_type: Option<String>,
+            addition_time_embed_dim: Option<usize>,
+            projection_class_embeddings_input_dim: Option<usize>,
         }
-        const READ: [&str; 16] = [
+        const READ: [&str; 20] = [
             "in_channels",
             "out_channels",
             "sample_size",
@@ -91,6 +111,10 @@ impl UnetConfig {
             "freq_shift",
             "use_linear_projection",
             "upcast_attention",
+            "time_cond_proj_dim",
+            "addition_embed_type",
+            "addition_time_embed_dim",
+            "projection_class_embeddings_input_dim",
         ];
         const FIXED: [(&str, &[&str]); 12] = [
             ("act_fn", &["\"silu\"", "\"swish\""]),
@@ -109,6 +133,25 @@ impl UnetConfig {
         let document = Document::read(directory.join("unet/config.json"))?;
         document.refuse_others(&READ, &FIXED)?;
         let fields: Fields = document.parse()?;
+        let addition = match fields.addition_embed_type.as_deref() {
+            None => None,
+            Some("text_time") => {
+                let size_width = fields.addition_time_embed_dim.unwrap_or(0);
+                let all = fields.projection_class_embeddings_input_dim.unwrap_or(0);
+                match all.checked_sub(TIME_IDS * size_width) {
+                    Some(pooled_width) if pooled_width > 0 && size_width > 0 => {
+                        Some(Addition { size_width, pooled_width })
+                    }
+                    _ => {
+                        let reason = format!("leaves nothing for the prompt beside {TIME_IDS} sizes of {size_width}");
+                        return Err(document.invalid("projection_class_embeddings_input_dim", reason));
+                    }
+                }
+            }
+            Some(other) => {
+                return Err(document.unsupported("addition_embed_type", format!("\"{other}\""), "null, \"text_time\""));
+            }
+        };
 
         let count = fields.block_out_channels.len();
         let per_level = |field: &str, value: &PerLevel| match value {
@@ -160,6 +203,8 @@ impl UnetConfig {
             freq_shift: fields.freq_shift,
             use_linear_projection: fields.use_linear_projection,
             upcast_attention: fields.upcast_attention,
+            time_cond_proj_dim: fields.time_cond_proj_dim,
+            addition,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! `vae/config.json`.
+//! `vae/config.json`: the variational autoencoder between pixels and latents.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Document, groups, yes};
 use crate::engine::error::LoadError;
 
-/// `vae/config.json`, of which only the decoder is used.
+/// `vae/config.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct VaeConfig {
     pub(crate) block_out_channels: Vec<usize>,
@@ -20,8 +20,16 @@ pub(crate) struct VaeConfig {
     /// Latents of unit variance are the VAE's latents times this.
     #[serde(default = "stable_diffusion_1_scaling")]
     pub(crate) scaling_factor: f64,
+    /// Added to latents after that scaling is undone.
+    pub(crate) shift_factor: Option<f64>,
+    /// Mean of each channel of the VAE's latents, with `latents_std` in place of `shift_factor`.
+    pub(crate) latents_mean: Option<Vec<f64>>,
+    /// Standard deviation of each channel.
+    pub(crate) latents_std: Option<Vec<f64>>,
     #[serde(default = "yes")]
     pub(crate) use_post_quant_conv: bool,
+    #[serde(default = "yes")]
+    pub(crate) use_quant_conv: bool,
     /// Whether decoding overflows in f16.
     #[serde(default)]
     pub(crate) force_upcast: bool,
@@ -33,22 +41,25 @@ fn stable_diffusion_1_scaling() -> f64 {
 
 impl VaeConfig {
     pub(super) fn read(directory: &Path) -> Result<Self, LoadError> {
-        const READ: [&str; 8] = [
+        const READ: [&str; 12] = [
             "block_out_channels",
             "layers_per_block",
             "latent_channels",
             "out_channels",
             "norm_num_groups",
             "scaling_factor",
+            "shift_factor",
+            "latents_mean",
+            "latents_std",
+            "use_quant_conv",
             "use_post_quant_conv",
             "force_upcast",
         ];
-        const FIXED: [(&str, &[&str]); 5] = [
+        const FIXED: [(&str, &[&str]); 4] = [
             ("act_fn", &["\"silu\""]),
-            ("in_channels", &["*"]),
+            ("in_channels", &["3"]),
             ("mid_block_add_attention", &["true"]),
             ("sample_size", &["*"]),
-            ("use_quant_conv", &["*"]),
         ];
         let document = Document::read(directory.join("vae/config.json"))?;
         let read: Vec<&str> = READ.into_iter().chain(["down_block_types", "up_block_types"]).collect();
@@ -65,6 +76,11 @@ impl VaeConfig {
         let config: Self = document.parse()?;
         if config.out_channels != 3 {
             return Err(document.unsupported("out_channels", config.out_channels, "3"));
+        }
+        for (field, list) in [("latents_mean", &config.latents_mean), ("latents_std", &config.latents_std)] {
+            if list.as_ref().is_some_and(|list| list.len() != config.latent_channels) {
+                return Err(document.invalid(field, format!("has not {} values", config.latent_channels)));
+            }
         }
         if config.block_out_channels.is_empty() {
             return Err(document.invalid("block_out_channels", "is empty"));

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
-use crate::engine;
+use crate::engine::{self, StartingPictures};
 use crate::job::{
     Fault, FaultClass, FaultCode, InvalidToken, JobId, JobStep, ModelManifest, Priority, Tenant, Violation,
 };
@@ -179,13 +179,30 @@ impl Worker {
             worker: self.config.worker.clone(),
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
+        let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
         let claimed = async move {
-            let outcome = match records.claim(&claim, unix_ms).await {
+            let mut outcome = match records.claim(&claim, unix_ms).await {
                 // A record that this build cannot read belongs to somebody else.
                 Err(fault) if fault.class == FaultClass::Reject => Ok(Claimed { claim: Claim::Conflict, owned: None }),
                 outcome => outcome,
             };
-            let _ = facts.send(Fact::Claimed { ticket, outcome });
+            let mut pictures = StartingPictures::default();
+            // Only for the owner, and before it is the engine's turn: a slow web server must not hold up a batch.
+            if let Ok(Claimed { claim: won @ Claim::Won { .. }, .. }) = &mut outcome
+                && let Claim::Won { failures } = *won
+            {
+                let prepared = async {
+                    if let Some(loras) = &loras {
+                        loras.bring(&spec.image.loras).await?;
+                    }
+                    fetcher.starting_pictures(&claim.tenant, &spec).await
+                };
+                match prepared.await {
+                    Ok(fetched) => pictures = fetched,
+                    Err(fault) => *won = Claim::Unprepared { failures, fault },
+                }
+            }
+            let _ = facts.send(Fact::Claimed { ticket, outcome, pictures });
         };
         self.tasks.spawn(claimed.instrument(span.clone()));
     }
@@ -243,6 +260,7 @@ impl Worker {
                     worker: self.config.worker.to_string(),
                     attempts: job.attempts(),
                     resumed_from_step: 0,
+                    warnings: job.warnings.clone(),
                     metadata: job.metadata(),
                 };
                 (JobStep::Complete, serde_json::to_value(data).ok())

@@ -1,0 +1,213 @@
+//! Prompts to what the denoiser is conditioned on, by the rules of each family of pipelines.
+//!
+//! Each prompt is encoded alone, so its embedding never depends on other prompts. How text becomes tokens is `prompt`'s
+//! business.
+
+use std::sync::Mutex;
+
+use candle_core::{Result, Tensor};
+
+use super::clip::{Clip, Encoded};
+use super::config::Family;
+use super::mmdit;
+use super::prompt::{self, Piece, Tokenized};
+use super::t5::T5Encoder;
+use super::tokenizer::ClipTokenizer;
+use crate::job::{PromptOptions, Weighting};
+
+/// Embeddings that are kept: the images of a job share their prompts, and most jobs share the empty negative prompt.
+const KEPT_MAX: usize = 32;
+/// Tokens of zeros that stand for a T5 that a Stable Diffusion 3 does not have, as in diffusers.
+pub(crate) const SD3_T5_TOKENS: usize = 256;
+/// Tokens that FLUX.1 reads, as in diffusers.
+pub(crate) const FLUX_T5_TOKENS: usize = 512;
+
+/// A tokenizer with its encoder.
+#[derive(Debug)]
+pub(crate) struct ClipEncoder {
+    pub(crate) tokenizer: ClipTokenizer,
+    pub(crate) clip: Clip,
+}
+
+/// All text encoders of a pipeline.
+#[derive(Debug)]
+pub(crate) struct TextEncoders {
+    pub(crate) family: Family,
+    /// At least one.
+    pub(crate) clips: Vec<ClipEncoder>,
+    pub(crate) t5: Option<T5Encoder>,
+    /// Channels of the prompt's tokens in a Stable Diffusion 3.
+    pub(crate) joint_attention_dim: usize,
+    /// Whether an image without a negative prompt is guided away from zeros.
+    pub(crate) force_zeros_for_empty_prompt: bool,
+    /// The most recently used last.
+    pub(crate) kept: Mutex<Vec<(PromptKey, Prompt)>>,
+}
+
+/// What a prompt's embedding depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PromptKey {
+    text: String,
+    options: PromptOptions,
+    chunks: usize,
+}
+
+/// What became of a prompt.
+#[derive(Clone, Debug)]
+pub(crate) struct Prompt {
+    /// `(1, d, t)` in the encoders' number format.
+    context: Tensor,
+    /// `(1, p)`
+    pooled: Tensor,
+}
+
+/// What one image is conditioned on: one row, or with guidance two, of which the first is the negative prompt.
+#[derive(Clone, Debug)]
+pub(crate) struct Conditioning {
+    /// `(g, d, t)`
+    pub(crate) context: Tensor,
+    /// `(g, p)`
+    pub(crate) pooled: Tensor,
+    /// What the requester should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl TextEncoders {
+    /// The conditioning of an image; `negative_prompt` is none without guidance.
+    pub(crate) fn condition(
+        &self,
+        prompt: &str,
+        negative_prompt: Option<&str>,
+        options: PromptOptions,
+    ) -> Result<Conditioning> {
+        let tokenized = self.tokenize(prompt, options)?;
+        let negative = match negative_prompt {
+            Some("") if self.force_zeros_for_empty_prompt => None,
+            Some(text) => Some((text, self.tokenize(text, options)?)),
+            None => None,
+        };
+        let mut warnings = Vec::new();
+        let mut chunks = 1;
+        for (field, tokenized) in
+            [("prompt", Some(&tokenized)), ("negative_prompt", negative.as_ref().map(|(_, tokenized)| tokenized))]
+        {
+            for one in tokenized.into_iter().flatten() {
+                chunks = chunks.max(one.ids.len());
+                if let Some(text) = &one.truncated {
+                    let warning = format!("{field}: longer than the text encoder reads; cut off: {text}");
+                    if !warnings.contains(&warning) {
+                        warnings.push(warning);
+                    }
+                }
+            }
+        }
+        let positive = self.encode(prompt, tokenized, options, chunks)?;
+        let negative = match (negative_prompt, negative) {
+            (None, _) => {
+                return Ok(Conditioning { context: positive.context, pooled: positive.pooled, warnings });
+            }
+            (Some(_), None) => {
+                Prompt { context: positive.context.zeros_like()?, pooled: positive.pooled.zeros_like()? }
+            }
+            (Some(_), Some((text, tokenized))) => self.encode(text, tokenized, options, chunks)?,
+        };
+        Ok(Conditioning {
+            context: Tensor::cat(&[negative.context, positive.context], 0)?,
+            pooled: Tensor::cat(&[negative.pooled, positive.pooled], 0)?,
+            warnings,
+        })
+    }
+
+    /// The tokens of `text` for each CLIP.
+    fn tokenize(&self, text: &str, options: PromptOptions) -> Result<Vec<Tokenized>> {
+        let one = |encoder: &ClipEncoder| {
+            let ClipTokenizer { inner, special, length } = &encoder.tokenizer;
+            prompt::tokenize(inner, text, options, *special, *length)
+        };
+        self.clips.iter().map(one).collect()
+    }
+
+    fn encode(&self, text: &str, tokenized: Vec<Tokenized>, options: PromptOptions, chunks: usize) -> Result<Prompt> {
+        let key = PromptKey { text: text.to_owned(), options, chunks };
+        let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(found) = kept.iter().position(|(other, _)| *other == key) {
+            let entry = kept.remove(found);
+            let prompt = entry.1.clone();
+            kept.push(entry);
+            return Ok(prompt);
+        }
+        let encoded: Vec<Encoded> = self
+            .clips
+            .iter()
+            .zip(tokenized)
+            .map(|(encoder, tokenized)| encoder.encode(tokenized, chunks))
+            .collect::<Result<_>>()?;
+        let prompt = self.combine(&encoded, text, options)?;
+        if kept.len() == KEPT_MAX {
+            kept.remove(0);
+        }
+        kept.push((key, prompt.clone()));
+        Ok(prompt)
+    }
+
+    /// What the family takes from which encoder.
+    fn combine(&self, encoded: &[Encoded], text: &str, options: PromptOptions) -> Result<Prompt> {
+        let (Some(first), Some(last)) = (encoded.first(), encoded.last()) else {
+            candle_core::bail!("the pipeline has no text encoder");
+        };
+        let t5 = match &self.t5 {
+            Some(t5) => Some(t5.encode(&plain(text, options))?),
+            None => None,
+        };
+        match (self.family, t5) {
+            (Family::StableDiffusion, _) => Ok(Prompt { context: first.last.clone(), pooled: first.pooled.clone() }),
+            (Family::StableDiffusionXl, _) => {
+                let states: Vec<&Tensor> = encoded.iter().map(|one| &one.penultimate).collect();
+                Ok(Prompt { context: Tensor::cat(&states, 1)?, pooled: last.pooled.clone() })
+            }
+            (Family::StableDiffusion3, t5) => {
+                let t5 = t5.map(|t5| t5.to_dtype(first.penultimate.dtype())).transpose()?;
+                let (one, other) = (&first.penultimate, &last.penultimate);
+                let context = mmdit::context(one, other, t5.as_ref(), self.joint_attention_dim, SD3_T5_TOKENS)?;
+                Ok(Prompt { context, pooled: mmdit::pooled(&first.pooled, &last.pooled)? })
+            }
+            (Family::Flux, Some(t5)) => Ok(Prompt { context: t5, pooled: first.pooled.clone() }),
+            (Family::Flux, None) => candle_core::bail!("the pipeline has no T5"),
+        }
+    }
+}
+
+/// A prompt without what weighs it: T5 takes no weights.
+fn plain(text: &str, options: PromptOptions) -> String {
+    match options.weighting {
+        Weighting::Off => text.to_owned(),
+        Weighting::On => prompt::parse(text)
+            .into_iter()
+            .map(|piece| match piece {
+                Piece::Text { text, .. } => text,
+                Piece::Break => " ".to_owned(),
+            })
+            .collect(),
+    }
+}
+
+impl ClipEncoder {
+    /// All chunks of a prompt, one after the other; the pooled embedding is the first chunk's.
+    fn encode(&self, tokenized: Tokenized, chunks: usize) -> Result<Encoded> {
+        let ClipTokenizer { special, length, .. } = self.tokenizer;
+        let Tokenized { ids, weights, .. } = tokenized.padded(chunks, special, length);
+        let (mut last, mut penultimate, mut pooled) = (Vec::new(), Vec::new(), None);
+        for (ids, weights) in ids.iter().zip(&weights) {
+            let encoded = self.clip.forward(ids)?;
+            last.push(prompt::weigh(&encoded.last, weights)?);
+            penultimate.push(prompt::weigh(&encoded.penultimate, weights)?);
+            pooled.get_or_insert(encoded.pooled);
+        }
+        match pooled {
+            Some(pooled) => {
+                Ok(Encoded { last: Tensor::cat(&last, 2)?, penultimate: Tensor::cat(&penultimate, 2)?, pooled })
+            }
+            None => candle_core::bail!("a prompt of no chunks"),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The model that is run at each step, whatever its architecture.
+//!
+//! What it is told besides latents, timestep and prompt is one vector for each row, worked out once for each image.
+
+use candle_core::{Result, Tensor};
+
+use super::config::TIME_IDS;
+use super::flux::FluxTransformer;
+use super::mmdit::Sd3Transformer;
+use super::unet::Unet;
+
+/// One of the architectures.
+#[derive(Debug)]
+pub(crate) enum Denoiser {
+    Unet(Box<Unet>),
+    Sd3(Sd3Transformer),
+    Flux(FluxTransformer),
+}
+
+/// What an image is conditioned on beside its prompt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    /// SDXL's sizes in pixels: height and width of the original, crop from the top and the left, height and width of the
+    /// target.
+    pub(crate) time_ids: [f32; TIME_IDS],
+    /// For models with guidance built in.
+    pub(crate) guidance_scale: f32,
+}
+
+impl Denoiser {
+    /// The vector for prompts with the pooled embeddings `pooled (b, p)`: `(b, v)`, or `None` for models without one.
+    pub(crate) fn vector(&self, pooled: &Tensor, told: Told) -> Result<Option<Tensor>> {
+        match self {
+            Self::Unet(unet) => unet.vector(pooled, told.time_ids, told.guidance_scale),
+            Self::Sd3(transformer) => transformer.vector(pooled, None).map(Some),
+            Self::Flux(transformer) => transformer.vector(pooled, Some(told.guidance_scale)).map(Some),
+        }
+    }
+
+    /// The output for latents `x (b, c, h, w)`, each row at its own timestep: `(b, c, h, w)`.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        context: &Tensor,
+        vector: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        match (self, vector) {
+            (Self::Unet(unet), vector) => unet.forward(x, timesteps, context, vector),
+            (Self::Sd3(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
+            (Self::Flux(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
+            (Self::Sd3(_) | Self::Flux(_), None) => candle_core::bail!("the transformer needs the pooled prompt"),
+        }
+    }
+
+    /// Whether one row of an image is enough whatever the guidance: it is an input of the model, or the model has none.
+    pub(crate) fn guidance_is_built_in(&self) -> bool {
+        match self {
+            Self::Unet(unet) => unet.guidance_is_built_in(),
+            Self::Sd3(_) => false,
+            Self::Flux(_) => true,
+        }
+    }
+}

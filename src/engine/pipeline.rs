@@ -1,0 +1,591 @@
+//! A loaded pipeline: the rows in memory and the stages that an image goes through.
+//!
+//! On the CPU each image runs its forward passes alone, in tensors whose shape depends on nothing but its own request:
+//! products of another shape may round otherwise, and an image's bytes must not depend on its batch mates. On CUDA, where
+//! one row leaves most of the device idle, rows of the same weights share one forward pass. Which rows step together is
+//! not decided here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+#[cfg(test)]
+use super::condition::Conditioning;
+use super::config::Family;
+use super::denoiser::{Denoiser, Told};
+use super::error::LoadError;
+use super::loading::{Source, Weighted};
+use super::lora::{self, LoraError, MergeKey, MergedCache};
+use super::picture;
+use super::preview::ColourMap;
+use super::random::Generator;
+use super::sampler::{FlowSigmas, PlanOptions, SamplerState, StepPlan, Trajectory};
+use super::start::{Inpainting, Pictures, Started, Starter};
+#[cfg(test)]
+use super::tokenizer::ClipTokenizer;
+use super::unet::Unet;
+use super::vae::{Decoder, Encoder, LatentScale};
+use super::{Admitted, Engine, RgbImage, RowId, StartingPictures, image};
+use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, Sizes, Start};
+
+/// Previews are small and short-lived.
+const PREVIEW_JPEG_QUALITY: u8 = 80;
+/// Models with LoRAs that are kept for further jobs, as far as nobody uses them.
+const MERGED_BYTES_MAX: u64 = 12 << 30;
+/// What [`Pipeline::render`] calls its row.
+const RENDERED_ROW: RowId = RowId(u64::MAX);
+
+/// A loaded model.
+#[derive(Debug)]
+pub struct Pipeline {
+    manifest: ModelManifest,
+    digest: String,
+    source: Source,
+    /// The model without LoRAs.
+    base: Arc<Weighted>,
+    /// The model with LoRAs.
+    merged: MergedCache<MergeKey, Weighted>,
+    scale: LatentScale,
+    decoder: Decoder,
+    /// Loaded when the first starting picture comes.
+    encoder: Option<Encoder>,
+    rows: BTreeMap<RowId, Row>,
+    /// Fitted when the first preview is wanted.
+    colours: Option<ColourMap>,
+}
+
+/// One image on its way.
+#[derive(Debug)]
+struct Row {
+    model: Arc<Weighted>,
+    trajectory: Trajectory,
+    /// Steps taken.
+    step: usize,
+    state: SamplerState,
+    random: Generator,
+    /// `(g, d, t)`: the negative prompt, if there is guidance, and the prompt.
+    context: Tensor,
+    /// `(g, v)`
+    vector: Option<Tensor>,
+    guidance_scale: f64,
+    guidance_rescale: f64,
+    inpainting: Option<Inpainting>,
+}
+
+/// A row after a step.
+struct Moved {
+    state: SamplerState,
+    random: Generator,
+}
+
+/// A picture made by [`Pipeline::render`].
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    /// The picture.
+    pub image: RgbImage,
+    /// Steps taken.
+    pub steps: u32,
+    /// What the requester should know.
+    pub warnings: Vec<String>,
+    latents: Tensor,
+}
+
+/// What keeps a picture from being rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// The engine cannot make it.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The file with the initial noise, or for the latents, is of no use.
+    #[error("`{}` cannot be used for latents", path.display())]
+    Latents {
+        /// The file.
+        path: PathBuf,
+        /// What candle says.
+        source: candle_core::Error,
+    },
+}
+
+impl Rendered {
+    /// Writes the final latents, f32 `(1, c, h, w)` of unit variance, as tensor `latents` of a safetensors file.
+    ///
+    /// # Errors
+    /// `Latents` when the file cannot be written.
+    pub fn save_latents(&self, path: &Path) -> Result<(), RenderError> {
+        candle_core::safetensors::save(&HashMap::from([("latents", self.latents.clone())]), path)
+            .map_err(|source| RenderError::Latents { path: path.into(), source })
+    }
+}
+
+/// A failure of candle as a fault.
+fn failed(error: candle_core::Error) -> Fault {
+    let message = error.to_string();
+    // cudarc has no type for it that candle would pass on.
+    let memory = ["out of memory", "OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|sign| message.contains(sign));
+    let code = if memory { FaultCode::OutOfMemory } else { FaultCode::EngineFailed };
+    Fault::retry(code, format!("the model failed: {message}"))
+}
+
+fn unknown(id: RowId) -> Fault {
+    Fault::retry(FaultCode::EngineFailed, format!("row {} is not in the engine", id.0))
+}
+
+fn invalid(message: impl Into<String>) -> Fault {
+    Fault::reject(FaultCode::InvalidRequest, message.into())
+}
+
+impl Pipeline {
+    pub(crate) fn new(
+        manifest: ModelManifest,
+        digest: String,
+        source: Source,
+        base: Weighted,
+        scale: LatentScale,
+        decoder: Decoder,
+    ) -> Self {
+        Self {
+            manifest,
+            digest,
+            source,
+            base: Arc::new(base),
+            merged: MergedCache::new(MERGED_BYTES_MAX),
+            scale,
+            decoder,
+            encoder: None,
+            rows: BTreeMap::new(),
+            colours: None,
+        }
+    }
+
+    /// Makes one picture from `spec`, through the same stages as a worker: admit, steps, decode.
+    ///
+    /// `initial_noise` is a safetensors file whose tensor `noise` or `latents`, f32 `(1, c, h, w)` of unit variance,
+    /// replaces the noise of the seed. `on_step` is called after each step with steps taken and steps in all.
+    ///
+    /// # Errors
+    /// [`RenderError`]
+    pub fn render(
+        &mut self,
+        spec: &ImageSpec,
+        pictures: &StartingPictures,
+        initial_noise: Option<&Path>,
+        on_step: &mut dyn FnMut(u32, u32),
+    ) -> Result<Rendered, RenderError> {
+        let noise = match initial_noise {
+            None => None,
+            Some(path) => {
+                Some(self.read_noise(spec, path).map_err(|source| RenderError::Latents { path: path.into(), source })?)
+            }
+        };
+        let result = self.render_row(spec, pictures, noise, on_step);
+        self.release(RENDERED_ROW);
+        Ok(result?)
+    }
+
+    fn render_row(
+        &mut self,
+        spec: &ImageSpec,
+        pictures: &StartingPictures,
+        noise: Option<Tensor>,
+        on_step: &mut dyn FnMut(u32, u32),
+    ) -> Result<Rendered, Fault> {
+        let Admitted { steps, warnings } = self.admit_with(RENDERED_ROW, spec, pictures, noise)?;
+        for step in 1..=steps {
+            self.step(&[RENDERED_ROW])?;
+            on_step(step, steps);
+        }
+        let image = self.decode(RENDERED_ROW)?;
+        let latents = self.row(RENDERED_ROW)?.state.latents.clone();
+        Ok(Rendered { image, steps, warnings, latents })
+    }
+
+    fn read_noise(&self, spec: &ImageSpec, path: &Path) -> candle_core::Result<Tensor> {
+        let tensors = candle_core::safetensors::load(path, self.device())?;
+        let Some(noise) = tensors.get("noise").or_else(|| tensors.get("latents")) else {
+            candle_core::bail!("it has no tensor `noise` or `latents`");
+        };
+        let (b, c, h, w) = self.latent_shape(spec);
+        if noise.dims() != [b, c, h, w] {
+            candle_core::bail!("its shape is {:?}, not {:?}", noise.dims(), [b, c, h, w]);
+        }
+        noise.to_dtype(DType::F32)
+    }
+
+    /// The UNet, if the model has one, for benchmarks.
+    pub fn unet(&self) -> Option<&Unet> {
+        match &self.base.denoiser {
+            Denoiser::Unet(unet) => Some(unet),
+            Denoiser::Sd3(_) | Denoiser::Flux(_) => None,
+        }
+    }
+
+    /// Where it computes and in which number format, for people.
+    pub fn placement(&self) -> String {
+        format!("{:?}, {:?}", self.device().location(), self.source.placements.denoiser.dtype)
+    }
+
+    fn device(&self) -> &Device {
+        &self.source.placements.denoiser.device
+    }
+
+    fn latent_shape(&self, spec: &ImageSpec) -> (usize, usize, usize, usize) {
+        let vae = &self.source.config.vae;
+        let side = |pixels: u32| pixels as usize / vae.pixels_per_latent();
+        (1, vae.latent_channels, side(spec.height), side(spec.width))
+    }
+
+    fn row(&self, id: RowId) -> Result<&Row, Fault> {
+        self.rows.get(&id).ok_or_else(|| unknown(id))
+    }
+
+    fn row_mut(&mut self, id: RowId) -> Result<&mut Row, Fault> {
+        self.rows.get_mut(&id).ok_or_else(|| unknown(id))
+    }
+
+    fn admit_with(
+        &mut self,
+        id: RowId,
+        spec: &ImageSpec,
+        pictures: &StartingPictures,
+        noise: Option<Tensor>,
+    ) -> Result<Admitted, Fault> {
+        let limits = &self.manifest.limits;
+        for (field, side) in [("width", spec.width), ("height", spec.height)] {
+            if side == 0 || side > limits.side_max || !side.is_multiple_of(limits.side_multiple) {
+                let (multiple, most) = (limits.side_multiple, limits.side_max);
+                return Err(invalid(format!("{field} {side} is not a multiple of {multiple} up to {most}")));
+            }
+        }
+        let takes_mask = self.source.config.denoiser.takes_mask();
+        if takes_mask && !matches!(spec.start, Start::Inpaint { .. }) {
+            return Err(invalid("this model needs init_image and mask_image"));
+        }
+        let trajectory = self.plan(spec)?;
+        let pictures = self.pictures(spec, pictures)?;
+        let model = self.model(&spec.loras)?;
+        let (row, warnings) =
+            self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)?;
+        let steps = row.trajectory.steps.len() as u32;
+        self.rows.insert(id, row);
+        Ok(Admitted { steps, warnings })
+    }
+
+    /// The model with `loras` merged into its weights.
+    fn model(&mut self, loras: &[LoraChoice]) -> Result<Arc<Weighted>, Fault> {
+        let key = MergeKey::new(loras.iter().map(|lora| (lora.name.clone(), lora.weight)));
+        if key.is_empty() {
+            return Ok(Arc::clone(&self.base));
+        }
+        if let Some(model) = self.merged.get(&key) {
+            return Ok(model);
+        }
+        let Some(folder) = &self.source.loras else {
+            return Err(invalid("loras: this worker has no folder of LoRAs"));
+        };
+        let files: Result<Vec<_>, LoraError> =
+            loras.iter().map(|lora| Ok((lora::find(folder, &lora.name)?, lora.weight))).collect();
+        let bytes = self.source.weighted_bytes();
+        self.merged.make_room(bytes);
+        let merge = |files: &[(PathBuf, f32)]| self.source.weighted(Some(&Arc::new(self.source.lora_set(files)?)));
+        let model = files.map_err(LoadError::from).and_then(|files| merge(&files)).map_err(|error| {
+            if let LoadError::Lora(error) = &error {
+                return invalid(format!("loras: {error}"));
+            }
+            Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
+        })?;
+        let model = Arc::new(model);
+        self.merged.insert(key, Arc::clone(&model), bytes);
+        Ok(model)
+    }
+
+    fn plan(&self, spec: &ImageSpec) -> Result<Trajectory, Fault> {
+        let (_, _, height, width) = self.latent_shape(spec);
+        let options = PlanOptions {
+            strength: match spec.start {
+                Start::Noise => None,
+                Start::Picture { strength } | Start::Inpaint { strength } => Some(f64::from(strength)),
+            },
+            // Transformers see packed squares of four latent pixels.
+            image_tokens: (height / 2) * (width / 2),
+            flow_sigmas: match self.source.config.index.family {
+                Family::Flux => FlowSigmas::Pipeline,
+                Family::StableDiffusion | Family::StableDiffusionXl | Family::StableDiffusion3 => FlowSigmas::Scheduler,
+            },
+        };
+        Trajectory::plan(spec.scheduler, spec.num_inference_steps as usize, &self.source.config.scheduler, &options)
+            .map_err(|error| invalid(error.to_string()))
+    }
+
+    /// The starting pictures, decoded and sized, with the encoder ready for them.
+    fn pictures(&mut self, spec: &ImageSpec, given: &StartingPictures) -> Result<Option<Pictures>, Fault> {
+        if spec.start == Start::Noise {
+            return Ok(None);
+        }
+        let missing = |field: &str| invalid(format!("{field} is missing"));
+        let init_image = given.init_image.as_ref().ok_or_else(|| missing("init_image"))?;
+        let decoded = picture::decode(init_image).map_err(|error| error.fault("init_image"))?;
+        let (width, height, device) = (spec.width, spec.height, self.device().clone());
+        let place = |tensor: Tensor| tensor.to_device(&device).map_err(failed);
+        let prepared = picture::prepare(&decoded, width, height).map_err(|error| error.fault("init_image"))?;
+        let mask = match spec.start {
+            Start::Inpaint { .. } => {
+                let file = given.mask_image.as_ref().ok_or_else(|| missing("mask_image"))?;
+                let mask = picture::decode(file).and_then(|mask| picture::prepare_mask(&mask, &decoded, width, height));
+                Some(place(mask.map_err(|error| error.fault("mask_image"))?)?)
+            }
+            Start::Noise | Start::Picture { .. } => None,
+        };
+        if self.encoder.is_none() {
+            let encoder =
+                self.source.encoder().map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?;
+            self.encoder = Some(encoder);
+        }
+        Ok(Some(Pictures { picture: place(prepared)?, mask }))
+    }
+
+    /// A row at its first step, and what the requester should know.
+    fn begin(
+        &self,
+        spec: &ImageSpec,
+        model: Arc<Weighted>,
+        trajectory: Trajectory,
+        pictures: Option<&Pictures>,
+        takes_mask: bool,
+        noise: Option<Tensor>,
+    ) -> candle_core::Result<(Row, Vec<String>)> {
+        let guided = spec.guidance_scale > 1.0 && !model.denoiser.guidance_is_built_in();
+        let negative = guided.then_some(spec.negative_prompt.as_str());
+        let conditioning = model.text.condition(&spec.prompt, negative, spec.prompt_options)?;
+        let Sizes { original, crops_coords_top_left: crop, target } = spec.sizes;
+        let time_ids = [original[0], original[1], crop[0], crop[1], target[0], target[1]].map(|size| size as f32);
+        let told = Told { time_ids, guidance_scale: spec.guidance_scale };
+        let dtype = self.source.placements.denoiser.dtype;
+        let pooled = conditioning.pooled.to_dtype(dtype)?;
+        let starter = Starter {
+            encoder: self.encoder.as_ref(),
+            scale: &self.scale,
+            device: self.device(),
+            shape: self.latent_shape(spec),
+            takes_mask,
+            noise,
+        };
+        let mut random = Generator::new(spec.rng, spec.seed);
+        let Started { state, inpainting } = starter.start(&spec.start, pictures, &trajectory, &mut random)?;
+        let row = Row {
+            state,
+            trajectory,
+            step: 0,
+            random,
+            context: conditioning.context.to_dtype(dtype)?,
+            vector: model.denoiser.vector(&pooled, told)?,
+            model,
+            guidance_scale: f64::from(spec.guidance_scale),
+            guidance_rescale: f64::from(spec.guidance_rescale),
+            inpainting,
+        };
+        Ok((row, conditioning.warnings))
+    }
+
+    /// What the denoiser says of the next step of `rows`, in one forward pass over all of them: `(g of all rows, c, h, w)`
+    /// f32. They share their weights and the length of their prompts.
+    fn denoise(&self, rows: &[&Row]) -> candle_core::Result<Tensor> {
+        let dtype = self.source.placements.denoiser.dtype;
+        let mut inputs = Vec::new();
+        let mut timesteps = Vec::new();
+        let (mut contexts, mut vectors) = (Vec::new(), Vec::new());
+        for row in rows {
+            let plan = row.plan()?;
+            let mut input = (&row.state.latents * plan.input_scale)?;
+            if let Some(Inpainting::Channels { channels }) = &row.inpainting {
+                input = Tensor::cat(&[&input, channels], 1)?;
+            }
+            let input = input.to_dtype(dtype)?;
+            for _ in 0..row.context.dim(0)? {
+                inputs.push(input.clone());
+                timesteps.push(plan.timestep);
+            }
+            contexts.push(&row.context);
+            vectors.extend(&row.vector);
+        }
+        // (rows of all images, c, h, w), (rows of all images, d, t), (rows of all images, v)
+        let (inputs, contexts) = (Tensor::cat(&inputs, 0)?, Tensor::cat(&contexts, 0)?);
+        let vectors = if vectors.is_empty() { None } else { Some(Tensor::cat(&vectors, 0)?) };
+        let Some(first) = rows.first() else { candle_core::bail!("a step of no rows") };
+        first.model.denoiser.forward(&inputs, &timesteps, &contexts, vectors.as_ref())?.to_dtype(DType::F32)
+    }
+
+    /// `rows` after their next step.
+    fn advance(&self, rows: &[&Row]) -> candle_core::Result<Vec<Moved>> {
+        let outputs = self.denoise(rows)?;
+        let mut moved = Vec::with_capacity(rows.len());
+        let mut start = 0;
+        for row in rows {
+            let width = row.context.dim(0)?;
+            moved.push(row.moved(&outputs.narrow(0, start, width)?)?);
+            start += width;
+        }
+        Ok(moved)
+    }
+}
+
+impl Row {
+    fn plan(&self) -> candle_core::Result<&StepPlan> {
+        match self.trajectory.steps.get(self.step) {
+            Some(plan) => Ok(plan),
+            None => candle_core::bail!("the row has no steps left"),
+        }
+    }
+
+    /// The row after the step for which the denoiser said `outputs (g, c, h, w)`.
+    fn moved(&self, outputs: &Tensor) -> candle_core::Result<Moved> {
+        let plan = self.plan()?;
+        let output = guide(outputs, self.guidance_scale, self.guidance_rescale)?;
+        let mut random = self.random.clone();
+        let noise = || {
+            let values = random.normal(self.state.latents.elem_count());
+            Tensor::from_vec(values, self.state.latents.shape(), outputs.device())
+        };
+        let mut state = plan.advance(&self.state, &output, noise)?;
+        if let Some(inpainting) = &self.inpainting {
+            let next = self.trajectory.steps.get(self.step + 1).map(|next| next.noising);
+            state.latents = inpainting.blend(&state.latents, next)?;
+        }
+        Ok(Moved { state, random })
+    }
+
+    /// What must agree for two rows to share a forward pass.
+    fn company(&self) -> (*const Weighted, usize) {
+        (Arc::as_ptr(&self.model), self.context.dims()[2])
+    }
+}
+
+/// Classifier-free guidance over `outputs (g, c, h, w)`, of which the last row is the prompt's and the one before, if
+/// there is one, the negative prompt's: `(1, c, h, w)`. `rescale` is phi in section 3.4 of arXiv 2305.08891.
+fn guide(outputs: &Tensor, scale: f64, rescale: f64) -> candle_core::Result<Tensor> {
+    let rows = outputs.dim(0)?;
+    let prompted = outputs.narrow(0, rows - 1, 1)?;
+    if rows == 1 {
+        return Ok(prompted);
+    }
+    let unconditional = outputs.narrow(0, 0, 1)?;
+    let guided = (&unconditional + ((&prompted - &unconditional)? * scale)?)?;
+    if rescale == 0.0 {
+        return Ok(guided);
+    }
+    let deviation =
+        |x: &Tensor| x.flatten_all()?.var_keepdim(0)?.to_vec1::<f32>().map(|values| f64::from(values[0]).sqrt());
+    let factor = deviation(&prompted)? / deviation(&guided)?;
+    guided * (rescale * factor + (1.0 - rescale))
+}
+
+impl Engine for Pipeline {
+    fn manifest(&self) -> &ModelManifest {
+        &self.manifest
+    }
+
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn admit(&mut self, row: RowId, spec: &ImageSpec, pictures: &StartingPictures) -> Result<Admitted, Fault> {
+        self.admit_with(row, spec, pictures, None)
+    }
+
+    fn step(&mut self, rows: &[RowId]) -> Result<(), Fault> {
+        let mut batch = Vec::with_capacity(rows.len());
+        for id in rows {
+            batch.push((*id, self.row(*id)?));
+        }
+        // On the CPU each alone; elsewhere all that can share a pass.
+        let alone = self.device().is_cpu();
+        let mut groups: BTreeMap<_, Vec<(RowId, &Row)>> = BTreeMap::new();
+        for (index, (id, row)) in batch.into_iter().enumerate() {
+            groups.entry((row.company(), if alone { index } else { 0 })).or_default().push((id, row));
+        }
+        let groups: Vec<_> = groups.into_values().collect();
+        let run = |group: &Vec<(RowId, &Row)>| {
+            let rows: Vec<&Row> = group.iter().map(|(_, row)| *row).collect();
+            let moved = self.advance(&rows)?;
+            Ok(group.iter().map(|(id, _)| *id).zip(moved).collect())
+        };
+        let moved: Result<Vec<Vec<(RowId, Moved)>>, candle_core::Error> =
+            if alone { groups.par_iter().map(run).collect() } else { groups.iter().map(run).collect() };
+        for (id, moved) in moved.map_err(failed)?.into_iter().flatten() {
+            let row = self.row_mut(id)?;
+            row.state = moved.state;
+            row.random = moved.random;
+            row.step += 1;
+        }
+        Ok(())
+    }
+
+    fn preview(&mut self, row: RowId) -> Result<Vec<u8>, Fault> {
+        if self.colours.is_none() {
+            let channels = self.source.config.vae.latent_channels;
+            let fitted = ColourMap::fit(&self.decoder, channels, self.device());
+            self.colours = Some(fitted.map_err(failed)?);
+        }
+        let row = self.row(row)?;
+        let Some(colours) = &self.colours else { return Err(Fault::retry(FaultCode::EngineFailed, "no colour map")) };
+        let picture = colours.apply(&row.state.estimate).map_err(failed)?;
+        image::jpeg(&picture, PREVIEW_JPEG_QUALITY)
+    }
+
+    fn decode(&mut self, row: RowId) -> Result<RgbImage, Fault> {
+        let id = row;
+        let row = self.row(id)?;
+        if row.step < row.trajectory.steps.len() {
+            return Err(Fault::retry(FaultCode::EngineFailed, format!("row {} has steps left", id.0)));
+        }
+        let latents = &row.state.latents;
+        let values = latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(failed)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));
+        }
+        self.decoder.decode(latents).map_err(failed)
+    }
+
+    fn release(&mut self, row: RowId) {
+        self.rows.remove(&row);
+    }
+}
+
+#[cfg(test)]
+impl Pipeline {
+    /// What the denoiser says of a row's next step.
+    pub(crate) fn outputs(&self, row: RowId) -> candle_core::Result<Tensor> {
+        self.denoise(&[self.row(row).map_err(candle_core::Error::wrap)?])
+    }
+
+    /// A row's latents as its VAE gets them.
+    pub(crate) fn vae_latents(&self, row: RowId) -> candle_core::Result<Tensor> {
+        self.scale.restore(&self.row(row).map_err(candle_core::Error::wrap)?.state.latents)
+    }
+
+    /// The ids of a prompt's tokens, by the tokenizer `index`.
+    pub(crate) fn tokens(&self, index: usize, prompt: &str) -> Vec<u32> {
+        let ClipTokenizer { inner, special, length } = &self.base.text.clips[index].tokenizer;
+        let options = crate::job::PromptOptions::default();
+        super::prompt::tokenize(inner, prompt, options, *special, *length).unwrap().ids.remove(0)
+    }
+
+    /// What an image with these prompts is conditioned on.
+    pub(crate) fn condition(&self, prompt: &str, negative: Option<&str>) -> candle_core::Result<Conditioning> {
+        self.base.text.condition(prompt, negative, crate::job::PromptOptions::default())
+    }
+
+    /// Latents of unit variance as pixels.
+    pub(crate) fn decoded(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
+        self.decoder.forward(latents)
+    }
+
+    /// Mean and deviation of the VAE's latents of a file.
+    pub(crate) fn encoded(&self, file: &[u8], width: u32, height: u32) -> candle_core::Result<(Tensor, Tensor)> {
+        let decoded = picture::decode(file).map_err(candle_core::Error::wrap)?;
+        let encoder = self.source.encoder().map_err(candle_core::Error::wrap)?;
+        encoder.forward(&picture::prepare(&decoded, width, height).map_err(candle_core::Error::wrap)?)
+    }
+}

@@ -1,0 +1,88 @@
+//! LoRAs of the object store become files of this machine, where the engine looks for them.
+//!
+//! What is there already is not asked for again: a LoRA that changes gets another name. Nothing is read here but bytes.
+
+use std::path::{Path, PathBuf};
+
+use crate::job::{Fault, FaultCode, LoraChoice, LoraName};
+use crate::wire::key;
+
+use super::store::{Found, Store};
+
+/// The largest LoRAs that people share are below it.
+const BYTES_MAX: usize = 2 << 30;
+
+/// The folder that the engine reads, filled from the store.
+#[derive(Clone, Debug)]
+pub struct LoraFolder {
+    folder: PathBuf,
+    store: Store,
+}
+
+impl LoraFolder {
+    /// `folder` need not exist yet.
+    pub fn new(folder: PathBuf, store: Store) -> Self {
+        Self { folder, store }
+    }
+
+    /// Brings those of `loras` that are not in the folder. One that the store has not either is left to the engine, which
+    /// knows what there is instead.
+    ///
+    /// # Errors
+    /// `Retry` when the store does not answer or the folder cannot be written, `Reject` for a file that is too large.
+    pub async fn bring(&self, loras: &[LoraChoice]) -> Result<(), Fault> {
+        for LoraChoice { name, .. } in loras {
+            let path = self.folder.join(format!("{name}.safetensors"));
+            if path.is_file() {
+                continue;
+            }
+            match self.store.find(&key::lora(name), BYTES_MAX).await? {
+                Found::Nothing => {}
+                Found::TooLarge { bytes } => {
+                    let message = format!("loras: {name} has {bytes} bytes, more than {BYTES_MAX}");
+                    return Err(Fault::reject(FaultCode::InvalidRequest, message));
+                }
+                Found::Object(bytes) => {
+                    let (folder, name) = (self.folder.clone(), name.clone());
+                    let written = tokio::task::spawn_blocking(move || write(&folder, &name, &bytes)).await;
+                    let failed = |reason: String| Fault::retry(FaultCode::FetchFailed, format!("loras: {reason}"));
+                    written.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Under another name first: a file that is half written must not be read by anybody.
+fn write(folder: &Path, name: &LoraName, bytes: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let draft = folder.join(format!(".{name}.{}", std::process::id()));
+    std::fs::write(&draft, bytes)?;
+    std::fs::rename(draft, folder.join(format!("{name}.safetensors")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::shell::config::StoreOptions;
+    use crate::shell::store;
+
+    #[tokio::test]
+    async fn what_the_store_has_is_in_the_folder_afterwards() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = url::Url::from_file_path(directory.path().join("store")).unwrap();
+        let options = StoreOptions { store: url.into(), url_expires: Duration::from_secs(1) };
+        let store = store::open(&options).unwrap();
+        store.put("loras/mine.safetensors", Bytes::from_static(b"weights"), "application/octet-stream").await.unwrap();
+        let folder = directory.path().join("loras");
+        let choice = |name: &str| LoraChoice { name: name.parse().unwrap(), weight: 1.0 };
+        LoraFolder::new(folder.clone(), store).bring(&[choice("mine"), choice("other")]).await.unwrap();
+        assert_eq!(std::fs::read(folder.join("mine.safetensors")).unwrap(), b"weights");
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
+    }
+}
