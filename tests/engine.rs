@@ -10,10 +10,13 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use darkroom::engine::{
-    Engine, LoadError, LoadOptions, Pipeline, RenderError, Rendered, RgbImage, RowId, StartingPictures, load,
-    read_manifest,
+    Engine, LoadError, LoadOptions, Pipeline, Precision, Precisions, RenderError, Rendered, RgbImage, RowId,
+    StartingPictures, encode, load, read_manifest,
 };
-use darkroom::job::{Defaults, FaultClass, FaultCode, ImageSpec, SamplerKind, SigmaSpacing};
+use darkroom::job::{
+    Defaults, FaultClass, FaultCode, ImageSpec, LongPrompt, LoraChoice, OutputFormat, PromptOptions, SamplerKind,
+    SigmaSpacing, Start,
+};
 use serde_json::{Value, json};
 
 const SHAPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/local/models/shapes");
@@ -251,30 +254,59 @@ fn samplers() -> impl Iterator<Item = SamplerKind> {
     SamplerKind::ALL.iter().copied().filter(|kind| *kind != SamplerKind::FlowMatchEuler)
 }
 
+/// A file `<name>.safetensors` that changes one layer of the model `sd1`.
+fn write_lora(directory: &Path, name: &str, layer: &str, width: usize) {
+    let tensors: HashMap<String, Tensor> = [("lora_A", [2, width]), ("lora_B", [width, 2])]
+        .map(|(half, shape)| {
+            let key = format!("unet.{layer}.{half}.weight");
+            let values = (tiny::tensor(&format!("{name}.{key}"), &shape) * 3.0).unwrap();
+            (key, values)
+        })
+        .into();
+    candle_core::safetensors::save(&tensors, directory.join(format!("{name}.safetensors"))).unwrap();
+}
+
+fn lora(name: &str, weight: f32) -> LoraChoice {
+    LoraChoice { name: name.parse().unwrap(), weight }
+}
+
 /// Images that differ in all that can differ within a batch.
-fn mixed() -> Vec<ImageSpec> {
-    let mut specs: Vec<ImageSpec> = samplers()
+fn mixed(kinds: &[SamplerKind], loras: &[Vec<LoraChoice>]) -> Vec<ImageSpec> {
+    let mut specs: Vec<ImageSpec> = kinds
+        .iter()
         .enumerate()
         .map(|(index, kind)| {
             spec(|spec| {
-                spec.scheduler = kind;
+                spec.scheduler = *kind;
                 spec.num_inference_steps = 3 + index as u32 % 6;
                 spec.seed = 10 + index as u64;
                 spec.guidance_scale = if index % 2 == 0 { 1.0 } else { 2.0 + index as f32 };
                 spec.prompt = ["a red star", "and", "a star and a star"][index % 3].into();
+                spec.loras = loras.get(index % (loras.len() + 1)).cloned().unwrap_or_default();
             })
         })
         .collect();
-    specs.push(spec(|spec| spec.negative_prompt = "red".into()));
+    let kind = kinds[0];
+    specs.push(spec(|spec| (spec.scheduler, spec.negative_prompt) = (kind, "red".into())));
+    let long = PromptOptions { long: LongPrompt::Chunk, ..PromptOptions::default() };
+    let several_chunks = (kind, "and ".repeat(90), long);
+    specs.push(spec(|spec| (spec.scheduler, spec.prompt, spec.prompt_options) = several_chunks));
     specs
 }
 
 #[test]
 fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
-    for variant in ["sd1", "sd2"] {
+    let folder = tempfile::tempdir().unwrap();
+    write_lora(folder.path(), "one", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 8);
+    write_lora(folder.path(), "two", "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0", 16);
+    let sets = [vec![lora("one", 1.0)], vec![lora("two", -0.5), lora("one", 0.7)]];
+    for (variant, loras) in [("sd1", &sets[..]), ("sd2", &[]), ("sdxl", &[]), ("sd3", &[]), ("flux-dev", &[])] {
         let directory = tiny::model(variant);
-        let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
-        let specs = mixed();
+        let options = LoadOptions { loras: Some(folder.path().into()), ..LoadOptions::default() };
+        let mut model = load(directory.path(), &options).unwrap();
+        let mut kinds = model.manifest().schedulers.clone();
+        kinds.resize(kinds.len().max(6), kinds[0]);
+        let specs = mixed(&kinds, loras);
         let alone: Vec<RgbImage> = specs.iter().map(|spec| picture(&mut model, spec)).collect();
 
         // Row n joins at step n; each leaves when it is done; the order within the batch changes at every step.
@@ -302,6 +334,81 @@ fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
             assert_eq!(Some(alone), together, "{variant}: {:?}", specs[index]);
         }
     }
+}
+
+#[test]
+fn loras_change_images_by_name_and_weight_and_those_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_lora(folder.path(), "one", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 8);
+    write_lora(folder.path(), "other", "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q", 8);
+    let directory = tiny::model("sd1");
+    let options = LoadOptions { loras: Some(folder.path().into()), ..LoadOptions::default() };
+    let mut model = load(directory.path(), &options).unwrap();
+    let with = |name: &str, weight: f32| spec(|spec| spec.loras = vec![lora(name, weight)]);
+    let plain = picture(&mut model, &spec(|_| {}));
+    let changed = picture(&mut model, &with("one", 1.0));
+    assert_ne!(changed, plain);
+    assert_ne!(changed, picture(&mut model, &with("one", 0.5)));
+    assert_eq!(changed, picture(&mut model, &with("one", 1.0)));
+    assert_eq!(plain, picture(&mut model, &with("one", 0.0)));
+    for (name, words) in [("other", "another architecture"), ("none", "one, other")] {
+        let fault = model.admit(RowId(1), &with(name, 1.0), &StartingPictures::default()).unwrap_err();
+        assert!(fault.class == FaultClass::Reject && fault.message.contains(words), "{fault}");
+    }
+    let mut without = load(directory.path(), &LoadOptions::default()).unwrap();
+    let fault = without.admit(RowId(1), &with("one", 1.0), &StartingPictures::default()).unwrap_err();
+    assert_eq!(fault.class, FaultClass::Reject, "{fault}");
+}
+
+#[test]
+fn prompts_that_are_cut_off_come_with_a_warning() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+    let long = spec(|spec| spec.prompt = format!("{}the end", "and ".repeat(80)));
+    let warnings = rendered(&mut model, &long, None).unwrap().warnings;
+    assert!(
+        warnings.len() == 1 && warnings[0].starts_with("prompt: ") && warnings[0].ends_with("the end"),
+        "{warnings:?}"
+    );
+    assert_eq!(rendered(&mut model, &spec(|_| {}), None).unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn starting_pictures_that_cannot_be_used_are_refused_by_field() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+    let file = |width: u32, height: u32| {
+        let pixels = vec![200; 3 * width as usize * height as usize];
+        Some(encode(&RgbImage { width, height, pixels }, OutputFormat::Png).unwrap().into())
+    };
+    let inpaint = spec(|spec| spec.start = Start::Inpaint { strength: 0.5 });
+    for (init_image, mask_image, words) in [
+        (None, file(16, 16), "init_image"),
+        (file(16, 16), None, "mask_image"),
+        (file(16, 16), file(16, 8), "mask_image"),
+        (Some("<svg/>".into()), file(16, 16), "init_image"),
+    ] {
+        let fault = model.admit(RowId(1), &inpaint, &StartingPictures { init_image, mask_image }).unwrap_err();
+        assert!(fault.class == FaultClass::Reject && fault.message.contains(words), "{fault}");
+    }
+    let pictures = StartingPictures { init_image: file(40, 20), mask_image: file(40, 20) };
+    assert_eq!(model.admit(RowId(1), &inpaint, &pictures).unwrap().steps, 2);
+    // Too little strength for a single step.
+    let nothing = spec(|spec| spec.start = Start::Picture { strength: 0.1 });
+    assert_eq!(model.admit(RowId(1), &nothing, &pictures).unwrap_err().class, FaultClass::Reject);
+}
+
+#[test]
+fn half_precision_on_the_cpu_draws_nearly_the_same() {
+    let directory = tiny::model("sd1");
+    let options = LoadOptions { precisions: Precisions::all(Some(Precision::F16)), ..LoadOptions::default() };
+    let half = picture(&mut load(directory.path(), &options).unwrap(), &spec(|_| {}));
+    let full = picture(&mut load(directory.path(), &LoadOptions::default()).unwrap(), &spec(|_| {}));
+    let differences = half.pixels.iter().zip(&full.pixels).map(|(half, full)| u32::from(half.abs_diff(*full)));
+    let mean = f64::from(differences.sum::<u32>()) / full.pixels.len() as f64;
+    assert!(mean > 0.0 && mean < 3.0, "{mean}");
+    let bf16 = LoadOptions { precisions: Precisions::all(Some(Precision::Bf16)), ..LoadOptions::default() };
+    assert!(matches!(load(directory.path(), &bf16), Err(LoadError::Precision { .. })));
 }
 
 #[test]

@@ -334,10 +334,10 @@ fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, s
         scores.inplace_op1(&kernels::Softmax { scale: scale as f32 })?;
         scores
     } else {
-        candle_nn::ops::softmax_last_dim(&(scores * scale)?)?.to_dtype(value.dtype())?
+        candle_nn::ops::softmax_last_dim(&(scores * scale)?)?
     };
     // (n, d, s) @ (n, s, t)
-    value.matmul(&weights.transpose(D::Minus1, D::Minus2)?)
+    value.matmul(&weights.to_dtype(value.dtype())?.transpose(D::Minus1, D::Minus2)?)
 }
 
 /// A residual block of two convolutions, conditioned on the timestep in the UNet.

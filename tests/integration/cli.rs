@@ -444,6 +444,31 @@ async fn render_makes_the_same_bytes_each_time_and_numbers_several_images() {
 }
 
 #[tokio::test]
+async fn an_image_does_not_depend_on_the_number_of_threads() {
+    let directory = tempfile::tempdir().unwrap();
+    let request = directory.path().join("request.json");
+    let body = json!({ "prompt": "a red circle", "seed": 7, "num_inference_steps": 3, "width": 128, "height": 96 });
+    fs::write(&request, body.to_string()).unwrap();
+    let mut images = Vec::new();
+    for threads in ["1", "2", "4"] {
+        let out = directory.path().join(threads).with_extension("png");
+        let mut command = Command::new(program("darkroom"));
+        command
+            .arg("render")
+            .arg("--model")
+            .arg(model_directory())
+            .arg("--request")
+            .arg(&request)
+            .arg("--out")
+            .arg(&out);
+        let finished = run(command.env("RAYON_NUM_THREADS", threads), PATIENCE).await;
+        assert!(finished.status.success(), "{finished}");
+        images.push(fs::read(out).unwrap());
+    }
+    assert!(images.iter().all(|image| *image == images[0]));
+}
+
+#[tokio::test]
 async fn the_schemas_in_the_repository_are_what_the_program_writes() {
     let directory = tempfile::tempdir().unwrap();
     darkroom(["schema", "--dir", text(directory.path())]).await.expect_success();

@@ -6,6 +6,7 @@ mod bad_input;
 mod cli;
 mod faults;
 mod main_job;
+mod pictures;
 mod stack;
 mod stores;
 mod telemetry;
