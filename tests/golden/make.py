@@ -255,9 +255,12 @@ class Recorder:
         self.requests.append({"name": name, "steps": len(outputs), **request})
 
 
-def family(name, options):
-    torch.manual_seed(0)
-    recorder = Recorder()
+def build(options, seed=None):
+    """The family's pipeline, and what a test needs to make it again.
+
+    Weights are those that its tests have too or, with a seed, what its classes draw.
+    """
+    torch.manual_seed(seed or 0)
     tokens = alphabet() + [c + "</w>" for c in alphabet()] + [m.replace(" ", "") for m in MERGES] + [START, END]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     parts, pad_tokens = {}, {}
@@ -286,7 +289,8 @@ def family(name, options):
     parts["vae"] = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
         block_out_channels=[8, 16], norm_num_groups=4, sample_size=16, **vae).eval()
-    shapes = {part: fill(module) for part, module in parts.items() if isinstance(module, torch.nn.Module)}
+    modules = {part: module for part, module in parts.items() if isinstance(module, torch.nn.Module)}
+    shapes = {} if seed else {part: fill(module) for part, module in modules.items()}
     for part in shapes:  # the embedding of a T5 has two names, of which files hold one
         if shapes[part].pop("encoder.embed_tokens.weight", None):
             embedding = parts[part].shared.weight
@@ -302,6 +306,17 @@ def family(name, options):
         extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = options["class"](**parts, scheduler=options["scheduler"], **extra)
     pipeline.set_progress_bar_config(disable=True)
+    made = {
+        "shapes": shapes, "vocabulary": vocabulary, "merges": MERGES, "pad_tokens": pad_tokens,
+        "t5_tokenizers": t5_tokenizer,
+    }
+    return pipeline, made
+
+
+def family(name, options):
+    recorder = Recorder()
+    pipeline, made = build(options)
+    parts = pipeline.components
     saved = pathlib.Path(tempfile.mkdtemp())
     pipeline.save_pretrained(str(saved))
     # From the file, as users have it: what a class has by default is no default any more once it was written.
@@ -313,7 +328,7 @@ def family(name, options):
             configs[str(path.relative_to(saved))].pop("_name_or_path", None)
 
     ids = {}
-    for part, pad in pad_tokens.items():
+    for part in made["pad_tokens"]:
         ids[part] = {prompt: parts[part](prompt, padding="max_length", truncation=True, max_length=77).input_ids for prompt in PROMPTS}
     base = {"prompt": PROMPTS[0], "num_inference_steps": 6, "seed": 5, "guidance_scale": 3.0, "width": WIDTH, "height": HEIGHT}
     picture, mask = starting_picture()
@@ -322,7 +337,7 @@ def family(name, options):
     with torch.no_grad():
         embeddings(recorder, pipeline)
         recorder.add("noise", torch.randn((1, 4, HEIGHT // 2, WIDTH // 2), generator=torch.Generator("cpu").manual_seed(5)))
-        recorder.add("decoded", parts["vae"].decode(recorder.tensors["noise"] / 0.5 + vae.get("shift_factor", 0.0)).sample)
+        recorder.add("decoded", parts["vae"].decode(recorder.tensors["noise"] / 0.5 + (parts["vae"].config.shift_factor or 0.0)).sample)
         moments = parts["vae"].encode(pipeline.image_processor.preprocess(picture)).latent_dist
         recorder.add("encoded/mean", moments.mean)
         recorder.add("encoded/std", moments.std)
@@ -330,8 +345,8 @@ def family(name, options):
             requests(recorder, name, options, pipeline, base)
         starting(recorder, options, pipeline, base, picture, mask)
     document = {
-        "versions": versions(), "configs": configs, "shapes": shapes, "vocabulary": vocabulary, "merges": MERGES,
-        "pad_tokens": pad_tokens, "t5_tokenizers": t5_tokenizer, "prompts": [PROMPTS[0], PROMPTS[3]], "tokens": ids, "requests": recorder.requests,
+        "versions": versions(), "configs": configs, **made, "prompts": [PROMPTS[0], PROMPTS[3]], "tokens": ids,
+        "requests": recorder.requests,
     }
     write(name, document, recorder.tensors)
 
