@@ -80,12 +80,18 @@ pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadErr
     let placements = Placements::choose(&device, asked, stored, config.vae.force_upcast)?;
     let source = Source { directory: directory.into(), config, placements, files, loras: options.loras.clone() };
 
-    let base = source.weighted(None)?;
-    let scale = LatentScale::new(&source.config.vae, &device)?;
-    let decoder = Decoder::new(&source.vae()?, &source.config.vae, scale.clone(), source.placements.vae.dtype)?;
     let mut hashed = configuration_files(&source)?;
     hashed.extend(source.files.values().flatten().cloned());
-    let digest = digest::of_files(directory, &hashed)?;
+    let scale = LatentScale::new(&source.config.vae, &device)?;
+    // Hashing takes about as long as loading, and waits for other things.
+    let (loaded, digest) = rayon::join(
+        || -> Result<_, LoadError> {
+            let decoder = Decoder::new(&source.vae()?, &source.config.vae, scale.clone(), source.placements.vae.dtype)?;
+            Ok((source.weighted(None)?, decoder))
+        },
+        || digest::of_files(directory, &hashed),
+    );
+    let ((base, decoder), digest) = (loaded?, digest?);
     Ok(Pipeline::new(manifest, digest, source, base, scale, decoder))
 }
 

@@ -131,6 +131,9 @@ impl Weights {
     pub(crate) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, LoadError> {
         let tensor = self.check(shape, name)?;
         let loaded = self.tensors.load(&tensor, &self.placement.device)?;
+        if let Ok(view) = self.tensors.get(&tensor) {
+            forget(view.data());
+        }
         let delta = match &self.overlay {
             Some((loras, part)) => loras.delta(*part, &tensor, shape, &self.placement.device)?,
             None => None,
@@ -187,6 +190,24 @@ impl Table {
         let Placement { device, dtype: wanted } = &self.weights.placement;
         Tensor::from_raw_buffer(&rows, dtype, &shape, device)?.to_dtype(*wanted)
     }
+}
+
+/// Gives back the memory in which `bytes` of a mapped file lie: they were copied, and would count twice. They stay in the
+/// system's cache of the file and come back when they are read again.
+#[expect(unsafe_code, reason = "advice on memory takes an address")]
+fn forget(bytes: &[u8]) {
+    let page = rustix::param::page_size();
+    let first = bytes.as_ptr().addr();
+    let begin = first.next_multiple_of(page) - first;
+    // Less than a page has no end within itself.
+    let end = ((first + bytes.len()) / page * page).saturating_sub(first);
+    let Some(whole) = bytes.get(begin..end) else { return };
+    // SAFETY: whole pages of a read-only map of a file, which the system fills again from that file when they are read.
+    let advised = unsafe {
+        rustix::mm::madvise(whole.as_ptr().cast_mut().cast(), whole.len(), rustix::mm::Advice::LinuxDontNeed)
+    };
+    // Without it all is as right, only larger.
+    let _ = advised;
 }
 
 #[expect(
