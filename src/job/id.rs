@@ -68,6 +68,26 @@ token! {
     WorkerId
 }
 
+/// Reads and shows an enum with `ALL` and `as_str` by its name on the wire.
+macro_rules! by_name {
+    ($name:ident) => {
+        impl std::str::FromStr for $name {
+            type Err = $crate::job::InvalidToken;
+
+            fn from_str(text: &str) -> Result<Self, $crate::job::InvalidToken> {
+                Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or($crate::job::InvalidToken)
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str(self.as_str())
+            }
+        }
+    };
+}
+pub(super) use by_name;
+
 impl JobId {
     /// The id of a request that was published without one: publishers know the sequence from their PubAck.
     pub fn from_stream_sequence(sequence: u64) -> Self {

@@ -2,10 +2,9 @@
 //!
 //! Nothing is fetched or opened here: these are names and rules.
 
-use std::fmt;
 use std::str::FromStr;
 
-use super::id::{InvalidToken, LoraName};
+use super::id::{LoraName, by_name};
 
 /// Whose random numbers a seed gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -157,24 +156,6 @@ pub struct Sizes {
     pub crops_coords_top_left: [u32; 2],
     /// Height and width that it would have been cropped to.
     pub target: [u32; 2],
-}
-
-macro_rules! by_name {
-    ($name:ident) => {
-        impl FromStr for $name {
-            type Err = InvalidToken;
-
-            fn from_str(text: &str) -> Result<Self, InvalidToken> {
-                Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or(InvalidToken)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str(self.as_str())
-            }
-        }
-    };
 }
 
 by_name!(Rng);

@@ -3,9 +3,8 @@
 //! All violations are found in one pass. What a field is called and of what type it is, is `wire`'s business.
 
 use std::fmt;
-use std::str::FromStr;
 
-use super::id::InvalidToken;
+use super::id::by_name;
 use super::limits::{
     GUIDANCE_MAX, IMAGES_MAX, LORA_WEIGHT_MAX, LORAS_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX, TOLD_SIZE_MAX,
 };
@@ -194,24 +193,6 @@ impl OutputFormat {
             Self::Webp => "image/webp",
         }
     }
-}
-
-macro_rules! by_name {
-    ($name:ident) => {
-        impl FromStr for $name {
-            type Err = InvalidToken;
-
-            fn from_str(text: &str) -> Result<Self, InvalidToken> {
-                Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or(InvalidToken)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str(self.as_str())
-            }
-        }
-    };
 }
 
 by_name!(SamplerKind);
