@@ -89,14 +89,19 @@ def config_of(model):
     return config
 
 
-def record_t5():
+def t5_tokenizer():
+    """A small tokenizer, and its `tokenizer.json`."""
     vocabulary, charsmap = pieces()
     extra = [(f"<extra_id_{i}>", 0.0) for i in (1, 0)]
     tokenizer = T5TokenizerFast(vocab=vocabulary + extra, _spm_precompiled_charsmap=charsmap, extra_ids=2)
     directory = pathlib.Path(tempfile.mkdtemp())
     tokenizer.save_pretrained(str(directory))
-    tokenizer_json = json.loads((directory / "tokenizer.json").read_text())
-    tokenizer = T5TokenizerFast.from_pretrained(str(directory))
+    document = json.loads((directory / "tokenizer.json").read_text())
+    return T5TokenizerFast.from_pretrained(str(directory)), document
+
+
+def record_t5():
+    tokenizer, tokenizer_json = t5_tokenizer()
     ids = [
         tokenizer(p, padding="max_length", truncation=True, add_special_tokens=True, max_length=LENGTH).input_ids
         for p in PROMPTS

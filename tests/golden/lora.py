@@ -15,16 +15,16 @@ import diffusers
 import peft
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import (
     _convert_kohya_flux_lora_to_diffusers,
     _convert_non_diffusers_lora_to_diffusers,
     _maybe_map_sgm_blocks_to_diffusers,
 )
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tiny import END, MERGES, START, VARIANTS, alphabet, fill, numbers, tensor
+from make import FAMILIES, build
+from tiny import numbers, tensor
 
 ATTENTION = r"attn\d\.to_(q|k|v|out\.0)$"
 TRANSFORMERS = ATTENTION + r"|ff\.net|proj_in$|proj_out$"
@@ -33,26 +33,7 @@ TEXT = r"(q|k|v|out)_proj$|fc\d$"
 
 
 def pipeline():
-    tokens = alphabet() + [c + "</w>" for c in alphabet()] + [m.replace(" ", "") for m in MERGES] + [START, END]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    directory = pathlib.Path(tempfile.mkdtemp())
-    (directory / "vocab.json").write_text(json.dumps(vocabulary))
-    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        bos_token_id=vocabulary[START], eos_token_id=vocabulary[END], **VARIANTS["sd1"]["text"])).eval()
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=[8, 16], cross_attention_dim=16, norm_num_groups=4,
-        **VARIANTS["sd1"]["unet"]).eval()
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 16], norm_num_groups=4).eval()
-    fill(text)
-    fill(unet)
-    return StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=CLIPTokenizer.from_pretrained(str(directory), model_max_length=77),
-        unet=unet, scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False)
+    return build(FAMILIES["sd1"])[0]
 
 
 def old_diffusers(part, module, role):

@@ -48,10 +48,9 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
 )
 
-from dit import pieces
+from dit import t5_tokenizer
 from samplers import KINDS
 from tiny import END, MERGES, START, alphabet, fill, tensor
 
@@ -60,19 +59,18 @@ PROMPTS = ["a red star", "", "Red  STAR\tand 12 é<|endoftext|>!?it's", "and " *
 WIDTH, HEIGHT = 24, 16
 SCALED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 UNET = {"sample_size": 8, "block_out_channels": [8, 16], "norm_num_groups": 4}
+SD1_UNET = {
+    "attention_head_dim": 2, "layers_per_block": 1, "cross_attention_dim": 16,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
 
 FAMILIES = {
     "sd1": {
         "class": StableDiffusionPipeline,
         "text": [{"hidden_act": "quick_gelu"}],
-        "unet": {
-            "attention_head_dim": 2, "layers_per_block": 1, "cross_attention_dim": 16,
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        },
+        "unet": SD1_UNET,
         "scheduler": PNDMScheduler(**SCALED, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
         "starting": [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline],
-        "samplers": {},
     },
     "sd2": {
         "class": StableDiffusionPipeline,
@@ -87,31 +85,20 @@ FAMILIES = {
             **SCALED, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction",
             timestep_spacing="trailing", rescale_betas_zero_snr=True),
         "starting": [StableDiffusionImg2ImgPipeline],
-        "samplers": {},
     },
     "sd1-inpaint": {
         "class": StableDiffusionInpaintPipeline,
         "text": [{"hidden_act": "quick_gelu"}],
-        "unet": {
-            "in_channels": 9, "attention_head_dim": 2, "layers_per_block": 1, "cross_attention_dim": 16,
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        },
+        "unet": {**SD1_UNET, "in_channels": 9},
         "scheduler": DDIMScheduler(**SCALED, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         "starting": [StableDiffusionInpaintPipeline],
-        "samplers": {},
     },
     "lcm": {
         "class": LatentConsistencyModelPipeline,
         "text": [{"hidden_act": "quick_gelu"}],
-        "unet": {
-            "attention_head_dim": 2, "layers_per_block": 1, "cross_attention_dim": 16, "time_cond_proj_dim": 12,
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        },
+        "unet": {**SD1_UNET, "time_cond_proj_dim": 12},
         "scheduler": LCMScheduler(**SCALED, clip_sample=False),
         "starting": [],
-        "samplers": {"lcm"},
     },
     "sdxl": {
         "class": StableDiffusionXLPipeline,
@@ -129,7 +116,6 @@ FAMILIES = {
         },
         "scheduler": EulerDiscreteScheduler(**SCALED, steps_offset=1, timestep_spacing="leading"),
         "starting": [StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline],
-        "samplers": {},
     },
 }
 SD3 = {
@@ -180,16 +166,13 @@ FAMILIES |= {
 }
 
 
-def t5(vocabulary, charsmap):
-    """A tiny T5 and its tokenizer."""
-    extra = [(f"<extra_id_{i}>", 0.0) for i in (1, 0)]
-    directory = pathlib.Path(tempfile.mkdtemp())
-    T5TokenizerFast(vocab=vocabulary + extra, _spm_precompiled_charsmap=charsmap, extra_ids=2).save_pretrained(str(directory))
-    tokenizer = T5TokenizerFast.from_pretrained(str(directory))
+def t5():
+    """A tiny T5, its tokenizer and `tokenizer.json`."""
+    tokenizer, document = t5_tokenizer()
     model = T5EncoderModel(T5Config(
         vocab_size=len(tokenizer), d_model=44, d_kv=8, d_ff=40, num_layers=2, num_heads=4,
         relative_attention_num_buckets=8, relative_attention_max_distance=16, feed_forward_proj="gated-gelu")).eval()
-    return tokenizer, json.loads((directory / "tokenizer.json").read_text()), model
+    return tokenizer, document, model
 
 
 def text_encoder(vocabulary, options):
@@ -274,7 +257,7 @@ def build(options, seed=None):
         parts[f"tokenizer{suffix}"] = CLIPTokenizer.from_pretrained(str(directory), model_max_length=77, **pad)
         parts[f"text_encoder{suffix}"] = text_encoder(vocabulary, text)
     vae = {"scaling_factor": 0.5}
-    t5_tokenizer = {}
+    t5_tokenizers = {}
     if "unet" in options:
         parts["unet"] = UNet2DConditionModel(**{**UNET, **options["unet"]}).eval()
     else:
@@ -284,7 +267,7 @@ def build(options, seed=None):
         number = options["t5"] or 3
         tokenizer = encoder = None
         if options["t5"]:
-            tokenizer, t5_tokenizer[f"tokenizer_{number}"], encoder = t5(*pieces())
+            tokenizer, t5_tokenizers[f"tokenizer_{number}"], encoder = t5()
         parts[f"tokenizer_{number}"], parts[f"text_encoder_{number}"] = tokenizer, encoder
     parts["vae"] = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
@@ -308,7 +291,7 @@ def build(options, seed=None):
     pipeline.set_progress_bar_config(disable=True)
     made = {
         "shapes": shapes, "vocabulary": vocabulary, "merges": MERGES, "pad_tokens": pad_tokens,
-        "t5_tokenizers": t5_tokenizer,
+        "t5_tokenizers": t5_tokenizers,
     }
     return pipeline, made
 
@@ -388,7 +371,11 @@ def requests(recorder, name, options, pipeline, base):
         turbo = EulerDiscreteScheduler(**SCALED, timestep_spacing="trailing")
         scheduler, pipeline.scheduler = pipeline.scheduler, diffusers.EulerAncestralDiscreteScheduler.from_config(turbo.config)
         recorder.run("turbo", pipeline, {**base, "guidance_scale": 1.0, "num_inference_steps": 2})
-        recorder.requests[-1]["scheduler_config"] = dict(pipeline.scheduler.config, _class_name="EulerAncestralDiscreteScheduler")
+        recorder.requests[-1]["scheduler_config"] = {
+            "_class_name": "EulerAncestralDiscreteScheduler",
+            # The others are in no particular order.
+            **{key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},
+        }
         pipeline.scheduler = scheduler
     base_scheduler = pipeline.scheduler
     for kind, (scheduler_class, settings) in KINDS.items():
