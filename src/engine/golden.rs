@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::pipeline::Pipeline;
 use super::random::Generator;
 use super::{Engine, LoadOptions, RowId, StartingPictures, load, tiny};
-use crate::job::{ImageSpec, OutputFormat, PromptOptions, Rng, Sizes, Start};
+use crate::job::{Defaults, ImageSpec, OutputFormat, Rng, Sizes, Start};
 
 /// Every family, by the names of its files.
 const FAMILIES: [&str; 9] = ["sd1", "sd2", "sd1-inpaint", "lcm", "sdxl", "sd3", "sd3.5", "flux-schnell", "flux-dev"];
@@ -47,33 +47,32 @@ fn spec(pipeline: &Pipeline, request: &Value) -> ImageSpec {
     let whole = |field: &str| request[field].as_u64().unwrap() as u32;
     let (width, height) = (whole("width"), whole("height"));
     let strength = number("strength").unwrap_or(1.0);
-    let size = [height, width];
-    ImageSpec {
-        prompt: request["prompt"].as_str().unwrap().into(),
-        negative_prompt: request["negative_prompt"].as_str().unwrap_or_default().into(),
-        prompt_options: PromptOptions::default(),
+    let defaults = Defaults {
         width,
         height,
         num_inference_steps: whole("num_inference_steps"),
         guidance_scale: number("guidance_scale").unwrap(),
-        guidance_rescale: number("guidance_rescale").unwrap_or(0.0),
-        seed: request["seed"].as_u64().unwrap(),
-        rng: Rng::TorchCpu,
         scheduler: match request["scheduler"].as_str() {
             Some(name) => name.parse().unwrap(),
             None => pipeline.manifest().defaults.scheduler,
         },
+    };
+    let unasked = ImageSpec::with_defaults(request["prompt"].as_str().unwrap(), &defaults);
+    ImageSpec {
+        negative_prompt: request["negative_prompt"].as_str().unwrap_or_default().into(),
+        guidance_rescale: number("guidance_rescale").unwrap_or(0.0),
+        seed: request["seed"].as_u64().unwrap(),
         start: match request["starting"].as_str() {
             None => Start::Noise,
             Some("img2img") => Start::Picture { strength },
             Some(_) => Start::Inpaint { strength },
         },
-        loras: Vec::new(),
         sizes: Sizes {
-            original: numbers(&request["original_size"]).unwrap_or(size),
+            original: numbers(&request["original_size"]).unwrap_or(unasked.sizes.original),
             crops_coords_top_left: numbers(&request["crops_coords_top_left"]).unwrap_or([0, 0]),
-            target: numbers(&request["target_size"]).unwrap_or(size),
+            target: numbers(&request["target_size"]).unwrap_or(unasked.sizes.target),
         },
+        ..unasked
     }
 }
 

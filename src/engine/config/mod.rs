@@ -169,80 +169,98 @@ impl PipelineConfig {
             });
         }
 
-        let contradicts = |file: &str, field: &str, found: usize, what: &str, wanted: usize| {
-            let file = directory.join(file).join("config.json");
-            Err(LoadError::Invalid { file, field: field.into(), reason: format!("is {found}, but {what} is {wanted}") })
-        };
         let latent = self.vae.latent_channels;
-        match &self.denoiser {
+        // Where a width stands, what is there, what it has to agree with, and how wide that is.
+        let agreements = match &self.denoiser {
             DenoiserConfig::Unet(unet) => {
-                if unet.out_channels != latent {
-                    return contradicts("unet", "out_channels", unet.out_channels, "the VAE's latent_channels", latent);
+                let input = if unet.in_channels == 2 * latent + 1 { unet.in_channels } else { latent };
+                let what = format!("the VAE's latent_channels (or {} for inpainting)", 2 * latent + 1);
+                let context = self.clips.iter().map(|clip| clip.hidden_size).sum();
+                let mut agreements = vec![
+                    ("unet", "out_channels", unet.out_channels, "the VAE's latent_channels".to_owned(), latent),
+                    ("unet", "in_channels", unet.in_channels, what, input),
+                    (
+                        "unet",
+                        "cross_attention_dim",
+                        unet.cross_attention_dim,
+                        "the text encoders' hidden_size".into(),
+                        context,
+                    ),
+                ];
+                if let (Some(addition), Some(clip)) = (unet.addition, self.clips.get(1)) {
+                    let what = "the pooled width that the UNet's projection_class_embeddings_input_dim leaves".into();
+                    agreements.push((
+                        "text_encoder_2",
+                        "projection_dim",
+                        clip.projection_dim,
+                        what,
+                        addition.pooled_width,
+                    ));
                 }
-                if unet.in_channels != latent && unet.in_channels != 2 * latent + 1 {
-                    let what = format!("the VAE's latent_channels (or {} for inpainting)", 2 * latent + 1);
-                    return contradicts("unet", "in_channels", unet.in_channels, &what, latent);
-                }
-                let width = self.clips.iter().map(|clip| clip.hidden_size).sum();
-                if unet.cross_attention_dim != width {
-                    let what = "the text encoders' hidden_size";
-                    return contradicts("unet", "cross_attention_dim", unet.cross_attention_dim, what, width);
-                }
-                let pooled = unet.addition.map(|addition| addition.pooled_width);
-                match (self.index.family, pooled) {
-                    (Family::StableDiffusionXl, Some(width)) if self.clips[1].projection_dim != width => {
-                        let what = "the pooled width that the UNet's projection_class_embeddings_input_dim leaves";
-                        return contradicts(
-                            "text_encoder_2",
-                            "projection_dim",
-                            self.clips[1].projection_dim,
-                            what,
-                            width,
-                        );
-                    }
-                    (Family::StableDiffusionXl, Some(_)) | (_, None)
-                        if pooled.is_some() == (self.index.family == Family::StableDiffusionXl) => {}
-                    _ => {
-                        let file = directory.join("unet/config.json");
-                        let wanted = if pooled.is_some() { "null" } else { "\"text_time\"" };
-                        return Err(LoadError::Unsupported {
-                            file,
-                            field: "addition_embed_type".into(),
-                            value: if pooled.is_some() { "\"text_time\"" } else { "null" }.into(),
-                            supported: format!("{wanted} in a {}", self.index.class),
-                        });
-                    }
-                }
+                agreements
             }
             DenoiserConfig::Sd3(transformer) => {
                 let pooled = self.clips.iter().map(|clip| clip.projection_dim).sum();
-                let width = self.t5.as_ref().map_or(transformer.joint_attention_dim, |t5| t5.d_model);
-                for (field, found, what, wanted) in [
-                    ("in_channels", transformer.in_channels, "the VAE's latent_channels", latent),
-                    ("out_channels", transformer.out_channels, "the VAE's latent_channels", latent),
-                    ("pooled_projection_dim", transformer.pooled_projection_dim, "the CLIPs' projection_dim", pooled),
-                    ("joint_attention_dim", transformer.joint_attention_dim, "the T5's d_model", width),
-                ] {
-                    if found != wanted {
-                        return contradicts("transformer", field, found, what, wanted);
-                    }
-                }
+                let what = "the VAE's latent_channels";
+                vec![
+                    ("transformer", "in_channels", transformer.in_channels, what.to_owned(), latent),
+                    ("transformer", "out_channels", transformer.out_channels, what.into(), latent),
+                    (
+                        "transformer",
+                        "pooled_projection_dim",
+                        transformer.pooled_projection_dim,
+                        "the CLIPs' projection_dim".into(),
+                        pooled,
+                    ),
+                    self.t5_agreement(transformer.joint_attention_dim),
+                ]
             }
             DenoiserConfig::Flux(transformer) => {
                 let pooled = self.clips.iter().map(|clip| clip.hidden_size).sum();
-                let width = self.t5.as_ref().map_or(transformer.joint_attention_dim, |t5| t5.d_model);
-                for (field, found, what, wanted) in [
-                    ("in_channels", transformer.in_channels, "four times the VAE's latent_channels", 4 * latent),
-                    ("pooled_projection_dim", transformer.pooled_projection_dim, "the CLIP's hidden_size", pooled),
-                    ("joint_attention_dim", transformer.joint_attention_dim, "the T5's d_model", width),
-                ] {
-                    if found != wanted {
-                        return contradicts("transformer", field, found, what, wanted);
-                    }
-                }
+                let what = "four times the VAE's latent_channels".to_owned();
+                vec![
+                    ("transformer", "in_channels", transformer.in_channels, what, 4 * latent),
+                    (
+                        "transformer",
+                        "pooled_projection_dim",
+                        transformer.pooled_projection_dim,
+                        "the CLIP's hidden_size".into(),
+                        pooled,
+                    ),
+                    self.t5_agreement(transformer.joint_attention_dim),
+                ]
             }
+        };
+        match agreements.into_iter().find(|(_, _, found, _, wanted)| found != wanted) {
+            None => self.check_addition(directory),
+            Some((part, field, found, what, wanted)) => Err(LoadError::Invalid {
+                file: directory.join(part).join("config.json"),
+                field: field.into(),
+                reason: format!("is {found}, but {what} is {wanted}"),
+            }),
         }
-        Ok(())
+    }
+
+    /// What the transformer's `joint_attention_dim` has to agree with; itself without a T5.
+    fn t5_agreement(&self, joint_attention_dim: usize) -> (&'static str, &'static str, usize, String, usize) {
+        let width = self.t5.as_ref().map_or(joint_attention_dim, |t5| t5.d_model);
+        ("transformer", "joint_attention_dim", joint_attention_dim, "the T5's d_model".into(), width)
+    }
+
+    /// SDXL's UNet is told sizes and the pooled prompt, no other one is.
+    fn check_addition(&self, directory: &Path) -> Result<(), LoadError> {
+        let DenoiserConfig::Unet(unet) = &self.denoiser else { return Ok(()) };
+        let wanted = self.index.family == Family::StableDiffusionXl;
+        if unet.addition.is_some() == wanted {
+            return Ok(());
+        }
+        let name = |told: bool| if told { "\"text_time\"" } else { "null" };
+        Err(LoadError::Unsupported {
+            file: directory.join("unet/config.json"),
+            field: "addition_embed_type".into(),
+            value: name(!wanted).into(),
+            supported: format!("{} in a {}", name(wanted), self.index.class),
+        })
     }
 }
 
