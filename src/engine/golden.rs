@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use super::pipeline::Pipeline;
 use super::random::Generator;
-use super::{Engine, LoadOptions, RowId, StartingPictures, load, tiny};
+use super::{
+    DeviceChoice, Engine, LoadOptions, PictureFiles, Precision, Precisions, RowId, StartingPictures, load, tiny,
+};
 use crate::job::{Defaults, ImageSpec, OutputFormat, Rng, Sizes, Start};
 
 /// Every family, by the names of its files.
@@ -77,7 +79,7 @@ fn spec(pipeline: &Pipeline, request: &Value) -> ImageSpec {
 }
 
 /// The recorded starting picture and mask as files.
-fn pictures(tensors: &HashMap<String, Tensor>, start: &Start) -> StartingPictures {
+fn files(tensors: &HashMap<String, Tensor>, start: &Start) -> PictureFiles {
     let file = |name: &str| {
         let tensor = &tensors[&format!("starting/{name}")];
         let (height, width) = (tensor.dims()[0] as u32, tensor.dims()[1] as u32);
@@ -85,7 +87,7 @@ fn pictures(tensors: &HashMap<String, Tensor>, start: &Start) -> StartingPicture
         let pixels = if name == "mask" { values.iter().flat_map(|value| [*value; 3]).collect() } else { values };
         super::encode(&super::RgbImage { width, height, pixels }, OutputFormat::Png).unwrap().into()
     };
-    StartingPictures {
+    PictureFiles {
         init_image: (*start != Start::Noise).then(|| file("picture")),
         mask_image: matches!(start, Start::Inpaint { .. }).then(|| file("mask")),
     }
@@ -107,7 +109,8 @@ fn run(pipeline: &mut Pipeline, tensors: &HashMap<String, Tensor>, request: &Val
     let name = request["name"].as_str().unwrap();
     let spec = spec(pipeline, request);
     let row = RowId(1);
-    let admitted = pipeline.admit(row, &spec, &pictures(tensors, &spec.start)).unwrap();
+    let pictures = StartingPictures::prepare(&files(tensors, &spec.start), &spec).unwrap();
+    let admitted = pipeline.admit(row, &spec, &pictures).unwrap();
     assert_eq!(u64::from(admitted.steps), request["steps"].as_u64().unwrap(), "{name}: steps");
     let mut measured = Measured::default();
     for step in 0..admitted.steps {
@@ -129,6 +132,12 @@ fn run(pipeline: &mut Pipeline, tensors: &HashMap<String, Tensor>, request: &Val
     measured
 }
 
+/// In f32 on the device that `DARKROOM_TEST_DEVICE` names: `local/bench/gpu` names a GPU.
+fn options() -> LoadOptions {
+    let device = std::env::var("DARKROOM_TEST_DEVICE").map_or(DeviceChoice::Cpu, |name| name.parse().unwrap());
+    LoadOptions { device, precisions: Precisions::all(Some(Precision::F32)), loras: None }
+}
+
 fn open(family: &str, request: Option<&Value>) -> (tempfile::TempDir, Pipeline) {
     let directory = tiny::model(family);
     if let Some(config) = request.and_then(|request| request.get("scheduler_config")) {
@@ -137,20 +146,30 @@ fn open(family: &str, request: Option<&Value>) -> (tempfile::TempDir, Pipeline) 
         let index = directory.path().join("model_index.json");
         tiny::edit(&index, "scheduler", serde_json::json!(["diffusers", class]));
     }
-    let pipeline = load(directory.path(), &LoadOptions::default()).unwrap();
+    let pipeline = load(directory.path(), &options()).unwrap();
     (directory, pipeline)
 }
 
 #[test]
 fn goldens_were_recorded_with_the_pinned_versions() {
-    let pins =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/requirements.txt")).unwrap();
-    for family in FAMILIES {
-        for (library, version) in tiny::golden(family)["versions"].as_object().unwrap() {
-            let pin = format!("{library}=={}", version.as_str().unwrap());
-            assert!(pins.lines().any(|line| line.split('+').next() == Some(&pin)), "{family}: {pin} is not pinned");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let pins = std::fs::read_to_string(directory.join("requirements.txt")).unwrap();
+    let mut checked = 0;
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
         }
+        let golden: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let versions = golden["versions"].as_object().filter(|versions| !versions.is_empty());
+        for (library, version) in versions.unwrap_or_else(|| panic!("{} names no versions", path.display())) {
+            let version = version.as_str().unwrap().split('+').next().unwrap();
+            let pin = format!("{library}=={version}");
+            assert!(pins.lines().any(|line| line == pin), "{}: {pin} is not pinned", path.display());
+        }
+        checked += 1;
     }
+    assert!(checked > FAMILIES.len(), "{checked} files");
 }
 
 #[test]
@@ -207,7 +226,7 @@ fn the_vae_computes_what_diffusers_computes() {
         let (_directory, pipeline) = open(family, None);
         let decoded = pipeline.decoded(&tensors["noise"]).unwrap();
         assert!(error(&decoded, &tensors["decoded"]) <= STAGE_TOLERANCE, "{family}: decoder");
-        let file = pictures(&tensors, &Start::Picture { strength: 1.0 }).init_image.unwrap();
+        let file = files(&tensors, &Start::Picture { strength: 1.0 }).init_image.unwrap();
         let (mean, deviation) = pipeline.encoded(&file, 24, 16).unwrap();
         assert!(error(&mean, &tensors["encoded/mean"]) <= STAGE_TOLERANCE, "{family}: encoder's mean");
         assert!(error(&deviation, &tensors["encoded/std"]) <= STAGE_TOLERANCE, "{family}: encoder's deviation");

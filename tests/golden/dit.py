@@ -16,7 +16,7 @@ import torch
 import transformers
 from diffusers import FluxPipeline, FluxTransformer2DModel, SD3Transformer2DModel, StableDiffusion3Pipeline
 from sentencepiece import sentencepiece_model_pb2
-from tiny import fill, numbers, tensor
+from tiny import fill, numbers, tensor, versions
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -197,8 +197,7 @@ def record_flux(options):
 
 def main():
     document = {
-        "diffusers": diffusers.__version__, "transformers": transformers.__version__, "torch": torch.__version__,
-        "timesteps": TIMESTEPS, "guidance": GUIDANCE, "t5": record_t5(),
+        "versions": versions(diffusers, transformers, torch), "timesteps": TIMESTEPS, "guidance": GUIDANCE, "t5": record_t5(),
         "sd3_context": {"t5": record_context(True), "no_t5": record_context(False)},
         "sd3": {name: record_sd3(options) for name, options in SD3.items()},
         "flux": {name: record_flux(options) for name, options in FLUX.items()},

@@ -24,7 +24,7 @@ from diffusers.loaders.lora_conversion_utils import (
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
 from make import FAMILIES, build
-from tiny import numbers, tensor
+from tiny import numbers, tensor, versions
 
 ATTENTION = r"attn\d\.to_(q|k|v|out\.0)$"
 TRANSFORMERS = ATTENTION + r"|ff\.net|proj_in$|proj_out$"
@@ -234,7 +234,7 @@ def record_flux():
 
 
 def main():
-    document = {"diffusers": diffusers.__version__, "peft": peft.__version__, "torch": torch.__version__}
+    document = {"versions": versions(diffusers, peft, torch)}
     document |= record_cases()
     document["sdxl"] = record_sdxl()
     document["flux"] = record_flux()

@@ -28,7 +28,9 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
+    LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     EulerDiscreteScheduler,
@@ -52,7 +54,7 @@ from transformers import (
 
 from dit import t5_tokenizer
 from samplers import KINDS
-from tiny import END, MERGES, START, alphabet, fill, tensor
+from tiny import END, MERGES, START, alphabet, fill, tensor, versions
 
 HERE = pathlib.Path(__file__).parent
 PROMPTS = ["a red star", "", "Red  STAR\tand 12 é<|endoftext|>!?it's", "and " * 100]
@@ -98,7 +100,7 @@ FAMILIES = {
         "text": [{"hidden_act": "quick_gelu"}],
         "unet": {**SD1_UNET, "time_cond_proj_dim": 12},
         "scheduler": LCMScheduler(**SCALED, clip_sample=False),
-        "starting": [],
+        "starting": [LatentConsistencyModelImg2ImgPipeline],
     },
     "sdxl": {
         "class": StableDiffusionXLPipeline,
@@ -131,7 +133,7 @@ SD3 = {
         "caption_projection_dim": 16, "pos_embed_max_size": 9,
     }),
     "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-    "starting": [StableDiffusion3Img2ImgPipeline],  # the other one insists on 16 channels
+    "starting": [StableDiffusion3Img2ImgPipeline],
 }
 FLUX = {
     "class": FluxPipeline,
@@ -147,11 +149,12 @@ FLUX = {
 }
 FAMILIES |= {
     "sd3": SD3,
-    # Without T5, and with what the medium model of 3.5 has.
+    # Without T5, and with what the medium model of 3.5 has; diffusers insists on its 16 channels where there is a mask.
     "sd3.5": {
-        **SD3, "t5": None, "starting": [],
+        **SD3, "t5": None, "latent_channels": 16,
+        "starting": [StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline],
         "transformer": (SD3Transformer2DModel, {
-            **SD3["transformer"][1], "num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 24,
+            **SD3["transformer"][1], "in_channels": 16, "out_channels": 16, "num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 24,
             "qk_norm": "rms_norm", "dual_attention_layers": [0, 1],
         }),
     },
@@ -218,7 +221,14 @@ class Recorder:
         # Pictures are what the pipelines return by themselves; the latents they were decoded from pass by here.
         decoded = []
         original = pipeline.vae.decode
-        pipeline.vae.decode = lambda latents, *rest, **options: (decoded.append(latents.clone()), original(latents, *rest, **options))[1]
+        # This one forgets the shift that it encoded with, which leaves the picture off where the mask keeps it.
+        forgotten = pipeline.vae.config.shift_factor if isinstance(pipeline, StableDiffusion3InpaintPipeline) else 0.0
+
+        def decode(latents, *rest, **options):
+            decoded.append(latents + forgotten)
+            return original(latents + forgotten, *rest, **options)
+
+        pipeline.vae.decode = decode
         known = inspect.signature(type(pipeline).__call__).parameters
         arguments = {key: value for key, value in request.items() if key in known}
         try:
@@ -256,7 +266,7 @@ def build(options, seed=None):
         pad_tokens[f"tokenizer{suffix}"] = text.get("pad_token", END)
         parts[f"tokenizer{suffix}"] = CLIPTokenizer.from_pretrained(str(directory), model_max_length=77, **pad)
         parts[f"text_encoder{suffix}"] = text_encoder(vocabulary, text)
-    vae = {"scaling_factor": 0.5}
+    vae = {"scaling_factor": 0.5, "latent_channels": options.get("latent_channels", 4)}
     t5_tokenizers = {}
     if "unet" in options:
         parts["unet"] = UNet2DConditionModel(**{**UNET, **options["unet"]}).eval()
@@ -319,7 +329,8 @@ def family(name, options):
     recorder.add("starting/mask", np.asarray(mask))
     with torch.no_grad():
         embeddings(recorder, pipeline)
-        recorder.add("noise", torch.randn((1, 4, HEIGHT // 2, WIDTH // 2), generator=torch.Generator("cpu").manual_seed(5)))
+        channels = parts["vae"].config.latent_channels
+        recorder.add("noise", torch.randn((1, channels, HEIGHT // 2, WIDTH // 2), generator=torch.Generator("cpu").manual_seed(5)))
         recorder.add("decoded", parts["vae"].decode(recorder.tensors["noise"] / 0.5 + (parts["vae"].config.shift_factor or 0.0)).sample)
         moments = parts["vae"].encode(pipeline.image_processor.preprocess(picture)).latent_dist
         recorder.add("encoded/mean", moments.mean)
@@ -328,7 +339,7 @@ def family(name, options):
             requests(recorder, name, options, pipeline, base)
         starting(recorder, options, pipeline, base, picture, mask)
     document = {
-        "versions": versions(), "configs": configs, **made, "prompts": [PROMPTS[0], PROMPTS[3]], "tokens": ids,
+        "versions": versions(diffusers, torch, transformers), "configs": configs, **made, "prompts": [PROMPTS[0], PROMPTS[3]], "tokens": ids,
         "requests": recorder.requests,
     }
     write(name, document, recorder.tensors)
@@ -398,7 +409,8 @@ def starting(recorder, options, pipeline, base, picture, mask):
         other.set_progress_bar_config(disable=True)
         inpaint = "Inpaint" in pipeline_class.__name__
         kind = "inpaint" if inpaint else "img2img"
-        for sampler in [None] if "transformer" in options else [None, "euler_ancestral", "dpmpp_2m"]:
+        only_its_own = "transformer" in options or "LatentConsistency" in pipeline_class.__name__
+        for sampler in [None] if only_its_own else [None, "euler_ancestral", "dpmpp_2m"]:
             if sampler:
                 scheduler_class, settings = KINDS[sampler]
                 other.scheduler = scheduler_class.from_config({**pipeline.scheduler.config, **settings})
@@ -407,10 +419,6 @@ def starting(recorder, options, pipeline, base, picture, mask):
                 inputs = {"image": picture, **({"mask_image": mask} if inpaint else {})}
                 recorder.run(f"{kind}/{sampler or 'default'}/{strength}", other, request, stages=not sampler, **inputs)
                 recorder.requests[-1]["starting"] = kind
-
-
-def versions():
-    return {library.__name__: library.__version__.split("+")[0] for library in (diffusers, torch, transformers)}
 
 
 def write(name, document, tensors):

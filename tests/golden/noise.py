@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import torch
+from tiny import versions
 
 SEEDS = [0, 7, 2**32 - 1, 2**32 + 5, 2**53 - 1]
 DRAWS = [
@@ -26,7 +27,7 @@ def main():
                 values = torch.randn(count, generator=generator).numpy()
                 draws.append({"count": count, "sha256": hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()})
             cases.append({"seed": seed, "draws": draws})
-    document = {"torch": torch.__version__.split("+")[0], "cases": cases}
+    document = {"versions": versions(torch), "cases": cases}
     pathlib.Path(__file__).with_name("noise.json").write_text(json.dumps(document) + "\n")
 
 

@@ -18,6 +18,7 @@ import PIL
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
+from tiny import versions
 
 PICTURES = VaeImageProcessor(vae_scale_factor=8)
 MASKS = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
@@ -144,7 +145,7 @@ def main():
         lossy.append({"name": name, "bytes": data.hex(), "size": list(turned.size), "rgb": numpy.array(turned).tobytes().hex()})
     bad = [{"name": name, "says": says, "bytes": data.hex()} for name, says, data in bad_files()]
     document = {
-        "pillow": PIL.__version__, "prepared": list(prepared()), "nearest": list(nearest()), "good": good, "lossy": lossy,
+        "versions": versions(PIL), "prepared": list(prepared()), "nearest": list(nearest()), "good": good, "lossy": lossy,
         "bad": bad,
     }
     text = json.dumps(document).replace('{"from"', '\n{"from"').replace('{"name"', '\n{"name"').replace('{"to"', '\n{"to"')

@@ -20,6 +20,7 @@ from diffusers.schedulers import (
     scheduling_euler_ancestral_discrete,
     scheduling_lcm,
 )
+from tiny import versions
 
 VALUES = 2
 SPACINGS = {"": {}, "_karras": {"use_karras_sigmas": True}, "_exponential": {"use_exponential_sigmas": True},
@@ -239,7 +240,7 @@ def main():
         asked = STEPS[1:] if "shift_terminal" in config else STEPS  # one step alone divides by zero
         record(name, config, ["flow_match_euler"], asked + STRENGTHS, flow=flow, tokens=tokens)
 
-    document = {"diffusers": diffusers.__version__, "torch": torch.__version__, "groups": groups}
+    document = {"versions": versions(diffusers, torch), "groups": groups}
     text = json.dumps(document, separators=(",", ":")).replace('{"name"', '\n{"name"').replace('{"kind"', '\n{"kind"')
     pathlib.Path(__file__).with_suffix(".json").write_text(text + "\n")
     print(collections.Counter(case["kind"] for group in groups for case in group["cases"]))

@@ -11,6 +11,12 @@ MERGES = ["a n", "an d</w>", "r e", "re d</w>", "s t", "st a", "sta r</w>"]
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
+def versions(*libraries):
+    """What a golden was recorded with; the tests compare it with requirements.txt."""
+    names = {"PIL": "pillow"}
+    return {names.get(library.__name__, library.__name__): library.__version__.split("+")[0] for library in libraries}
+
+
 def uniform(name, count):
     """`count` values from -1 to 1 that depend on `name` alone: splitmix64."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

@@ -1,8 +1,8 @@
 //! Solvers that walk the training timesteps themselves: DDIM (arXiv 2010.02502), DDPM (2006.11239), LCM (2310.04378).
 
+use super::Trajectory;
 use super::schedule::{Level, Schedule};
 use super::step::{ESTIMATE, NOISE, SAMPLE, StepNoise, StepPlan};
-use super::{LCM_ORIGINAL_STEPS, Trajectory};
 use crate::engine::config::{SchedulerConfig, Spacing, Variance};
 
 /// `timestep_scaling` of models that do not say.
@@ -73,14 +73,19 @@ pub(super) fn ddpm(schedule: &Schedule, steps: usize, config: &SchedulerConfig) 
 }
 
 /// Multistep consistency sampling, algorithm 3 of arXiv 2310.04378: every step goes to the end; all but the last then
-/// go back to the next timestep with new noise.
-pub(super) fn lcm(schedule: &Schedule, steps: usize, config: &SchedulerConfig) -> Trajectory {
-    let original = config.original_inference_steps.unwrap_or(LCM_ORIGINAL_STEPS).min(schedule.len());
-    let stride = schedule.len() / original;
+/// go back to the next timestep with new noise. The model was distilled with a schedule of `distilled` steps, of which
+/// the last `remaining` are used.
+pub(super) fn lcm(
+    schedule: &Schedule,
+    steps: usize,
+    config: &SchedulerConfig,
+    [distilled, remaining]: [usize; 2],
+) -> Trajectory {
+    let stride = schedule.len() / distilled;
     let timesteps: Vec<usize> = (0..steps)
         .map(|index| {
-            let skipped = (index as f64 * (original as f64 / steps as f64)).floor() as usize;
-            (original - skipped) * stride - 1
+            let skipped = (index as f64 * (remaining as f64 / steps as f64)).floor() as usize;
+            (remaining - skipped) * stride - 1
         })
         .collect();
     let plan = |index: usize| {

@@ -43,10 +43,22 @@ pub(crate) struct Trajectory {
 pub(crate) struct PlanOptions {
     /// For image-to-image: the share of the steps that is taken, above 0 and up to 1.
     pub(crate) strength: Option<f64>,
+    /// What that share is of.
+    pub(crate) shortened: Shortened,
     /// Tokens of the packed latents, `(h / 16) * (w / 16)` of a picture; what flow matching shifts by if it does.
     pub(crate) image_tokens: usize,
     /// Who picks the noise levels of flow matching.
     pub(crate) flow_sigmas: FlowSigmas,
+}
+
+/// What a strength shortens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Shortened {
+    /// The steps of the request: the first ones are left out.
+    #[default]
+    Steps,
+    /// The schedule that an LCM was distilled with: all steps of the request are taken, over what remains of it.
+    Schedule,
 }
 
 /// Who picks the noise levels of flow matching before they are shifted.
@@ -106,8 +118,14 @@ impl Trajectory {
             return Err(PlanError::Unavailable { sampler: kind, available });
         }
         let count = config.train_timesteps();
+        let (skipping, shortening) = match (kind, options.shortened) {
+            (SamplerKind::Lcm, Shortened::Schedule) => (None, options.strength),
+            _ => (options.strength, None),
+        };
+        let distilled = config.original_inference_steps.unwrap_or(LCM_ORIGINAL_STEPS).min(count);
+        let remaining = (distilled as f64 * shortening.unwrap_or(1.0)) as usize;
         let steps_max = match kind {
-            SamplerKind::Lcm => config.original_inference_steps.unwrap_or(LCM_ORIGINAL_STEPS).min(count),
+            SamplerKind::Lcm => remaining,
             // One training timestep more is needed for the spacing.
             SamplerKind::DpmPlusPlus2M(_)
             | SamplerKind::DpmPlusPlus2MSde(_)
@@ -124,13 +142,13 @@ impl Trajectory {
         if !(1..=steps_max).contains(&steps) {
             return Err(PlanError::TooManySteps { sampler: kind, steps, steps_max });
         }
-        let skipped = skipped(kind, steps, options.strength)?;
+        let skipped = skipped(kind, steps, skipping)?;
         let schedule = Schedule::new(kind, config);
         let trajectory = match kind {
             SamplerKind::Pndm => pndm::plan(&schedule, steps, skipped, config),
             SamplerKind::Ddim => ddim::ddim(&schedule, steps, config),
             SamplerKind::Ddpm => ddim::ddpm(&schedule, steps, config),
-            SamplerKind::Lcm => ddim::lcm(&schedule, steps, config),
+            SamplerKind::Lcm => ddim::lcm(&schedule, steps, config, [distilled, remaining]),
             SamplerKind::Euler(spacing) => euler::euler(&schedule, spacing, steps, config),
             SamplerKind::EulerAncestral => euler::ancestral(&schedule, steps, config),
             SamplerKind::Heun(spacing) => euler::heun(&schedule, spacing, steps, config),

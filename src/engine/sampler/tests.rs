@@ -82,7 +82,7 @@ impl Case {
             kind,
             config: serde_json::from_value(group["config"].clone()).unwrap(),
             steps,
-            options: PlanOptions { strength, image_tokens, flow_sigmas },
+            options: PlanOptions { strength, image_tokens, flow_sigmas, ..PlanOptions::default() },
             scale: case["scale"].as_f64().unwrap(),
             draws: floats(&case["draws"]),
             noising: case.get("noising").map(floats).unwrap_or_default(),
