@@ -10,8 +10,8 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use darkroom::engine::{
-    Engine, LoadError, LoadOptions, Pipeline, Precision, Precisions, RenderError, Rendered, RgbImage, RowId,
-    StartingPictures, encode, load, read_manifest,
+    Engine, LoadError, LoadOptions, PictureFiles, Pipeline, Precision, Precisions, RenderError, Rendered, RgbImage,
+    RowId, StartingPictures, encode, load, read_manifest,
 };
 use darkroom::job::{
     Defaults, FaultClass, FaultCode, ImageSpec, LongPrompt, LoraChoice, OutputFormat, PromptOptions, SamplerKind,
@@ -242,8 +242,10 @@ fn the_digest_tells_models_apart() {
     });
     // What only fills gaps in requests is not part of a model's identity.
     std::fs::write(same.path().join("darkroom.toml"), "name = 'tiny'").unwrap();
-    let digest =
-        |directory: &tempfile::TempDir| load(directory.path(), &LoadOptions::default()).unwrap().digest().to_owned();
+    let digest = |directory: &tempfile::TempDir| {
+        let model = load(directory.path(), &LoadOptions::default()).unwrap();
+        model.digest().wait().unwrap().to_owned()
+    };
     assert_eq!(digest(&one), digest(&same));
     assert_ne!(digest(&one), digest(&other));
     assert!(digest(&one).len() == 64 && digest(&one).chars().all(|c| c.is_ascii_hexdigit() && !c.is_uppercase()));
@@ -388,10 +390,13 @@ fn starting_pictures_that_cannot_be_used_are_refused_by_field() {
         (file(16, 16), file(16, 8), "mask_image"),
         (Some("<svg/>".into()), file(16, 16), "init_image"),
     ] {
-        let fault = model.admit(RowId(1), &inpaint, &StartingPictures { init_image, mask_image }).unwrap_err();
+        let fault = StartingPictures::prepare(&PictureFiles { init_image, mask_image }, &inpaint).unwrap_err();
         assert!(fault.class == FaultClass::Reject && fault.message.contains(words), "{fault}");
     }
-    let pictures = StartingPictures { init_image: file(40, 20), mask_image: file(40, 20) };
+    let fault = model.admit(RowId(1), &inpaint, &StartingPictures::default()).unwrap_err();
+    assert!(fault.class == FaultClass::Reject && fault.message.contains("init_image"), "{fault}");
+    let files = PictureFiles { init_image: file(40, 20), mask_image: file(40, 20) };
+    let pictures = StartingPictures::prepare(&files, &inpaint).unwrap();
     assert_eq!(model.admit(RowId(1), &inpaint, &pictures).unwrap().steps, 2);
     // Too little strength for a single step.
     let nothing = spec(|spec| spec.start = Start::Picture { strength: 0.1 });
@@ -400,15 +405,20 @@ fn starting_pictures_that_cannot_be_used_are_refused_by_field() {
 
 #[test]
 fn half_precision_on_the_cpu_draws_nearly_the_same() {
-    let directory = tiny::model("sd1");
-    let options = LoadOptions { precisions: Precisions::all(Some(Precision::F16)), ..LoadOptions::default() };
-    let half = picture(&mut load(directory.path(), &options).unwrap(), &spec(|_| {}));
-    let full = picture(&mut load(directory.path(), &LoadOptions::default()).unwrap(), &spec(|_| {}));
-    let differences = half.pixels.iter().zip(&full.pixels).map(|(half, full)| u32::from(half.abs_diff(*full)));
-    let mean = f64::from(differences.sum::<u32>()) / full.pixels.len() as f64;
-    assert!(mean > 0.0 && mean < 3.0, "{mean}");
-    let bf16 = LoadOptions { precisions: Precisions::all(Some(Precision::Bf16)), ..LoadOptions::default() };
-    assert!(matches!(load(directory.path(), &bf16), Err(LoadError::Precision { .. })));
+    for family in ["sd1", "sdxl", "sd3", "flux-dev"] {
+        let directory = tiny::model(family);
+        let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+        let spec = spec(|spec| spec.scheduler = model.manifest().defaults.scheduler);
+        let full = picture(&mut model, &spec);
+        // bf16 has three bits less than f16.
+        for (precision, mean_max) in [(Precision::F16, 3.0), (Precision::Bf16, 12.0)] {
+            let options = LoadOptions { precisions: Precisions::all(Some(precision)), ..LoadOptions::default() };
+            let half = picture(&mut load(directory.path(), &options).unwrap(), &spec);
+            let differences = half.pixels.iter().zip(&full.pixels).map(|(half, full)| u32::from(half.abs_diff(*full)));
+            let mean = f64::from(differences.sum::<u32>()) / full.pixels.len() as f64;
+            assert!(mean > 0.0 && mean < mean_max, "{family}, {precision:?}: {mean}");
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use darkroom::engine::{self, DeviceChoice, LoadOptions, Precision, Precisions, StartingPictures};
+use darkroom::engine::{self, DeviceChoice, LoadOptions, PictureFiles, Precision, Precisions, StartingPictures};
 use darkroom::job::limits::PICTURE_BYTES_MAX;
 use darkroom::job::{PictureSource, Priority};
 use darkroom::shell::fetch::data_url;
@@ -70,10 +70,11 @@ pub(crate) fn render(options: &RenderOptions, output: &Output) -> Result<Exit, F
             return Err(Failed::new(Exit::InvalidRequest, "invalid_request", error));
         }
     };
-    let pictures = StartingPictures {
+    let files = PictureFiles {
         init_image: picture("init_image", request.spec.init_image.as_ref())?,
         mask_image: picture("mask_image", request.spec.mask_image.as_ref())?,
     };
+    let pictures = StartingPictures::prepare(&files, &request.spec.image)?;
     let load = LoadOptions {
         device: options.device,
         precisions: Precisions::all(options.dtype),

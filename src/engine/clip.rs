@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use super::config::{ClipConfig, TextActivation};
 use super::error::LoadError;
 use super::layers::{Attention, LayerNorm, Linear};
-use super::weights::Weights;
+use super::weights::{Table, Weights};
 
 /// What the encoder makes of one prompt.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ struct ClipLayer {
 #[derive(Debug)]
 pub(crate) struct Clip {
     /// `(vocabulary, d)`
-    tokens: Tensor,
+    tokens: Table,
     /// `(t, d)`
     positions: Tensor,
     layers: Vec<ClipLayer>,
@@ -55,7 +55,6 @@ pub(crate) struct Clip {
     activation: TextActivation,
     /// `(t, t)`: minus infinity where a token would look ahead.
     mask: Tensor,
-    device: Device,
 }
 
 impl Clip {
@@ -99,7 +98,7 @@ impl Clip {
             .flat_map(|row| (0..length).map(move |column| if column > row { f32::NEG_INFINITY } else { 0.0 }))
             .collect();
         Ok(Self {
-            tokens: weights.get(&[config.vocab_size, width], "embeddings.token_embedding.weight")?,
+            tokens: weights.table(&[config.vocab_size, width], "embeddings.token_embedding.weight")?,
             positions: weights.get(&[length, width], "embeddings.position_embedding.weight")?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<std::result::Result<_, _>>()?,
             norm: LayerNorm::new(&weights.at("final_layer_norm"), width, config.layer_norm_eps)?,
@@ -107,14 +106,12 @@ impl Clip {
             end: config.eos_token_id,
             activation: config.hidden_act,
             mask: Tensor::from_vec(mask, (length, length), device)?,
-            device: device.clone(),
         })
     }
 
     /// Encodes one prompt of as many tokens as the model has positions.
     pub(crate) fn forward(&self, tokens: &[u32]) -> Result<Encoded> {
-        let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
-        let x = (self.tokens.index_select(&ids, 0)? + &self.positions)?; // (t, d)
+        let x = (self.tokens.rows(tokens.iter().map(|token| *token as usize))? + &self.positions)?; // (t, d)
         let mut x = x.t()?.contiguous()?.unsqueeze(0)?;
         let mut penultimate = x.clone();
         for layer in &self.layers {

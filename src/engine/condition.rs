@@ -88,18 +88,17 @@ impl TextEncoders {
         };
         let mut warnings = Vec::new();
         let mut chunks = 1;
-        for (field, tokenized) in
-            [("prompt", Some(&tokenized)), ("negative_prompt", negative.as_ref().map(|(_, tokenized)| tokenized))]
-        {
-            for one in tokenized.into_iter().flatten() {
-                chunks = chunks.max(one.ids.len());
-                if let Some(text) = &one.truncated {
-                    let warning = format!("{field}: longer than the text encoder reads; cut off: {text}");
-                    if !warnings.contains(&warning) {
-                        warnings.push(warning);
-                    }
-                }
+        let negatives = negative.as_ref().map(|(text, tokenized)| ("negative_prompt", *text, tokenized));
+        for (field, text, tokenized) in [Some(("prompt", prompt, &tokenized)), negatives].into_iter().flatten() {
+            chunks = tokenized.iter().map(|one| one.ids.len()).fold(chunks, usize::max);
+            let mut cut: Vec<(&str, String)> =
+                tokenized.iter().filter_map(|one| Some(("CLIP", one.truncated.clone()?))).collect();
+            cut.dedup();
+            if let Some(t5) = &self.t5 {
+                cut.extend(t5.truncated(&plain(text, options))?.map(|text| ("T5", text)));
             }
+            let warning = |(encoder, text)| format!("{field}: longer than {encoder} reads; cut off: {text}");
+            warnings.extend(cut.into_iter().map(warning));
         }
         let positive = self.encode(prompt, tokenized, options, chunks)?;
         let negative = match (negative_prompt, negative) {

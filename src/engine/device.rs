@@ -4,8 +4,6 @@
 
 use candle_core::{DType, Device};
 
-use super::error::LoadError;
-
 /// Which device the caller wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -121,15 +119,7 @@ pub(crate) struct Placements {
 impl Placements {
     /// The placements on `device`: what `asked` says, else f32 on the CPU; elsewhere bf16 for weights that are stored so
     /// (they do not fit into f16's range), else f16, but f32 for a VAE that `upcasts`.
-    ///
-    /// # Errors
-    /// `Precision` for formats that the device cannot multiply in.
-    pub(crate) fn choose(
-        device: &Device,
-        asked: Precisions,
-        stored: DType,
-        vae_upcasts: bool,
-    ) -> Result<Self, LoadError> {
+    pub(crate) fn choose(device: &Device, asked: Precisions, stored: DType, vae_upcasts: bool) -> Self {
         let unasked = match (device.is_cpu(), stored) {
             (true, _) => DType::F32,
             (false, DType::BF16) => DType::BF16,
@@ -142,16 +132,13 @@ impl Placements {
                 Some(Precision::Bf16) => DType::BF16,
                 None => unasked,
             };
-            if device.is_cpu() && dtype == DType::BF16 {
-                return Err(LoadError::Precision { asked: "bf16", supported: "f32, f16" });
-            }
-            Ok(Placement { device: device.clone(), dtype })
+            Placement { device: device.clone(), dtype }
         };
         let vae = if unasked == DType::F16 && vae_upcasts { DType::F32 } else { unasked };
-        Ok(Self {
-            denoiser: place(asked.denoiser, unasked)?,
-            text_encoder: place(asked.text_encoder, unasked)?,
-            vae: place(asked.vae, vae)?,
-        })
+        Self {
+            denoiser: place(asked.denoiser, unasked),
+            text_encoder: place(asked.text_encoder, unasked),
+            vae: place(asked.vae, vae),
+        }
     }
 }

@@ -1,21 +1,55 @@
 //! The identity of a model: SHA-256 over everything that decides its pixels.
 //!
-//! `darkroom.toml` is not in it: it only fills gaps in requests. Neither is the path of the model's directory.
+//! Hashing takes longer than mapping a model, so it goes on beside its first work. `darkroom.toml` is not in it: it only
+//! fills gaps in requests. Neither is the path of the model's directory.
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::error::LoadError;
 
-/// The digest of `files` below `directory`, as lower-case hexadecimal digits.
-///
-/// Files are taken in the order of their names; each counts with name and length, so that moving bytes from one file to
-/// the next makes another digest.
-pub(crate) fn of_files(directory: &Path, files: &[PathBuf]) -> Result<String, LoadError> {
+/// Files are hashed in pieces of this size, on all cores.
+const PIECE_BYTES: u64 = 16 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// The digest of a model's files, which may still be in the making.
+#[derive(Clone, Debug)]
+pub struct ModelDigest(Arc<OnceLock<Result<String, LoadError>>>);
+
+impl ModelDigest {
+    /// Begins to hash `files` below `directory`.
+    pub(crate) fn begin(directory: &Path, files: Vec<PathBuf>) -> Self {
+        let digest = Self(Arc::default());
+        let (promise, directory) = (digest.clone(), directory.to_owned());
+        std::thread::spawn(move || promise.0.get_or_init(|| of_files(&directory, &files)).is_ok());
+        digest
+    }
+
+    /// Waits for the digest, as lower-case hexadecimal digits.
+    ///
+    /// # Errors
+    /// `Io` when a file cannot be read.
+    pub fn wait(&self) -> Result<&str, &LoadError> {
+        self.0.wait().as_deref()
+    }
+}
+
+/// One piece of a file.
+struct Piece {
+    file: usize,
+    offset: u64,
+    length: u64,
+}
+
+/// The digest of `files` below `directory`, as lower-case hexadecimal digits: SHA-256 over name, length and the SHA-256
+/// of each piece of every file, in the order of their names.
+fn of_files(directory: &Path, files: &[PathBuf]) -> Result<String, LoadError> {
     let mut names: Vec<(String, &PathBuf)> = files
         .iter()
         .map(|file| {
@@ -24,19 +58,28 @@ pub(crate) fn of_files(directory: &Path, files: &[PathBuf]) -> Result<String, Lo
         })
         .collect();
     names.sort();
+    let (mut opened, mut pieces) = (Vec::new(), Vec::new());
+    for (index, (_, path)) in names.iter().enumerate() {
+        let file = File::open(path).map_err(|error| LoadError::reading(path, error))?;
+        let length = file.metadata().map_err(|error| LoadError::reading(path, error))?.len();
+        let starts = (0..length).step_by(PIECE_BYTES as usize);
+        pieces.extend(starts.map(|offset| Piece { file: index, offset, length: PIECE_BYTES.min(length - offset) }));
+        opened.push((file, length));
+    }
+    let hashes: Vec<[u8; 32]> = pieces
+        .par_iter()
+        .map(|piece| {
+            of_piece(&opened[piece.file].0, piece).map_err(|error| LoadError::reading(names[piece.file].1, error))
+        })
+        .collect::<Result<_, _>>()?;
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for (name, path) in names {
-        let io = |source| LoadError::Io { path: path.clone(), source };
-        let mut file = File::open(path).map_err(io)?;
+    let mut hashes = pieces.iter().zip(hashes).peekable();
+    for (index, ((name, _), (_, length))) in names.iter().zip(&opened).enumerate() {
         hasher.update((name.len() as u64).to_le_bytes());
         hasher.update(name.as_bytes());
-        hasher.update(file.metadata().map_err(io)?.len().to_le_bytes());
-        loop {
-            match file.read(&mut buffer).map_err(io)? {
-                0 => break,
-                count => hasher.update(&buffer[..count]),
-            }
+        hasher.update(length.to_le_bytes());
+        while let Some((_, hash)) = hashes.next_if(|(piece, _)| piece.file == index) {
+            hasher.update(hash);
         }
     }
     Ok(hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
@@ -44,6 +87,19 @@ pub(crate) fn of_files(directory: &Path, files: &[PathBuf]) -> Result<String, Lo
         let _ = write!(text, "{byte:02x}");
         text
     }))
+}
+
+fn of_piece(file: &File, piece: &Piece) -> std::io::Result<[u8; 32]> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; BUFFER_BYTES.min(piece.length as usize)];
+    let mut done = 0;
+    while done < piece.length {
+        let part = buffer.len().min((piece.length - done) as usize);
+        file.read_exact_at(&mut buffer[..part], piece.offset + done)?;
+        hasher.update(&buffer[..part]);
+        done += part as u64;
+    }
+    Ok(hasher.finalize().into())
 }
 
 #[cfg(test)]
@@ -69,5 +125,27 @@ mod tests {
         assert_eq!(one, digest(&[("b", "3"), ("a", "12")]));
         assert_ne!(one, digest(&[("a", "1"), ("b", "23")]));
         assert_ne!(one, digest(&[("a", "12"), ("c", "3")]));
+    }
+
+    #[test]
+    fn every_piece_of_a_large_file_counts_and_so_does_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        let length = 2 * PIECE_BYTES as usize + 7;
+        let mut content = vec![0; length];
+        let mut seen = std::collections::BTreeSet::new();
+        for place in [0, PIECE_BYTES as usize, length - 1] {
+            content[place] = 1;
+            std::fs::write(&path, &content).unwrap();
+            content[place] = 0;
+            let digest = ModelDigest::begin(directory.path(), vec![path.clone()]);
+            assert!(seen.insert(digest.wait().unwrap().to_owned()), "{place}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let digest = ModelDigest::begin(Path::new("."), vec!["missing.json".into()]);
+        assert!(digest.wait().unwrap_err().to_string().contains("missing.json"));
     }
 }

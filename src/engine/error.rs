@@ -103,14 +103,6 @@ pub enum LoadError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The device cannot compute in a number format.
-    #[error("{asked} is not possible on this device; supported: {supported}")]
-    Precision {
-        /// The format.
-        asked: &'static str,
-        /// What would be possible.
-        supported: &'static str,
-    },
     /// A LoRA cannot be used with this model.
     #[error(transparent)]
     Lora(#[from] LoraError),

@@ -3,15 +3,20 @@
 //! All of them take contiguous f32 tensors. Other devices never come here: each layer has a plain version for them.
 //! Nothing here depends on the number of threads, so neither do pixels.
 
+use std::ops::Range;
+
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail,
 };
+use gemm::Parallelism;
 use rayon::prelude::*;
 
+/// Matrices of patches up to this size are made whole; larger ones in strips, which bounds memory and spares caches.
+const PATCH_BYTES_MAX: usize = 8 << 20;
 /// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
 const LANES: usize = 16;
 
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => bail!("the operation needs a contiguous tensor"),
@@ -81,64 +86,174 @@ fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// The patches that a 3×3 convolution looks at, as columns of a matrix, with a row of ones for the bias.
-///
-/// `(b, c, h, w)` becomes `(b, 9 c + 1, rows * output width)`.
-pub(super) struct Patches {
+/// `output (m, n)`, whose rows begin `stride` apart, plus `left (m, k) @ right (k, n)`.
+#[expect(unsafe_code, reason = "gemm takes pointers; the lengths are checked before")]
+fn multiply_add(output: &mut [f32], stride: usize, left: &[f32], right: &[f32], [m, k, n]: [usize; 3]) -> Result<()> {
+    if m == 0 || k == 0 || n == 0 {
+        return Ok(());
+    }
+    if left.len() != m * k || right.len() != k * n || stride < n || output.len() < (m - 1) * stride + n {
+        bail!("a product of {} and {} values is not ({m}, {k}) by ({k}, {n})", left.len(), right.len());
+    }
+    let threads = rayon::current_num_threads();
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    let [k_step, n_step, stride] = [k, n, stride].map(|step| step as isize);
+    // SAFETY: all three matrices lie within their slices, as checked, and only the output is written.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            output.as_mut_ptr(),
+            1,
+            stride,
+            true,
+            left.as_ptr(),
+            1,
+            k_step,
+            right.as_ptr(),
+            1,
+            n_step,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+    Ok(())
+}
+
+/// `(b, channels, plane)`, filled with the bias of each channel, if there is one.
+fn biased(batch: usize, channels: usize, plane: usize, bias: Option<&[f32]>) -> Result<Vec<f32>> {
+    let mut output = vec![0.0; batch * channels * plane];
+    if let Some(bias) = bias {
+        if bias.len() != channels {
+            bail!("{} biases for {channels} channels", bias.len());
+        }
+        for (index, line) in output.chunks_exact_mut(plane.max(1)).enumerate() {
+            line.fill(bias[index % channels]);
+        }
+    }
+    Ok(output)
+}
+
+/// `weight (out, in) @ x (b, in, t)`, plus a bias `(out)` if there is one: `(b, out, t)`.
+pub(super) struct Product<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) outputs: usize,
+}
+
+impl Product<'_> {
+    fn run(&self, x: &CpuStorage, x_l: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (batch, inputs, tokens) = x_l.shape().dims3()?;
+        let mut output = biased(batch, self.outputs, tokens, bias)?;
+        let (size, plane) = (inputs * tokens, self.outputs * tokens);
+        for (x, output) in values(x, x_l)?.chunks_exact(size).zip(output.chunks_exact_mut(plane)) {
+            multiply_add(output, tokens, self.weight, x, [self.outputs, inputs, tokens])?;
+        }
+        Ok((CpuStorage::F32(output), Shape::from((batch, self.outputs, tokens))))
+    }
+}
+
+impl CustomOp1 for Product<'_> {
+    fn name(&self) -> &'static str {
+        "product"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(x, x_l, None)
+    }
+}
+
+impl CustomOp2 for Product<'_> {
+    fn name(&self) -> &'static str {
+        "product-biased"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, bias: &CpuStorage, bias_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(x, x_l, Some(values(bias, bias_l)?))
+    }
+}
+
+/// A 3×3 convolution of `(b, c, h, w)` with `weight (out, c, 3, 3)` and a bias `(out)`, as products with matrices of
+/// patches.
+pub(super) struct Convolution<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) outputs: usize,
     /// Pixels from one output pixel to the next.
     pub(super) stride: usize,
     /// How often each input pixel is repeated in both directions before the convolution.
     pub(super) repeat: usize,
     /// Zeros before the first row and column: 1, or 0 where they all stand after the last.
     pub(super) padding: usize,
-    /// Which rows of the output.
-    pub(super) rows: std::ops::Range<usize>,
 }
 
-impl CustomOp1 for Patches {
-    fn name(&self) -> &'static str {
-        "patches"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, channels, height, width) = layout.shape().dims4()?;
-        let input = values(storage, layout)?;
+impl Convolution<'_> {
+    /// The patches of the output's `rows`, as columns: `input (c, h, w)` becomes `patches (9 c, rows * output width)`.
+    fn gather(&self, input: &[f32], [height, width]: [usize; 2], rows: Range<usize>, patches: &mut [f32]) {
         let (full_height, full_width) = (height * self.repeat, width * self.repeat);
-        let output_width = (full_width - 1) / self.stride + 1;
-        let columns = self.rows.len() * output_width;
-        let patch = channels * 9 + 1;
-        let mut output = vec![0.0; batch * patch * columns];
-        output.par_chunks_mut(columns).enumerate().for_each(|(index, row)| {
-            let (image, tap) = (index / patch, index % patch);
-            if tap == patch - 1 {
-                row.fill(1.0);
-                return;
-            }
+        let output_width = full_width.div_ceil(self.stride);
+        patches.par_chunks_mut(rows.len() * output_width).enumerate().for_each(|(tap, row)| {
             let (channel, down, right) = (tap / 9, tap % 9 / 3, tap % 3);
-            let plane = &input[(image * channels + channel) * height * width..][..height * width];
-            for (y, line) in self.rows.clone().zip(row.chunks_exact_mut(output_width)) {
+            let plane = &input[channel * height * width..][..height * width];
+            for (y, line) in rows.clone().zip(row.chunks_exact_mut(output_width)) {
                 let source_y = (y * self.stride + down).wrapping_sub(self.padding);
                 if source_y >= full_height {
+                    line.fill(0.0);
                     continue;
                 }
                 let source = &plane[source_y / self.repeat * width..][..width];
                 if self.stride == 1 && self.repeat == 1 && self.padding == 1 {
                     match right {
-                        0 => line[1..].copy_from_slice(&source[..width - 1]),
+                        0 => {
+                            line[0] = 0.0;
+                            line[1..].copy_from_slice(&source[..width - 1]);
+                        }
                         1 => line.copy_from_slice(source),
-                        _ => line[..width - 1].copy_from_slice(&source[1..]),
+                        _ => {
+                            line[..width - 1].copy_from_slice(&source[1..]);
+                            line[width - 1] = 0.0;
+                        }
                     }
                 } else {
                     for (x, value) in line.iter_mut().enumerate() {
                         let source_x = (x * self.stride + right).wrapping_sub(self.padding);
-                        if source_x < full_width {
-                            *value = source[source_x / self.repeat];
-                        }
+                        *value = if source_x < full_width { source[source_x / self.repeat] } else { 0.0 };
                     }
                 }
             }
         });
-        Ok((CpuStorage::F32(output), Shape::from((batch, patch, columns))))
+    }
+}
+
+impl CustomOp2 for Convolution<'_> {
+    fn name(&self) -> &'static str {
+        "convolution"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, bias: &CpuStorage, bias_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, channels, height, width) = x_l.shape().dims4()?;
+        let patch = 9 * channels;
+        let rows = (height * self.repeat).div_ceil(self.stride);
+        let columns = (width * self.repeat).div_ceil(self.stride);
+        let plane = rows * columns;
+        let mut output = biased(batch, self.outputs, plane, Some(values(bias, bias_l)?))?;
+        let strip = (PATCH_BYTES_MAX / (patch * columns * size_of::<f32>())).clamp(1, rows);
+        let mut patches = vec![0.0; patch * strip * columns];
+        let inputs = values(x, x_l)?.chunks_exact(channels * height * width);
+        for (input, output) in inputs.zip(output.chunks_exact_mut(self.outputs * plane)) {
+            for start in (0..rows).step_by(strip) {
+                let rows = start..rows.min(start + strip);
+                let pixels = rows.len() * columns;
+                let patches = &mut patches[..patch * pixels];
+                self.gather(input, [height, width], rows, patches);
+                let output = &mut output[start * columns..];
+                multiply_add(output, plane, self.weight, patches, [self.outputs, patch, pixels])?;
+            }
+        }
+        Ok((CpuStorage::F32(output), Shape::from((batch, self.outputs, rows, columns))))
     }
 }
 

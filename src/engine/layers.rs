@@ -8,10 +8,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::error::LoadError;
 use super::kernels;
-use super::weights::Weights;
+use super::weights::{Matrix, Weights};
 
-/// Matrices of patches up to this size are made whole; larger ones in strips, which bounds memory and spares caches.
-const PATCH_BYTES_MAX: usize = 8 << 20;
 /// Attention scores up to this size are computed at once; more of them query by query.
 const SCORE_BYTES_MAX: usize = 64 << 20;
 
@@ -27,11 +25,26 @@ pub(super) fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
         return Ok(x);
     }
     if x.elem_count() == other.elem_count() {
-        return x + other;
+        // Among them values per channel of the only token of a single row.
+        return &x + other.reshape(x.shape())?;
     }
     let mut shape = vec![1; x.rank()];
     shape[1] = other.elem_count();
     x.broadcast_add(&other.reshape(shape)?)
+}
+
+/// Whether candle's CPU backend cannot multiply in the number format of `x`.
+fn narrow_on_cpu(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::BF16
+}
+
+fn widened(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(DType::F32)
+}
+
+/// `a (n, m, k) @ b (n, k, l)`; bf16 on the CPU in f32, then rounded, as PyTorch does it.
+pub(super) fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if narrow_on_cpu(a) { widened(a)?.matmul(&widened(b)?)?.to_dtype(a.dtype()) } else { a.matmul(b) }
 }
 
 /// SiLU of a small tensor.
@@ -70,9 +83,10 @@ pub(super) fn sinusoid(
 #[derive(Debug)]
 pub(super) struct Linear {
     /// `(out, in)`
-    weight: Tensor,
+    weight: Matrix,
     /// `(out)`
     bias: Option<Tensor>,
+    outputs: usize,
 }
 
 impl Linear {
@@ -82,7 +96,7 @@ impl Linear {
     }
 
     pub(super) fn unbiased(weights: &Weights, inputs: usize, outputs: usize) -> std::result::Result<Self, LoadError> {
-        Ok(Self { weight: weights.get(&[outputs, inputs], "weight")?, bias: None })
+        Ok(Self { weight: weights.matrix(&[outputs, inputs], "weight")?, bias: None, outputs })
     }
 
     /// A 1×1 convolution is a linear layer whose weights are stored with two more dimensions.
@@ -97,14 +111,24 @@ impl Linear {
         side: usize,
         outputs: usize,
     ) -> std::result::Result<Self, LoadError> {
-        let weight = weights.get(&[outputs, inputs, side, side], "weight")?.flatten_from(1)?;
-        Ok(Self { weight, bias: Some(weights.get(&[outputs], "bias")?) })
+        let weight = weights.matrix(&[outputs, inputs, side, side], "weight")?;
+        Ok(Self { weight, bias: Some(weights.get(&[outputs], "bias")?), outputs })
     }
 
     /// `(b, in, t)` to `(b, out, t)`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (outputs, inputs) = self.weight.dims2()?;
-        let y = self.weight.broadcast_as((x.dim(0)?, outputs, inputs))?.matmul(x)?;
+        if on_cpu(x) {
+            let x = x.contiguous()?;
+            return self.weight.with_values(|weight| {
+                let product = kernels::Product { weight, outputs: self.outputs };
+                match &self.bias {
+                    Some(bias) => x.apply_op2_no_bwd(bias, &product),
+                    None => x.apply_op1_no_bwd(&product),
+                }
+            });
+        }
+        let weight = self.weight.tensor()?.reshape((1, self.outputs, ()))?;
+        let y = matmul(&weight.broadcast_as((x.dim(0)?, self.outputs, weight.dim(2)?))?, x)?;
         match &self.bias {
             Some(bias) => accumulate(y, bias),
             None => Ok(y),
@@ -133,9 +157,11 @@ pub(super) enum Resize {
 /// A 3×3 convolution with padding of one pixel.
 #[derive(Debug)]
 pub(super) struct Convolution {
-    /// `(out, in, 3, 3)`; on the CPU `(out, 9 in + 1)`, with the bias in the last column.
-    weight: Tensor,
+    /// `(out, in, 3, 3)`
+    weight: Matrix,
+    /// `(out)`
     bias: Tensor,
+    outputs: usize,
     resize: Resize,
 }
 
@@ -146,45 +172,38 @@ impl Convolution {
         outputs: usize,
         resize: Resize,
     ) -> std::result::Result<Self, LoadError> {
-        let weight = weights.get(&[outputs, inputs, 3, 3], "weight")?;
-        let bias = weights.get(&[outputs], "bias")?;
-        let weight = if on_cpu(&weight) {
-            Tensor::cat(&[weight.reshape((outputs, 9 * inputs))?, bias.unsqueeze(1)?], 1)?
-        } else {
-            weight
-        };
-        Ok(Self { weight, bias, resize })
+        let weight = weights.matrix(&[outputs, inputs, 3, 3], "weight")?;
+        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, outputs, resize })
     }
 
     /// `(b, in, h, w)` to `(b, out, h', w')`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, _, h, w) = x.dims4()?;
         let (stride, repeat, padding) = match self.resize {
             Resize::Same => (1, 1, 1),
             Resize::Halve => (2, 1, 1),
             Resize::HalveLate => (2, 1, 0),
             Resize::Double => (1, 2, 1),
         };
-        if !on_cpu(x) {
-            let x = match self.resize {
-                Resize::Same | Resize::Halve => x.clone(),
-                Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
-                Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
-            };
-            return accumulate(x.conv2d(&self.weight, padding, stride, 1, 1)?, &self.bias);
+        if on_cpu(x) {
+            let x = x.contiguous()?;
+            return self.weight.with_values(|weight| {
+                let outputs = self.outputs;
+                x.apply_op2_no_bwd(&self.bias, &kernels::Convolution { weight, outputs, stride, repeat, padding })
+            });
         }
-        let (outputs, patch) = self.weight.dims2()?;
-        let (rows, columns) = ((h * repeat).div_ceil(stride), (w * repeat).div_ceil(stride));
-        let weight = self.weight.broadcast_as((b, outputs, patch))?;
-        let strip = (PATCH_BYTES_MAX / (b * patch * columns * size_of::<f32>())).clamp(1, rows);
-        let mut strips = Vec::with_capacity(rows.div_ceil(strip));
-        for start in (0..rows).step_by(strip) {
-            let patches = kernels::Patches { stride, repeat, padding, rows: start..rows.min(start + strip) };
-            // (b, out, patch) @ (b, patch, pixels of the strip)
-            strips.push(weight.matmul(&x.apply_op1_no_bwd(&patches)?)?);
-        }
-        let output = if strips.len() == 1 { strips.swap_remove(0) } else { Tensor::cat(&strips, 2)? };
-        output.reshape((b, outputs, rows, columns))
+        let (_, _, h, w) = x.dims4()?;
+        let x = match self.resize {
+            Resize::Same | Resize::Halve => x.clone(),
+            Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
+            Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
+        };
+        let (weight, dtype) = (self.weight.tensor()?, x.dtype());
+        let y = if narrow_on_cpu(&x) {
+            widened(&x)?.conv2d(&widened(weight)?, padding, stride, 1, 1)?.to_dtype(dtype)?
+        } else {
+            x.conv2d(weight, padding, stride, 1, 1)?
+        };
+        accumulate(y, &self.bias)
     }
 }
 
@@ -326,7 +345,7 @@ pub(super) fn attention(
 /// `query (n, d, t)`, `key (n, d, s)`, `value (n, d, s)` to `(n, d, t)`.
 fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, scale: f64) -> Result<Tensor> {
     // (n, t, d) @ (n, d, s)
-    let mut scores = query.transpose(1, 2)?.matmul(key)?;
+    let mut scores = matmul(&query.transpose(1, 2)?, key)?;
     if let Some(mask) = mask {
         scores = scores.broadcast_add(mask)?;
     }
@@ -337,7 +356,7 @@ fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, s
         candle_nn::ops::softmax_last_dim(&(scores * scale)?)?
     };
     // (n, d, s) @ (n, s, t)
-    value.matmul(&weights.to_dtype(value.dtype())?.transpose(D::Minus1, D::Minus2)?)
+    matmul(value, &weights.to_dtype(value.dtype())?.transpose(D::Minus1, D::Minus2)?)
 }
 
 /// A residual block of two convolutions, conditioned on the timestep in the UNet.

@@ -13,7 +13,7 @@ use super::condition::{ClipEncoder, FLUX_T5_TOKENS, SD3_T5_TOKENS, TextEncoders}
 use super::config::{DenoiserConfig, Family, PipelineConfig};
 use super::denoiser::Denoiser;
 use super::device::{DeviceChoice, Placement, Placements, Precisions};
-use super::digest;
+use super::digest::ModelDigest;
 use super::error::LoadError;
 use super::flux::FluxTransformer;
 use super::lora::{Base, Lora, LoraSet, Part};
@@ -77,21 +77,15 @@ pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadErr
         text_encoder: options.precisions.text_encoder.or(overrides.precision.text_encoder),
         vae: options.precisions.vae.or(overrides.precision.vae),
     };
-    let placements = Placements::choose(&device, asked, stored, config.vae.force_upcast)?;
+    let placements = Placements::choose(&device, asked, stored, config.vae.force_upcast);
     let source = Source { directory: directory.into(), config, placements, files, loras: options.loras.clone() };
 
     let mut hashed = configuration_files(&source)?;
     hashed.extend(source.files.values().flatten().cloned());
     let scale = LatentScale::new(&source.config.vae, &device)?;
-    // Hashing takes about as long as loading, and waits for other things.
-    let (loaded, digest) = rayon::join(
-        || -> Result<_, LoadError> {
-            let decoder = Decoder::new(&source.vae()?, &source.config.vae, scale.clone(), source.placements.vae.dtype)?;
-            Ok((source.weighted(None)?, decoder))
-        },
-        || digest::of_files(directory, &hashed),
-    );
-    let ((base, decoder), digest) = (loaded?, digest?);
+    let digest = ModelDigest::begin(directory, hashed);
+    let decoder = Decoder::new(&source.vae()?, &source.config.vae, scale.clone(), source.placements.vae.dtype)?;
+    let base = source.weighted(None)?;
     Ok(Pipeline::new(manifest, digest, source, base, scale, decoder))
 }
 

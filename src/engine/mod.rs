@@ -42,12 +42,14 @@ use bytes::Bytes;
 use crate::job::{Fault, ImageSpec, ModelManifest};
 
 pub use device::{DeviceChoice, Precision, Precisions, UnknownDevice, UnknownPrecision};
+pub use digest::ModelDigest;
 pub use error::LoadError;
 pub use image::encode;
 pub use loading::{LoadOptions, load};
 pub use lora::{LoraError, Part};
 pub use manifest::{OVERRIDES_FILE, read_manifest};
 pub use pipeline::{Pipeline, RenderError, Rendered};
+pub use start::StartingPictures;
 pub use unet::Unet;
 
 /// Names one image in the engine from [`Engine::admit`] to [`Engine::release`].
@@ -67,7 +69,7 @@ pub struct RgbImage {
 
 /// The files that an image starts from, as they came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StartingPictures {
+pub struct PictureFiles {
     /// PNG, JPEG or WebP.
     pub init_image: Option<Bytes>,
     /// PNG, JPEG or WebP: white where the picture is made anew.
@@ -94,10 +96,13 @@ pub trait Engine: Send {
     /// What the model is called and can do.
     fn manifest(&self) -> &ModelManifest;
 
-    /// SHA-256 over the model's files, as lower-case hexadecimal digits.
-    fn digest(&self) -> &str;
+    /// The identity of the model's files.
+    fn digest(&self) -> &ModelDigest;
 
-    /// Encodes prompts and starting pictures and draws the initial noise.
+    /// Whether the first image pays for what is only done once, such as compiling kernels.
+    fn warm_up_pays(&self) -> bool;
+
+    /// Encodes prompts and starting pictures, which were prepared for `spec`, and draws the initial noise.
     ///
     /// # Errors
     /// `Reject` when the model can never do this, `Retry` when it cannot now.

@@ -16,13 +16,15 @@ use rayon::prelude::*;
 use super::condition::Conditioning;
 use super::config::Family;
 use super::denoiser::{Denoiser, Told};
+use super::digest::ModelDigest;
 use super::error::LoadError;
 use super::loading::{Source, Weighted};
 use super::lora::{self, LoraError, MergeKey, MergedCache};
+#[cfg(test)]
 use super::picture;
 use super::preview::ColourMap;
 use super::random::Generator;
-use super::sampler::{FlowSigmas, PlanOptions, SamplerState, StepPlan, Trajectory};
+use super::sampler::{FlowSigmas, PlanOptions, SamplerState, Shortened, StepPlan, Trajectory};
 use super::start::{Inpainting, Pictures, Started, Starter};
 #[cfg(test)]
 use super::tokenizer::ClipTokenizer;
@@ -42,7 +44,7 @@ const RENDERED_ROW: RowId = RowId(u64::MAX);
 #[derive(Debug)]
 pub struct Pipeline {
     manifest: ModelManifest,
-    digest: String,
+    digest: ModelDigest,
     source: Source,
     /// The model without LoRAs.
     base: Arc<Weighted>,
@@ -140,7 +142,7 @@ fn invalid(message: impl Into<String>) -> Fault {
 impl Pipeline {
     pub(crate) fn new(
         manifest: ModelManifest,
-        digest: String,
+        digest: ModelDigest,
         source: Source,
         base: Weighted,
         scale: LatentScale,
@@ -308,6 +310,11 @@ impl Pipeline {
                 Start::Noise => None,
                 Start::Picture { strength } | Start::Inpaint { strength } => Some(f64::from(strength)),
             },
+            shortened: if self.source.config.index.class.starts_with("LatentConsistencyModel") {
+                Shortened::Schedule
+            } else {
+                Shortened::Steps
+            },
             // Transformers see packed squares of four latent pixels.
             image_tokens: (height / 2) * (width / 2),
             flow_sigmas: match self.source.config.index.family {
@@ -319,31 +326,18 @@ impl Pipeline {
             .map_err(|error| invalid(error.to_string()))
     }
 
-    /// The starting pictures, decoded and sized, with the encoder ready for them.
+    /// The starting pictures on the device, with the encoder ready for them.
     fn pictures(&mut self, spec: &ImageSpec, given: &StartingPictures) -> Result<Option<Pictures>, Fault> {
         if spec.start == Start::Noise {
             return Ok(None);
         }
-        let missing = |field: &str| invalid(format!("{field} is missing"));
-        let init_image = given.init_image.as_ref().ok_or_else(|| missing("init_image"))?;
-        let decoded = picture::decode(init_image).map_err(|error| error.fault("init_image"))?;
-        let (width, height, device) = (spec.width, spec.height, self.device().clone());
-        let place = |tensor: Tensor| tensor.to_device(&device).map_err(failed);
-        let prepared = picture::prepare(&decoded, width, height).map_err(|error| error.fault("init_image"))?;
-        let mask = match spec.start {
-            Start::Inpaint { .. } => {
-                let file = given.mask_image.as_ref().ok_or_else(|| missing("mask_image"))?;
-                let mask = picture::decode(file).and_then(|mask| picture::prepare_mask(&mask, &decoded, width, height));
-                Some(place(mask.map_err(|error| error.fault("mask_image"))?)?)
-            }
-            Start::Noise | Start::Picture { .. } => None,
-        };
+        let Some(pictures) = &given.0 else { return Err(invalid("init_image is missing")) };
         if self.encoder.is_none() {
             let encoder =
                 self.source.encoder().map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?;
             self.encoder = Some(encoder);
         }
-        Ok(Some(Pictures { picture: place(prepared)?, mask }))
+        pictures.to_device(self.device()).map(Some).map_err(failed)
     }
 
     /// A row at its first step, and what the requester should know.
@@ -486,8 +480,12 @@ impl Engine for Pipeline {
         &self.manifest
     }
 
-    fn digest(&self) -> &str {
+    fn digest(&self) -> &ModelDigest {
         &self.digest
+    }
+
+    fn warm_up_pays(&self) -> bool {
+        !self.device().is_cpu()
     }
 
     fn admit(&mut self, row: RowId, spec: &ImageSpec, pictures: &StartingPictures) -> Result<Admitted, Fault> {
@@ -579,13 +577,14 @@ impl Pipeline {
 
     /// Latents of unit variance as pixels.
     pub(crate) fn decoded(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
-        self.decoder.forward(latents)
+        self.decoder.forward(&latents.to_device(self.device())?)
     }
 
     /// Mean and deviation of the VAE's latents of a file.
     pub(crate) fn encoded(&self, file: &[u8], width: u32, height: u32) -> candle_core::Result<(Tensor, Tensor)> {
         let decoded = picture::decode(file).map_err(candle_core::Error::wrap)?;
         let encoder = self.source.encoder().map_err(candle_core::Error::wrap)?;
-        encoder.forward(&picture::prepare(&decoded, width, height).map_err(candle_core::Error::wrap)?)
+        let pixels = picture::prepare(&decoded, width, height).map_err(candle_core::Error::wrap)?;
+        encoder.forward(&pixels.to_device(self.device())?)
     }
 }

@@ -1,15 +1,46 @@
 //! What an image starts from: noise, a picture under noise, or a picture and a mask.
 //!
-//! Numbers are drawn in the order in which diffusers' pipelines draw them, so that a seed gives the same picture. Pictures
-//! come decoded and sized.
+//! Numbers are drawn in the order in which diffusers' pipelines draw them, so that a seed gives the same picture. Decoding
+//! and sizing pictures needs no model, so that it need not hold one up.
 
 use candle_core::{Device, Result, Tensor};
 
+use super::PictureFiles;
 use super::picture;
 use super::random::Generator;
 use super::sampler::{Noising, SamplerState, Trajectory};
 use super::vae::{Encoder, LatentScale};
-use crate::job::Start;
+use crate::job::{Fault, FaultCode, ImageSpec, Start};
+
+/// The pictures that images of one request start from, decoded and sized; nothing for those that start from noise.
+#[derive(Clone, Debug, Default)]
+pub struct StartingPictures(pub(crate) Option<Pictures>);
+
+impl StartingPictures {
+    /// Decodes `files` and brings them to the size of the images of `spec`.
+    ///
+    /// # Errors
+    /// `Reject` with code `invalid_request`, naming the field, for files that are missing or no pictures.
+    pub fn prepare(files: &PictureFiles, spec: &ImageSpec) -> std::result::Result<Self, Fault> {
+        if spec.start == Start::Noise {
+            return Ok(Self::default());
+        }
+        let missing = |field: &str| Fault::reject(FaultCode::InvalidRequest, format!("{field} is missing"));
+        let (width, height) = (spec.width, spec.height);
+        let file = files.init_image.as_ref().ok_or_else(|| missing("init_image"))?;
+        let decoded = picture::decode(file).map_err(|error| error.fault("init_image"))?;
+        let mask = match spec.start {
+            Start::Inpaint { .. } => {
+                let file = files.mask_image.as_ref().ok_or_else(|| missing("mask_image"))?;
+                let mask = picture::decode(file).and_then(|mask| picture::prepare_mask(&mask, &decoded, width, height));
+                Some(mask.map_err(|error| error.fault("mask_image"))?)
+            }
+            Start::Noise | Start::Picture { .. } => None,
+        };
+        let picture = picture::prepare(&decoded, width, height).map_err(|error| error.fault("init_image"))?;
+        Ok(Self(Some(Pictures { picture, mask })))
+    }
+}
 
 /// A decoded starting picture, and the mask where it is to be made anew.
 #[derive(Clone, Debug)]
@@ -18,6 +49,13 @@ pub(crate) struct Pictures {
     pub(crate) picture: Tensor,
     /// `(1, 1, h, w)` f32, 0 or 1.
     pub(crate) mask: Option<Tensor>,
+}
+
+impl Pictures {
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+        let mask = self.mask.as_ref().map(|mask| mask.to_device(device)).transpose()?;
+        Ok(Self { picture: self.picture.to_device(device)?, mask })
+    }
 }
 
 /// How a row keeps to its starting picture outside the mask.

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
-use tokenizers::{PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
+use tokenizers::{Encoding, PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
 use super::config::{T5Activation, T5Config};
 use super::dit::{RmsNorm, gelu_tanh};
@@ -46,13 +46,20 @@ impl T5Encoder {
 
     /// The embedding of `prompt`: `(1, d, t)`, in the number format of the weights.
     pub(crate) fn encode(&self, prompt: &str) -> Result<Tensor> {
-        self.model.forward(&self.tokens(prompt)?)
+        self.model.forward(self.tokens(prompt)?.get_ids())
     }
 
-    /// The ids of `prompt`'s tokens, with the end after them, cut and padded.
-    pub(crate) fn tokens(&self, prompt: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode(prompt, true).map_err(candle_core::Error::wrap)?;
-        Ok(encoding.get_ids().to_vec())
+    /// What of `prompt` is too long to be encoded, if anything is.
+    pub(crate) fn truncated(&self, prompt: &str) -> Result<Option<String>> {
+        let encoding = self.tokens(prompt)?;
+        let Some(rest) = encoding.get_overflowing().first() else { return Ok(None) };
+        let words = rest.get_offsets().iter().zip(rest.get_special_tokens_mask()).find(|(_, special)| **special == 0);
+        Ok(words.and_then(|((start, _), _)| prompt.get(*start..)).map(|text| text.trim_start().to_owned()))
+    }
+
+    /// `prompt`'s tokens, with the end after them, cut and padded.
+    fn tokens(&self, prompt: &str) -> Result<Encoding> {
+        self.tokenizer.encode(prompt, true).map_err(candle_core::Error::wrap)
     }
 }
 
@@ -281,6 +288,25 @@ mod tests {
                 part.check(variant, &output.transpose(1, 2).unwrap());
             }
         }
+    }
+
+    #[test]
+    fn what_is_cut_off_of_a_long_prompt_is_known() {
+        let golden = &golden::document()["t5"];
+        let length = golden["length"].as_u64().unwrap() as usize;
+        let directory = tokenizer_directory(|_| ());
+        let part = Part::new("text_encoder", &golden["variants"]["gated"]);
+        let config = T5Config::read(part.directory(), "text_encoder").unwrap();
+        let weights = part.weights("text_encoder", DType::F32);
+        let encoder = T5Encoder::new(directory.path(), &weights, &config, length, &Device::Cpu).unwrap();
+        assert_eq!(encoder.truncated("a red star").unwrap(), None);
+        let long = "a red star ".repeat(length);
+        let rest = encoder.truncated(&long).unwrap().unwrap();
+        assert!(!rest.is_empty() && rest.len() < long.len() && long.ends_with(&rest), "{rest:?}");
+        // One token was kept for the end: what was kept fits again, with one token more it does not.
+        let kept = long.strip_suffix(&rest).unwrap();
+        assert_eq!(encoder.truncated(kept).unwrap(), None);
+        assert!(encoder.truncated(&format!("{kept}a red")).unwrap().is_some());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The weights of one part of a model: memory-mapped safetensors, asked for by name and shape.
 //!
+//! What the CPU can multiply as it is stays in the file: a model is ready before it was read, and processes share it.
 //! Pickle files are never opened. Which tensors there should be is not known here: the layers ask.
 
 use std::collections::BTreeMap;
@@ -7,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Storage, Tensor};
 use serde::Deserialize;
 
 use super::config::read_json;
 use super::device::Placement;
 use super::error::LoadError;
+use super::kernels;
 use super::lora::{LoraSet, Part};
 
 /// How diffusers and transformers call the weights of a part.
@@ -145,6 +147,17 @@ impl Weights {
         Ok(merged.to_dtype(self.placement.dtype)?)
     }
 
+    /// The tensor `name` of `shape` to multiply with: in the file, if the CPU can take it as it lies there.
+    pub(crate) fn matrix(&self, shape: &[usize], name: &str) -> Result<Matrix, LoadError> {
+        let tensor = self.check(shape, name)?;
+        let Placement { device, dtype } = &self.placement;
+        let overlaid = self.overlay.as_ref().is_some_and(|(loras, part)| loras.changes(*part, &tensor));
+        if device.is_cpu() && *dtype == DType::F32 && !overlaid && floats(&self.tensors, &tensor).is_some() {
+            return Ok(Matrix::Mapped { tensors: Arc::clone(&self.tensors), tensor });
+        }
+        Ok(Matrix::Loaded(self.get(shape, name)?))
+    }
+
     /// The tensor `name` of `shape` as rows of its last dimension, which stay in the file.
     pub(crate) fn table(&self, shape: &[usize], name: &str) -> Result<Table, LoadError> {
         let tensor = self.check(shape, name)?;
@@ -162,6 +175,71 @@ impl Weights {
             return Err(LoadError::WrongShape { path: self.path.as_ref().clone(), tensor, expected, found });
         }
         Ok(tensor)
+    }
+}
+
+/// The values of `tensor`, if they are f32 and lie where f32 may.
+fn floats<'a>(tensors: &'a MmapedSafetensors, tensor: &str) -> Option<&'a [f32]> {
+    let view = tensors.get(tensor).ok()?;
+    if DType::try_from(view.dtype()).ok()? != DType::F32 {
+        return None;
+    }
+    bytemuck::try_cast_slice(view.data()).ok()
+}
+
+/// Weights that only products read.
+#[derive(Clone)]
+pub(crate) enum Matrix {
+    /// f32 in the mapped file.
+    Mapped {
+        /// The file.
+        tensors: Arc<MmapedSafetensors>,
+        /// Its whole name.
+        tensor: String,
+    },
+    /// On the device, in the model's number format.
+    Loaded(Tensor),
+}
+
+impl std::fmt::Debug for Matrix {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mapped { tensor, .. } => formatter.debug_tuple("Mapped").field(tensor).finish(),
+            Self::Loaded(tensor) => formatter.debug_tuple("Loaded").field(tensor).finish(),
+        }
+    }
+}
+
+impl Matrix {
+    /// The tensor on the device.
+    ///
+    /// # Errors
+    /// When it stayed in its file, for which the CPU has kernels.
+    pub(crate) fn tensor(&self) -> candle_core::Result<&Tensor> {
+        match self {
+            Self::Loaded(tensor) => Ok(tensor),
+            Self::Mapped { tensor, .. } => candle_core::bail!("`{tensor}` stayed in its file"),
+        }
+    }
+
+    /// Calls `run` with the values.
+    ///
+    /// # Errors
+    /// When they are not contiguous f32 in the memory of the CPU.
+    pub(crate) fn with_values<R>(&self, run: impl FnOnce(&[f32]) -> candle_core::Result<R>) -> candle_core::Result<R> {
+        match self {
+            Self::Mapped { tensors, tensor } => match floats(tensors, tensor) {
+                Some(values) => run(values),
+                None => candle_core::bail!("`{tensor}` is not f32"),
+            },
+            Self::Loaded(tensor) => {
+                let (storage, layout) = tensor.storage_and_layout();
+                match &*storage {
+                    Storage::Cpu(storage) => run(kernels::values(storage, layout)?),
+                    Storage::Cuda(_) | Storage::Metal(_) => candle_core::bail!("the weights are not on the CPU"),
+                }
+            }
+        }
     }
 }
 

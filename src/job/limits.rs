@@ -2,8 +2,9 @@
 
 /// Identifiers: long enough for a UUID with a prefix, short enough for four of them in a subject.
 pub const TOKEN_LENGTH_MAX: usize = 64;
-/// One request body. Pictures travel as object keys, so only text has to fit.
-pub const REQUEST_BYTES_MAX: usize = 128 * 1024;
+/// One request body. The stream takes a little more, so that what is too long is answered, and NATS servers take 1 MiB with
+/// headers. Pictures that do not fit travel as object keys.
+pub const REQUEST_BYTES_MAX: usize = 768 * 1024;
 /// A prompt, in Unicode characters. Text encoders read 77 tokens; anything longer is a mistake.
 pub const PROMPT_CHARACTERS_MAX: usize = 2000;
 /// Denoising steps of one image.

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::engine::{self, Admitted, Engine, RgbImage, RowId, StartingPictures};
+use crate::engine::{self, Admitted, Engine, ModelDigest, PictureFiles, RgbImage, RowId, StartingPictures};
 use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, OutputFormat, Start, Task};
 use crate::sched::{EngineReport, RowKey};
 
@@ -65,11 +65,11 @@ pub struct EngineThread {
     commands: mpsc::Sender<Command>,
     /// What the model is called and can do.
     pub manifest: ModelManifest,
-    /// SHA-256 over the model's files.
-    pub digest: String,
+    /// The identity of the model's files.
+    pub digest: ModelDigest,
 }
 
-/// Starts the thread, loads the model on it with `load`, warms it up and returns when it is ready for work.
+/// Starts the thread, loads the model on it with `load`, warms it up if that pays, and returns when it is ready for work.
 ///
 /// # Errors
 /// Whatever `load` says; a `Fatal` fault when it panics or the warm-up fails.
@@ -90,12 +90,14 @@ where
             Ok(Err(error)) => return drop(ready.send(Err(StartError::Load(error)))),
             Err(_) => return drop(ready.send(Err(StartError::Panicked))),
         };
-        match catch_unwind(AssertUnwindSafe(|| warm_up(engine.as_mut()))) {
-            Ok(Ok(())) => {}
-            Ok(Err(fault)) => return drop(ready.send(Err(StartError::WarmUp(fault)))),
-            Err(_) => return drop(ready.send(Err(StartError::Panicked))),
+        if engine.warm_up_pays() {
+            match catch_unwind(AssertUnwindSafe(|| warm_up(engine.as_mut()))) {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => return drop(ready.send(Err(StartError::WarmUp(fault)))),
+                Err(_) => return drop(ready.send(Err(StartError::Panicked))),
+            }
         }
-        if ready.send(Ok((engine.manifest().clone(), engine.digest().to_owned()))).is_err() {
+        if ready.send(Ok((engine.manifest().clone(), engine.digest().clone()))).is_err() {
             return;
         }
         serve(engine.as_mut(), &inbox, clock, &answer);
@@ -134,15 +136,15 @@ impl EngineThread {
 fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
     let ModelManifest { defaults, tasks, .. } = engine.manifest().clone();
     let (width, height) = (defaults.width, defaults.height);
-    let (start, pictures) = if tasks.contains(&Task::TextToImage) {
-        (Start::Noise, StartingPictures::default())
+    let (start, files) = if tasks.contains(&Task::TextToImage) {
+        (Start::Noise, PictureFiles::default())
     } else {
         let white = RgbImage { width, height, pixels: vec![u8::MAX; 3 * width as usize * height as usize] };
         let file = bytes::Bytes::from(engine::encode(&white, OutputFormat::Png)?);
-        let pictures = StartingPictures { init_image: Some(file.clone()), mask_image: Some(file) };
-        (Start::Inpaint { strength: 1.0 }, pictures)
+        (Start::Inpaint { strength: 1.0 }, PictureFiles { init_image: Some(file.clone()), mask_image: Some(file) })
     };
     let spec = ImageSpec { num_inference_steps: 1, start, ..ImageSpec::with_defaults("warm-up", &defaults) };
+    let pictures = StartingPictures::prepare(&files, &spec)?;
     let row = RowId(u64::MAX);
     for _ in 0..engine.admit(row, &spec, &pictures)?.steps {
         engine.step(&[row])?;

@@ -13,7 +13,7 @@ use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, LOCATION};
 use url::Url;
 
-use crate::engine::StartingPictures;
+use crate::engine::PictureFiles;
 use crate::job::limits::PICTURE_BYTES_MAX;
 use crate::job::{Fault, FaultCode, JobSpec, PictureSource, Tenant};
 
@@ -148,12 +148,12 @@ impl Fetcher {
     ///
     /// # Errors
     /// The fault of the job, which names the field.
-    pub async fn starting_pictures(&self, tenant: &Tenant, spec: &JobSpec) -> Result<StartingPictures, Fault> {
+    pub async fn picture_files(&self, tenant: &Tenant, spec: &JobSpec) -> Result<PictureFiles, Fault> {
         let get = async |field: &str, source: &Option<PictureSource>| match source {
             Some(source) => self.fetch(tenant, source.as_str()).await.map(Some).map_err(|error| error.fault(field)),
             None => Ok(None),
         };
-        Ok(StartingPictures {
+        Ok(PictureFiles {
             init_image: get("init_image", &spec.init_image).await?,
             mask_image: get("mask_image", &spec.mask_image).await?,
         })

@@ -95,7 +95,7 @@ pub(crate) enum Fact {
     Delivered { lane: usize, message: async_nats::Message },
     PullEnded { lane: usize, outcome: PullOutcome },
     PullsStopped,
-    Claimed { ticket: Ticket, outcome: Result<Claimed, Fault>, pictures: StartingPictures },
+    Claimed { ticket: Ticket, outcome: Result<Claimed, Fault>, prepared: Prepared },
     Stored { ticket: Ticket, outcome: Result<Vec<StoredImage>, Fault>, took: Duration },
     Recorded { ticket: Ticket, outcome: Result<Changed, Fault> },
     Acted { ticket: Ticket, outcome: Result<(), Fault> },
@@ -112,7 +112,7 @@ struct Job {
     request: Option<Request>,
     refusal: Option<Refusal>,
     owned: Option<Owned>,
-    pictures: StartingPictures,
+    prepared: Prepared,
     warnings: Vec<String>,
     images: Vec<Option<Arc<RgbImage>>>,
     stored: Vec<StoredImage>,
@@ -123,10 +123,16 @@ struct Job {
     span: Span,
 }
 
+/// What was brought for a job before it is the engine's turn.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    pictures: StartingPictures,
+    model_digest: String,
+}
+
 struct Worker {
     config: Config,
     manifest: ModelManifest,
-    digest: String,
     lanes: Vec<Lane>,
     bus: Bus,
     store: Store,
@@ -176,7 +182,7 @@ where
     };
     let loading = clock.now().since(Mono::ZERO);
     let manifest = engine.manifest.clone();
-    tracing::info!(model = %manifest.name, digest = %engine.digest, loading_ms = loading.as_millis(), "worker.ready");
+    tracing::info!(model = %manifest.name, loading_ms = loading.as_millis(), "worker.ready");
 
     let records = Records::open(&bus).await.map_err(|fault| WorkerError::Topology {
         what: format!("the bucket {}", subject::BUCKET_JOBS),
@@ -207,7 +213,6 @@ where
     };
     let worker = Worker {
         metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
-        digest: engine.digest.clone(),
         events: Events::start(bus.clone(), clock),
         fetcher,
         loras: config.loras.clone().map(|folder| LoraFolder::new(folder, store.clone())),
@@ -295,13 +300,13 @@ impl Worker {
                 Some(Input::PullEnded { lane, outcome })
             }
             Fact::PullsStopped => Some(Input::PullsStopped),
-            Fact::Claimed { ticket, outcome, pictures } => {
+            Fact::Claimed { ticket, outcome, prepared } => {
                 let outcome = match outcome {
                     Ok(Claimed { claim, owned }) => {
                         if let Some(job) = self.jobs.get_mut(&ticket) {
                             job.owned = owned;
                             job.claimed_at = self.clock.now();
-                            job.pictures = pictures;
+                            job.prepared = prepared;
                         }
                         if matches!(claim, Claim::Won { .. } | Claim::Unprepared { .. }) {
                             self.publish_accepted(ticket);
@@ -417,7 +422,7 @@ impl Worker {
             request,
             refusal,
             owned: None,
-            pictures: StartingPictures::default(),
+            prepared: Prepared::default(),
             warnings: Vec::new(),
             images: vec![None; images],
             stored: Vec::new(),
@@ -522,11 +527,11 @@ impl Worker {
                 return self.engine.send(Command::Release { row: *row });
             }
             EngineWork::Admit { row, ticket, image } => {
-                let Some(Job { request: Some(request), pictures, span, .. }) = self.jobs.get(ticket) else { return };
+                let Some(Job { request: Some(request), prepared, span, .. }) = self.jobs.get(ticket) else { return };
                 self.rows.insert(*row, *ticket);
                 let spec = Box::new(request.spec.image(*image));
                 (
-                    Command::Admit { row: *row, spec, pictures: pictures.clone() },
+                    Command::Admit { row: *row, spec, pictures: prepared.pictures.clone() },
                     tracing::info_span!(parent: span, "job.encode"),
                 )
             }
@@ -576,14 +581,16 @@ impl Worker {
     }
 
     fn publish_started(&self, ticket: Ticket) {
-        let Some(Job { request: Some(request), delivery, owned, span, .. }) = self.jobs.get(&ticket) else { return };
+        let Some(Job { request: Some(request), delivery, owned, prepared, span, .. }) = self.jobs.get(&ticket) else {
+            return;
+        };
         let Some(tenant) = delivery.tenant.clone() else { return };
         let attempt = owned.as_ref().map_or(1, |owned| owned.record.state.attempts);
         span.record("job.attempt", attempt);
         let data = event::Started {
             worker: self.config.worker.to_string(),
             attempt,
-            model_digest: self.digest.clone(),
+            model_digest: prepared.model_digest.clone(),
             metadata: request.metadata.clone(),
         };
         let stored =

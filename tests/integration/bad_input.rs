@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use darkroom::job::Status;
+use darkroom::job::limits::REQUEST_BYTES_MAX;
 use darkroom::shell::bus::PublishError;
 use darkroom::wire::event::EventKind;
 use darkroom::wire::subject;
@@ -41,7 +42,7 @@ async fn what_cannot_be_read_fails_with_every_reason_and_is_kept() {
         ("unknown", br#"{"prompt":"p","colour":"red"}"#.to_vec(), &["colour"]),
         ("steps", br#"{"prompt":"p","num_inference_steps":101}"#.to_vec(), &["num_inference_steps"]),
         ("guidance", br#"{"prompt":"p","guidance_scale":NaN}"#.to_vec(), &["body"]),
-        ("long", format!(r#"{{"prompt":"{}"}}"#, "a".repeat(150_000)).into_bytes(), &["body"]),
+        ("long", format!(r#"{{"prompt":"{}"}}"#, "a".repeat(REQUEST_BYTES_MAX)).into_bytes(), &["body"]),
     ];
     let count = bodies.len();
     for (id, body, _) in &bodies {
@@ -140,6 +141,6 @@ async fn what_no_consumer_serves_is_failed_and_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_beyond_the_streams_limit_is_refused_at_the_door() {
     let stack = Stack::start().await;
-    let refused = stack.bus.publish(REQUESTS, async_nats::HeaderMap::new(), vec![b' '; 300_000].into()).await;
+    let refused = stack.bus.publish(REQUESTS, async_nats::HeaderMap::new(), vec![b' '; 1_000_000].into()).await;
     assert!(matches!(refused, Err(PublishError::Refused { .. })), "{refused:?}");
 }

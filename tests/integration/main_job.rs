@@ -18,17 +18,20 @@ use crate::support::python;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_in_another_language_sees_the_whole_job() {
     let stack = Stack::start().await;
-    let mut worker = started(stack.worker_command().args(["--exit-when-idle", "1s"])).await;
     for job in ["first", "second"] {
         let mut client: Command = python::client("main_job.py");
         client.args(["--nats", &stack.nats.url(), "--model", "shapes", "--tenant", "t", "--job", job]);
         client.args(["--prompt", "a red circle on a blue background"]);
-        let report = run(&mut client, PATIENCE).await.expect_success();
+        // The worker comes when there is work, however long the client takes to publish it.
+        let (report, mut worker) = tokio::join!(run(&mut client, PATIENCE), async {
+            stack.queue_is_filled().await;
+            started(stack.worker_command().args(["--exit-when-idle", "1s"])).await
+        });
+        let report = report.expect_success();
         let report: Value = serde_json::from_str(report.trim()).unwrap();
         assert_eq!(report["events"][0], "accepted");
         stack.queue_is_empty().await;
         assert!(worker.wait(PATIENCE).await.success(), "an idle worker ends with 0");
-        worker = started(stack.worker_command().args(["--exit-when-idle", "1s"])).await;
     }
 }
 

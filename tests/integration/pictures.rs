@@ -1,7 +1,7 @@
 //! Jobs that start from pictures: where they come from, and what is refused.
 
 use bytes::Bytes;
-use darkroom::engine::{self, LoadOptions, RgbImage, StartingPictures};
+use darkroom::engine::{self, LoadOptions, PictureFiles, RgbImage, StartingPictures};
 use darkroom::job::{Defaults, ImageSpec, OutputFormat, SamplerKind, Start, Status};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -45,7 +45,8 @@ async fn a_picture_of_the_store_becomes_the_image_that_the_engine_makes_of_it() 
         start: Start::Picture { strength: 0.5 },
         ..ImageSpec::with_defaults("a red circle on a blue background", &defaults)
     };
-    let pictures = StartingPictures { init_image: Some(file.into()), mask_image: None };
+    let files = PictureFiles { init_image: Some(file.into()), mask_image: None };
+    let pictures = StartingPictures::prepare(&files, &spec).unwrap();
     let alone = tokio::task::spawn_blocking(move || {
         let mut model = engine::load(&model_directory(), &LoadOptions::default()).unwrap();
         engine::encode(&model.render(&spec, &pictures, None, &mut |_, _| ()).unwrap().image, OutputFormat::Png).unwrap()

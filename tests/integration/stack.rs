@@ -144,9 +144,18 @@ impl Stack {
 
     /// Waits until no request is left.
     pub(crate) async fn queue_is_empty(&self) {
-        eventually("an empty queue", PATIENCE, async || {
+        self.queue_is("an empty queue", |requests| requests == 0).await;
+    }
+
+    /// Waits until there is a request.
+    pub(crate) async fn queue_is_filled(&self) {
+        self.queue_is("a request", |requests| requests > 0).await;
+    }
+
+    async fn queue_is(&self, what: &str, wanted: impl Fn(u64) -> bool) {
+        eventually(what, PATIENCE, async || {
             let mut stream = self.bus.context.get_stream(subject::STREAM_REQUESTS).await.ok()?;
-            (stream.info().await.ok()?.state.messages == 0).then_some(())
+            wanted(stream.info().await.ok()?.state.messages).then_some(())
         })
         .await;
     }

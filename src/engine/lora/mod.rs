@@ -145,6 +145,11 @@ impl LoraSet {
         Self { loras }
     }
 
+    /// Whether any LoRA adds to `tensor` of `part`.
+    pub(crate) fn changes(&self, part: Part, tensor: &str) -> bool {
+        self.loras.iter().any(|(lora, _)| lora.layer(part, tensor).is_some())
+    }
+
     /// What is added to `tensor` of `part`, which has `shape`: f32 on `device`, none when no LoRA changes it.
     ///
     /// # Errors

@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
-use crate::engine::{self, StartingPictures};
+use crate::engine::{self, ModelDigest, PictureFiles, StartingPictures};
 use crate::job::{
-    Fault, FaultClass, FaultCode, InvalidToken, JobId, JobStep, ModelManifest, Priority, Tenant, Violation,
+    Fault, FaultClass, FaultCode, ImageSpec, InvalidToken, JobId, JobStep, ModelManifest, Priority, Tenant, Violation,
 };
 use crate::sched::{Action, Claim, Ticket, Transition, Verdict};
 use crate::wire::event::{Completed, ErrorDocument, EventKind, Failed, StoredImage};
@@ -17,10 +17,10 @@ use crate::wire::request::{self, Context, Refusal, Request};
 use crate::wire::subject::{self, RequestSubject};
 use crate::wire::{header, key};
 
-use super::super::bus::Bus;
+use super::super::bus::{Bus, chain};
 use super::super::deadletter::DeadLetter;
 use super::super::records::{Changed, ClaimRequest, Claimed};
-use super::{Fact, Job, Worker};
+use super::{Fact, Job, Prepared, Worker};
 
 /// A message of the request stream, with what its acknowledgement subject says.
 #[derive(Clone, Debug)]
@@ -180,29 +180,33 @@ impl Worker {
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
         let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
+        let digest = self.engine.digest.clone();
         let claimed = async move {
             let mut outcome = match records.claim(&claim, unix_ms).await {
                 // A record that this build cannot read belongs to somebody else.
                 Err(fault) if fault.class == FaultClass::Reject => Ok(Claimed { claim: Claim::Conflict, owned: None }),
                 outcome => outcome,
             };
-            let mut pictures = StartingPictures::default();
+            let mut prepared = Prepared::default();
             // Only for the owner, and before it is the engine's turn: a slow web server must not hold up a batch.
             if let Ok(Claimed { claim: won @ Claim::Won { .. }, .. }) = &mut outcome
                 && let Claim::Won { failures } = *won
             {
-                let prepared = async {
+                let preparing = async {
                     if let Some(loras) = &loras {
                         loras.bring(&spec.image.loras).await?;
                     }
-                    fetcher.starting_pictures(&claim.tenant, &spec).await
+                    let files = fetcher.picture_files(&claim.tenant, &spec).await?;
+                    tokio::task::spawn_blocking(move || prepare(&files, &spec.image, &digest))
+                        .await
+                        .map_err(|_| Fault::retry(FaultCode::EngineFailed, "preparing the job panicked"))?
                 };
-                match prepared.await {
-                    Ok(fetched) => pictures = fetched,
+                match preparing.await {
+                    Ok(ready) => prepared = ready,
                     Err(fault) => *won = Claim::Unprepared { failures, fault },
                 }
             }
-            let _ = facts.send(Fact::Claimed { ticket, outcome, pictures });
+            let _ = facts.send(Fact::Claimed { ticket, outcome, prepared });
         };
         self.tasks.spawn(claimed.instrument(span.clone()));
     }
@@ -256,7 +260,7 @@ impl Worker {
                     timings: job.timings.clone(),
                     gpu_ms: job.gpu_ms,
                     model: self.manifest.name.to_string(),
-                    model_digest: self.digest.clone(),
+                    model_digest: job.prepared.model_digest.clone(),
                     worker: self.config.worker.to_string(),
                     attempts: job.attempts(),
                     resumed_from_step: 0,
@@ -326,5 +330,14 @@ impl Worker {
             message,
             worker: Some(self.config.worker.to_string()),
         }
+    }
+}
+
+/// What a job needs besides the model: its pictures, and whose pixels they will become.
+fn prepare(files: &PictureFiles, spec: &ImageSpec, digest: &ModelDigest) -> Result<Prepared, Fault> {
+    let pictures = StartingPictures::prepare(files, spec)?;
+    match digest.wait() {
+        Ok(digest) => Ok(Prepared { pictures, model_digest: digest.to_owned() }),
+        Err(error) => Err(Fault::retry(FaultCode::EngineFailed, format!("the model's files: {}", chain(error)))),
     }
 }
