@@ -5,6 +5,7 @@ mod jobs;
 mod output;
 mod picture;
 mod platform;
+mod profile;
 mod render;
 
 use std::path::PathBuf;
@@ -96,6 +97,11 @@ enum Command {
         after_help = "Example:\n  echo '{\"prompt\": \"a red star\", \"seed\": 7}' > r.json\n  darkroom render --model local/models/shapes --request r.json --out star.png"
     )]
     Render(render::RenderOptions),
+    /// Measure how long each stage of an image takes on this machine, without NATS
+    #[command(
+        after_help = "Example:\n  darkroom profile --model local/models/shapes --size 128x128,256x256 --images 1,4"
+    )]
+    Profile(profile::ProfileOptions),
     /// Run everything on this machine until Ctrl-C, workers only while there is work
     Up(platform::UpOptions),
     /// Check the server, the topology, the store and the model, and say what to do
@@ -172,6 +178,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::List(options) => runtime.block_on(jobs::list(&bus, &options, output)),
         Command::Models => runtime.block_on(jobs::models(&bus, output)),
         Command::Render(options) => render::render(&options, output),
+        Command::Profile(options) => profile::profile(&options, output),
         Command::Up(options) => runtime.block_on(platform::up(options, output)),
         Command::Doctor(options) => runtime.block_on(doctor::doctor(&bus, options, output)),
         Command::Schema { dir } => platform::schema(&dir, output),

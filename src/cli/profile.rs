@@ -1,0 +1,144 @@
+//! `profile`: how long the engine takes on this machine for each stage of an image, with no bus.
+
+use darkroom::engine::{
+    self, DeviceChoice, Engine, LoadOptions, Pipeline, Precision, Precisions, RowId, StartingPictures,
+};
+use darkroom::job::{Fault, ImageSpec, Task};
+use darkroom::shell::clock::Clock;
+use serde_json::{Value, json};
+
+use super::output::Output;
+use super::{Exit, Failed};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProfileOptions {
+    /// The model: a diffusers directory
+    #[arg(long, env = "DARKROOM_MODEL", value_name = "DIR")]
+    model: std::path::PathBuf,
+    /// Sizes of images, in pixels; the model's own when absent
+    #[arg(long = "size", value_name = "WIDTHxHEIGHT", value_delimiter = ',', value_parser = size)]
+    sizes: Vec<[u32; 2]>,
+    /// How many images step together
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 2, 4], value_parser = clap::value_parser!(u32).range(1..=64))]
+    images: Vec<u32>,
+    /// How often each stage is measured, after once that does not count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
+    turns: u32,
+    /// Number format of all parts: f32, f16 or bf16
+    #[arg(long, env = "DARKROOM_DTYPE", value_name = "NAME")]
+    dtype: Option<Precision>,
+    /// Where to compute: auto, cpu or cuda
+    #[arg(long, env = "DARKROOM_DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+}
+
+fn size(text: &str) -> Result<[u32; 2], String> {
+    let sides = text.split_once('x').and_then(|(width, height)| Some([width.parse().ok()?, height.parse().ok()?]));
+    sides.ok_or_else(|| "must be WIDTHxHEIGHT, such as 512x512".to_owned())
+}
+
+/// Medians of one size, in milliseconds.
+struct Stages {
+    encode_ms: f64,
+    /// By number of images.
+    steps_ms: Vec<(u32, f64)>,
+    decode_ms: f64,
+}
+
+pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit, Failed> {
+    let clock = Clock::start();
+    let precisions = Precisions::all(options.dtype);
+    let load = LoadOptions { device: options.device, precisions, loras: None };
+    let mut model = engine::load(&options.model, &load)?;
+    let loading_ms = clock.now().as_micros() as f64 / 1e3;
+    let loaded_bytes = resident_peak_bytes();
+    let manifest = model.manifest().clone();
+    if !manifest.tasks.contains(&Task::TextToImage) {
+        return Err(anyhow::anyhow!("the model makes no image from a prompt alone, which is what is measured").into());
+    }
+    let own = [manifest.defaults.width, manifest.defaults.height];
+    let sizes = if options.sizes.is_empty() { vec![own] } else { options.sizes.clone() };
+    let mut text = format!("{} on {}: ready after {loading_ms:.0} ms", manifest.name, model.placement());
+    let (mut steps, mut decode, mut encode_ms) = (Vec::new(), Vec::new(), 0.0);
+    for [width, height] in sizes {
+        let stages = measure(&mut model, [width, height], options, clock)?;
+        let Stages { encode_ms: encode, decode_ms, steps_ms } = stages;
+        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {decode_ms:.1} ms");
+        for (images, ms) in steps_ms {
+            text += &format!(", step of {images} {ms:.1} ms");
+            steps.push(json!({"width": width, "height": height, "images": images, "ms": ms}));
+        }
+        decode.push(json!({"width": width, "height": height, "ms": decode_ms}));
+        encode_ms = encode;
+    }
+    let result = json!({
+        "model": manifest.name.as_str(), "family": manifest.family, "placement": model.placement(),
+        "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_bytes,
+        "resident_peak_bytes": resident_peak_bytes(), "encode_ms": encode_ms, "steps": steps, "decode": decode,
+    });
+    output.line(text, &result);
+    Ok(Exit::Success)
+}
+
+fn measure(
+    model: &mut Pipeline,
+    [width, height]: [u32; 2],
+    options: &ProfileOptions,
+    clock: Clock,
+) -> Result<Stages, Fault> {
+    let defaults = model.manifest().defaults.clone();
+    let spec = |prompt: String| ImageSpec {
+        width,
+        height,
+        negative_prompt: format!("not {prompt}"),
+        num_inference_steps: options.turns + 1,
+        ..ImageSpec::with_defaults(&prompt, &defaults)
+    };
+    let mut stages = Stages { encode_ms: 0.0, steps_ms: Vec::new(), decode_ms: 0.0 };
+    for images in &options.images {
+        let rows: Vec<RowId> = (0..u64::from(*images)).map(RowId).collect();
+        let mut steps = u32::MAX;
+        for row in &rows {
+            // Each with a prompt of its own, because prompts are encoded once.
+            let spec = spec(format!("{width} {height} {images} {}", row.0));
+            steps = steps.min(model.admit(*row, &spec, &StartingPictures::default())?.steps);
+        }
+        let turns = steps.min(options.turns + 1);
+        let took = turn_by_turn(clock, turns, |_| model.step(&rows))?;
+        rows.iter().for_each(|row| model.release(*row));
+        stages.steps_ms.push((*images, took));
+    }
+    let row = RowId(0);
+    let nothing = StartingPictures::default();
+    stages.encode_ms = turn_by_turn(clock, options.turns + 1, |turn| {
+        model.admit(row, &spec(format!("{width} {height} alone {turn}")), &nothing).map(|_| ())
+    })?;
+    let steps = model.admit(row, &spec("decoded".to_owned()), &nothing)?.steps;
+    for _ in 0..steps {
+        model.step(&[row])?;
+    }
+    stages.decode_ms = turn_by_turn(clock, options.turns + 1, |_| model.decode(row).map(|_| ()))?;
+    model.release(row);
+    Ok(stages)
+}
+
+/// The median of all turns but the first, in milliseconds.
+fn turn_by_turn(clock: Clock, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<f64, Fault> {
+    let mut times = Vec::new();
+    for turn in 0..turns {
+        let began = clock.now();
+        run(turn)?;
+        times.push(clock.now().since(began).as_secs_f64() * 1e3);
+    }
+    let mut counted = if times.len() > 1 { times.split_off(1) } else { times };
+    counted.sort_by(f64::total_cmp);
+    Ok(counted.get(counted.len() / 2).copied().unwrap_or_default())
+}
+
+/// The most memory that this process ever had, where the system tells.
+fn resident_peak_bytes() -> Option<Value> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(json!(kibibytes * 1024))
+}
