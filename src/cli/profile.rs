@@ -1,10 +1,16 @@
-//! `profile`: how long the engine takes on this machine for each stage of an image, with no bus.
+//! `profile`: how long the engine takes on this machine for each stage of an image, with no bus. Workers here find the
+//! figures where it keeps them.
 
+use std::path::PathBuf;
+
+use anyhow::Context as _;
 use darkroom::engine::{
     self, DeviceChoice, Engine, LoadOptions, Pipeline, Precision, Precisions, RowId, StartingPictures,
 };
 use darkroom::job::{Fault, ImageSpec, Task};
 use darkroom::shell::clock::Clock;
+use darkroom::shell::costs;
+use darkroom::wire::cost::{CostTable, DecodeCost, StepCost};
 use serde_json::{Value, json};
 
 use super::output::Output;
@@ -14,7 +20,7 @@ use super::{Exit, Failed};
 pub(crate) struct ProfileOptions {
     /// The model: a diffusers directory
     #[arg(long, env = "DARKROOM_MODEL", value_name = "DIR")]
-    model: std::path::PathBuf,
+    model: PathBuf,
     /// Sizes of images, in pixels; the model's own when absent
     #[arg(long = "size", value_name = "WIDTHxHEIGHT", value_delimiter = ',', value_parser = size)]
     sizes: Vec<[u32; 2]>,
@@ -27,6 +33,9 @@ pub(crate) struct ProfileOptions {
     /// Number format of all parts: f32, f16 or bf16
     #[arg(long, env = "DARKROOM_DTYPE", value_name = "NAME")]
     dtype: Option<Precision>,
+    /// Where the figures are kept for workers; in the user's cache when absent
+    #[arg(long, env = "DARKROOM_COSTS", value_name = "FILE")]
+    costs: Option<PathBuf>,
     /// Where to compute: auto, cpu or cuda
     #[arg(long, env = "DARKROOM_DEVICE", default_value = "auto")]
     device: DeviceChoice,
@@ -66,13 +75,19 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
         text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {decode_ms:.1} ms");
         for (images, ms) in steps_ms {
             text += &format!(", step of {images} {ms:.1} ms");
-            steps.push(json!({"width": width, "height": height, "images": images, "ms": ms}));
+            steps.push(StepCost { width, height, images, ms });
         }
-        decode.push(json!({"width": width, "height": height, "ms": decode_ms}));
+        decode.push(DecodeCost { width, height, ms: decode_ms });
         encode_ms = encode;
     }
+    let table = CostTable { model: manifest.name.to_string(), placement: model.placement(), steps, decode };
+    if let Some(path) = options.costs.clone().or_else(|| costs::path(&table.model, &table.placement)) {
+        costs::write(&path, &table).with_context(|| format!("the figures cannot be kept at {}", path.display()))?;
+        text += &format!("\nkept at {}", path.display());
+    }
+    let CostTable { model: name, placement, steps, decode } = table;
     let result = json!({
-        "model": manifest.name.as_str(), "family": manifest.family, "placement": model.placement(),
+        "model": name, "family": manifest.family, "placement": placement,
         "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_bytes,
         "resident_peak_bytes": resident_peak_bytes(), "encode_ms": encode_ms, "steps": steps, "decode": decode,
     });

@@ -99,6 +99,9 @@ pub trait Engine: Send {
     /// The identity of the model's files.
     fn digest(&self) -> &ModelDigest;
 
+    /// Where it computes and in which number format, for people and for names of files.
+    fn placement(&self) -> String;
+
     /// Whether the first image pays for what is only done once, such as compiling kernels.
     fn warm_up_pays(&self) -> bool;
 

@@ -224,11 +224,6 @@ impl Pipeline {
         }
     }
 
-    /// Where it computes and in which number format, for people.
-    pub fn placement(&self) -> String {
-        format!("{:?}, {:?}", self.device().location(), self.source.placements.denoiser.dtype)
-    }
-
     fn device(&self) -> &Device {
         &self.source.placements.denoiser.device
     }
@@ -482,6 +477,10 @@ impl Engine for Pipeline {
 
     fn digest(&self) -> &ModelDigest {
         &self.digest
+    }
+
+    fn placement(&self) -> String {
+        format!("{:?}, {:?}", self.device().location(), self.source.placements.denoiser.dtype)
     }
 
     fn warm_up_pays(&self) -> bool {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::job::{Fault, Pool, Priority};
 
 use super::batch::BatchKey;
+use super::fair::TenantKey;
 use super::time::Mono;
 
 /// Names one message of the request stream: its stream sequence.
@@ -33,6 +34,10 @@ pub struct Offer {
     pub key: BatchKey,
     /// A preview with every n-th step.
     pub previews: Option<u32>,
+    /// Denoising steps of each image, as asked for.
+    pub steps: u32,
+    /// Whose it is.
+    pub tenant: TenantKey,
 }
 
 /// Whether the job is ours to do.

@@ -11,6 +11,8 @@
 //! tokio in production and in a seeded world in `tests/sim`.
 
 mod batch;
+mod cost;
+mod fair;
 mod lease;
 mod message;
 mod pulls;
@@ -19,9 +21,11 @@ mod scheduler;
 mod time;
 
 pub use batch::BatchKey;
+pub use cost::CostModel;
+pub use fair::TenantKey;
 pub use message::{
     Acted, Action, Claim, Effect, EngineReport, EngineWork, Input, Lane, Offer, PullOutcome, RowKey, Ticket,
     Transition, Verdict,
 };
-pub use scheduler::{Config, Exit, Scheduler};
+pub use scheduler::{Config, Exit, Policy, Scheduler, UnknownPolicy};
 pub use time::Mono;

@@ -1,8 +1,8 @@
 //! How many messages to ask each consumer for.
 //!
-//! Every consumer has a pull for one message open while there is a free row, so that nothing waits for a poll. Only a
-//! consumer that filled its last pull is asked for as many as rows are free. So a worker holds at most one message per
-//! consumer more than it has rows for.
+//! Every consumer has a pull for one message open while it has a free row, so that nothing waits for a poll. Only a
+//! consumer that filled its last pull is asked for as many as its rows are free. So a worker holds at most one message per
+//! consumer more than it has rows for. Which rows are free for which consumer is decided elsewhere.
 
 use super::retry::FAILED_PULL;
 use super::time::Mono;
@@ -48,26 +48,28 @@ impl Pulls {
         }
     }
 
-    /// What to ask for when `free` rows have no message yet: pairs of consumer and number.
-    pub(super) fn plan(&mut self, now: Mono, free: u32) -> Vec<(usize, u32)> {
-        let asked: u32 = self.lanes.iter().filter(|lane| lane.filled_last).map(|lane| lane.outstanding).sum();
-        let mut left = free.saturating_sub(asked);
+    /// What to ask for when each consumer has so many rows `free` without a message: pairs of consumer and number.
+    pub(super) fn plan(&mut self, now: Mono, free: &[u32]) -> Vec<(usize, u32)> {
+        let mut asked: u32 = self.lanes.iter().filter(|lane| lane.filled_last).map(|lane| lane.outstanding).sum();
         let mut plan = Vec::new();
-        if left == 0 {
-            return plan;
-        }
-        for (index, lane) in self.lanes.iter_mut().enumerate() {
-            if lane.outstanding > 0 || lane.not_before > now {
+        for (index, (lane, free)) in self.lanes.iter_mut().zip(free).enumerate() {
+            let left = free.saturating_sub(asked);
+            if left == 0 || lane.outstanding > 0 || lane.not_before > now {
                 continue;
             }
-            let max = if lane.filled_last { left.max(1) } else { 1 };
+            let max = if lane.filled_last { left } else { 1 };
             if lane.filled_last {
-                left = left.saturating_sub(max);
+                asked += max;
             }
             lane.outstanding = max;
             plan.push((index, max));
         }
         plan
+    }
+
+    /// Whether a consumer had more the last time, and there was no room to ask for it since.
+    pub(super) fn are_behind(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.filled_last && lane.outstanding == 0)
     }
 
     /// When a consumer may be asked again that may not now.
@@ -85,30 +87,40 @@ mod tests {
     #[test]
     fn an_idle_worker_asks_each_consumer_for_one() {
         let mut pulls = Pulls::new(3);
-        assert_eq!(pulls.plan(NOW, 8), [(0, 1), (1, 1), (2, 1)]);
-        assert_eq!(pulls.plan(NOW, 8), []);
+        assert_eq!(pulls.plan(NOW, &[8; 3]), [(0, 1), (1, 1), (2, 1)]);
+        assert_eq!(pulls.plan(NOW, &[8; 3]), []);
     }
 
     #[test]
     fn a_consumer_that_delivers_is_asked_for_all_free_rows() {
         let mut pulls = Pulls::new(3);
-        pulls.plan(NOW, 8);
+        pulls.plan(NOW, &[8; 3]);
         pulls.delivered(1);
-        assert_eq!(pulls.plan(NOW, 7), [(1, 7)]);
+        assert!(pulls.are_behind());
+        assert_eq!(pulls.plan(NOW, &[7; 3]), [(1, 7)]);
+        assert!(!pulls.are_behind());
         pulls.delivered(1);
-        assert_eq!(pulls.plan(NOW, 6), []);
+        assert_eq!(pulls.plan(NOW, &[6; 3]), []);
         pulls.expired(1);
-        assert_eq!(pulls.plan(NOW, 6), [(1, 1)]);
+        assert_eq!(pulls.plan(NOW, &[6; 3]), [(1, 1)]);
+    }
+
+    #[test]
+    fn an_urgent_consumer_is_asked_when_the_others_have_no_room() {
+        let mut pulls = Pulls::new(2);
+        assert_eq!(pulls.plan(NOW, &[4, 0]), [(0, 1)]);
+        pulls.delivered(0);
+        assert_eq!(pulls.plan(NOW, &[3, 0]), [(0, 3)]);
     }
 
     #[test]
     fn a_full_worker_asks_nobody_and_a_refusing_consumer_is_left_alone_for_a_while() {
         let mut pulls = Pulls::new(1);
-        assert_eq!(pulls.plan(NOW, 0), []);
-        pulls.plan(NOW, 1);
+        assert_eq!(pulls.plan(NOW, &[0]), []);
+        pulls.plan(NOW, &[1]);
         pulls.failed(0, NOW);
-        assert_eq!(pulls.plan(NOW, 1), []);
+        assert_eq!(pulls.plan(NOW, &[1]), []);
         let later = pulls.next_deadline(NOW).unwrap();
-        assert_eq!(pulls.plan(later, 1), [(0, 1)]);
+        assert_eq!(pulls.plan(later, &[1]), [(0, 1)]);
     }
 }

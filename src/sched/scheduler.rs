@@ -1,14 +1,20 @@
 //! The scheduler's state and its one transition, [`Scheduler::handle`].
 //!
-//! A held job goes: claim → waiting for rows → in the batch → a fixed list of actions that ends it. That list, made by
+//! A held job goes: claim → waiting for rows → in the engine → a fixed list of actions that ends it. That list, made by
 //! [`ending`], is where the order "store, record, publish, acknowledge" is written down.
+//!
+//! There may be more rows in the engine than step together: those that do not are parked, and cost nothing but their few
+//! megabytes. That lets an urgent job begin at the next step while others are under way.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::job::{Fault, FaultClass, Priority};
+use crate::job::{Fault, FaultClass, FaultCode, Priority};
 
-use super::batch::{Group, next_group};
+use super::batch::{Backlog, BatchKey, Candidate, Group, Rank, next_step};
+use super::cost::CostModel;
+use super::fair::{Shares, TenantKey};
 use super::lease::Lease;
 use super::message::{
     Acted, Action, Claim, Effect, EngineReport, EngineWork, Input, Lane, Offer, PullOutcome, RowKey, Ticket,
@@ -23,13 +29,49 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Before the grace period ends, so much is kept for giving the unfinished back.
 const GIVE_BACK_RESERVE: Duration = Duration::from_secs(3);
 
+/// How batches are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Jobs join and leave between steps; the most urgent go first, in batches as large as they pay.
+    #[default]
+    Adaptive,
+    /// What request-level batching does, to compare with: what waits becomes a batch, and nobody joins until all of it is
+    /// done. First come, first served.
+    Fixed,
+}
+
+/// A policy that has no such name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be adaptive or fixed")]
+pub struct UnknownPolicy;
+
+impl std::str::FromStr for Policy {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
+        match text {
+            "adaptive" => Ok(Self::Adaptive),
+            "fixed" => Ok(Self::Fixed),
+            _ => Err(UnknownPolicy),
+        }
+    }
+}
+
 /// What a scheduler is told once.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The consumers, most urgent first.
     pub lanes: Vec<Lane>,
-    /// Images in the engine at the same time.
+    /// Images that step together.
     pub images_in_batch_max: u32,
+    /// Images that may wait in the engine besides, for more urgent ones.
+    pub images_parked_max: u32,
+    /// A row that was passed over for so long steps once, however urgent the others are.
+    pub passed_over_max: Duration,
+    /// How batches are made.
+    pub policy: Policy,
+    /// What is known of the engine's speed.
+    pub costs: CostModel,
     /// After so long without an extension the server hands a message to somebody else.
     pub ack_wait: Duration,
     /// Failures after which a job is dead-lettered.
@@ -73,6 +115,7 @@ struct Held {
     offer: Offer,
     priority: Priority,
     order: u64,
+    came_at: Mono,
     lease: Lease,
     phase: Phase,
     todo: VecDeque<Action>,
@@ -84,6 +127,12 @@ struct Held {
     steps_of_image: u32,
     started_at: Option<Mono>,
     progress_at: Option<Mono>,
+}
+
+impl Held {
+    fn waits_for_rows(&self) -> bool {
+        self.phase == Phase::Active && self.images_admitted < self.offer.images
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +150,8 @@ struct Row {
     stage: RowStage,
     step: u32,
     steps: u32,
+    /// When it was admitted, or stepped last.
+    moved_at: Mono,
 }
 
 /// The scheduler of one worker.
@@ -111,8 +162,14 @@ pub struct Scheduler {
     mode: Mode,
     held: BTreeMap<Ticket, Held>,
     rows: BTreeMap<RowKey, Row>,
-    engine: Option<EngineWork>,
-    last_group: Option<Group>,
+    /// What the engine is at, since when.
+    engine: Option<(EngineWork, Mono)>,
+    costs: CostModel,
+    shares: Shares,
+    /// Sizes of which the engine had no memory for more images.
+    images_fit: BTreeMap<BatchKey, u32>,
+    /// Whether the batch of [`Policy::Fixed`] has begun.
+    is_closed: bool,
     pulls: Pulls,
     pulls_stopped: bool,
     idle_since: Mono,
@@ -133,18 +190,30 @@ fn ending(transition: Transition, nak: Duration) -> VecDeque<Action> {
     })
 }
 
+/// The class that jobs of a priority begin in: the smaller, the more urgent.
+fn class(priority: Priority) -> u8 {
+    match priority {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Low => 2,
+    }
+}
+
 impl Scheduler {
     /// A scheduler that has seen nothing yet.
     pub fn new(config: Config, now: Mono) -> Self {
         let pulls = Pulls::new(config.lanes.len());
         let mut scheduler = Self {
+            costs: config.costs.clone(),
             config,
             now,
             mode: Mode::Running,
             held: BTreeMap::new(),
             rows: BTreeMap::new(),
             engine: None,
-            last_group: None,
+            shares: Shares::default(),
+            images_fit: BTreeMap::new(),
+            is_closed: false,
             pulls,
             pulls_stopped: false,
             idle_since: now,
@@ -223,12 +292,16 @@ impl Scheduler {
             return;
         }
         let malformed = offer.is_none();
-        let key = super::BatchKey { width: 0, height: 0 };
+        let key = BatchKey { width: 0, height: 0 };
+        let nothing = Offer { images: 0, key, previews: None, steps: 0, tenant: TenantKey::default() };
+        let offer = offer.unwrap_or(nothing);
         self.orders += 1;
+        self.shares.came(offer.tenant);
         let held = Held {
-            offer: offer.unwrap_or(Offer { images: 0, key, previews: None }),
+            offer,
             priority: self.config.lanes.get(lane).map_or(Priority::Normal, |lane| lane.priority),
             order: self.orders,
+            came_at: self.now,
             lease: Lease::new(self.now, self.config.ack_wait),
             phase: Phase::Active,
             todo: VecDeque::new(),
@@ -326,7 +399,8 @@ impl Scheduler {
     }
 
     fn engine_answered(&mut self, outcome: Result<EngineReport, Fault>) {
-        let Some(work) = self.engine.take() else { return };
+        let Some((work, since)) = self.engine.take() else { return };
+        let took = self.now.since(since);
         match (work, outcome) {
             (work, Err(fault)) => self.engine_failed(work, fault),
             (EngineWork::Admit { row, .. }, Ok(EngineReport::Admitted { steps })) => {
@@ -339,11 +413,15 @@ impl Scheduler {
                 }
             }
             (EngineWork::Step { rows, previews }, Ok(EngineReport::Stepped)) => {
+                self.observe_step(&rows, took);
                 for row in rows {
                     self.stepped(row, previews.contains(&row));
                 }
             }
             (EngineWork::Decode { row, ticket, .. }, Ok(EngineReport::Decoded)) => {
+                if let Some(row) = self.rows.get(&row) {
+                    self.costs.observed_decode(row.group.key, took);
+                }
                 self.release(row);
                 if let Some(held) = self.held.get_mut(&ticket) {
                     held.images_decoded += 1;
@@ -362,9 +440,23 @@ impl Scheduler {
         }
     }
 
+    fn observe_step(&mut self, rows: &[RowKey], took: Duration) {
+        let images = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+        if let Some(row) = rows.first().and_then(|row| self.rows.get(row)) {
+            self.costs.observed_step(row.group.key, images, took);
+        }
+        let each_ms = took.as_secs_f64() * 1e3 / f64::from(images.max(1));
+        for row in rows {
+            if let Some(held) = self.rows.get(row).and_then(|row| self.held.get(&row.ticket)) {
+                self.shares.charge(held.offer.tenant, each_ms);
+            }
+        }
+    }
+
     fn stepped(&mut self, key: RowKey, preview: bool) {
         let Some(row) = self.rows.get_mut(&key) else { return };
         row.step += 1;
+        row.moved_at = self.now;
         if row.step == row.steps {
             row.stage = RowStage::Finished;
         }
@@ -405,6 +497,12 @@ impl Scheduler {
                     _ => tickets.iter().for_each(|suspect| self.end(*suspect, Transition::Retry(suspicion.clone()))),
                 }
                 self.drain(Exit::Fatal(fault));
+            }
+            FaultClass::Reject | FaultClass::Retry if rows.len() > 1 && fault.code == FaultCode::OutOfMemory => {
+                // No row has moved: they go on in smaller batches.
+                if let Some(row) = rows.first().and_then(|row| self.rows.get(row)) {
+                    self.images_fit.insert(row.group.key, u32::try_from(rows.len() / 2).unwrap_or(1));
+                }
             }
             FaultClass::Reject | FaultClass::Retry if rows.len() > 1 => {
                 // No row has moved: each goes on by itself, and only the one that fails alone has failed.
@@ -470,7 +568,8 @@ impl Scheduler {
 
     fn forget(&mut self, ticket: Ticket) {
         self.release_rows(ticket);
-        if self.held.remove(&ticket).is_some() {
+        if let Some(held) = self.held.remove(&ticket) {
+            self.shares.went(held.offer.tenant);
             self.effects.push_back(Effect::Forget { ticket });
         }
         if self.held.is_empty() {
@@ -535,7 +634,8 @@ impl Scheduler {
             self.feed_engine();
         }
         if matches!(self.mode, Mode::Running) {
-            for (lane, max) in self.pulls.plan(self.now, self.rows_free()) {
+            let free: Vec<u32> = (0..self.config.lanes.len()).map(|lane| self.rows_free(lane)).collect();
+            for (lane, max) in self.pulls.plan(self.now, &free) {
                 self.effects.push_back(Effect::Pull { lane, max });
             }
         }
@@ -564,18 +664,29 @@ impl Scheduler {
         }
     }
 
-    /// Rows that no held job will need.
-    fn rows_free(&self) -> u32 {
-        let wanted: u32 = self
-            .held
-            .values()
-            .filter(|held| match &held.phase {
+    /// Rows for messages of `lane` that no held job will need: those that less urgent jobs need can be taken. A priority of
+    /// which nothing is held may always bring one job, so that it does not starve in the queue.
+    fn rows_free(&self, lane: usize) -> u32 {
+        let Some(Lane { priority, .. }) = self.config.lanes.get(lane) else { return 0 };
+        let (mut wanted, mut wanted_as_urgently, mut represented) = (0, 0, false);
+        for held in self.held.values() {
+            represented |= held.priority == *priority;
+            let waits = match &held.phase {
                 Phase::Active => true,
                 Phase::Acting(action) | Phase::Trying { action, .. } => *action == Action::Claim,
-            })
-            .map(|held| held.offer.images - held.images_decoded)
-            .sum();
-        self.config.images_in_batch_max.saturating_sub(wanted)
+            };
+            if waits {
+                let images = held.offer.images - held.images_decoded;
+                wanted += images;
+                wanted_as_urgently += if held.priority <= *priority { images } else { 0 };
+            }
+        }
+        let parked_max = match self.config.policy {
+            Policy::Adaptive => self.config.images_parked_max,
+            Policy::Fixed => 0,
+        };
+        let all = (self.config.images_in_batch_max + parked_max).saturating_sub(wanted);
+        all.min(self.config.images_in_batch_max.saturating_sub(wanted_as_urgently).max(u32::from(!represented)))
     }
 
     /// Gives the engine its next work: finish what is finished, then fill the batch, then step.
@@ -585,7 +696,7 @@ impl Scheduler {
         }
         let work = self.next_decode().or_else(|| self.next_admission()).or_else(|| self.next_step());
         if let Some(work) = work {
-            self.engine = Some(work.clone());
+            self.engine = Some((work.clone(), self.now));
             self.effects.push_back(Effect::Engine(work));
         }
     }
@@ -596,31 +707,97 @@ impl Scheduler {
     }
 
     fn next_admission(&mut self) -> Option<EngineWork> {
-        if self.rows.len() >= self.config.images_in_batch_max.max(1) as usize {
-            return None;
+        let in_engine = u32::try_from(self.rows.len()).unwrap_or(u32::MAX);
+        let in_batch_max = self.config.images_in_batch_max.max(1);
+        if self.rows.is_empty() {
+            self.is_closed = false;
         }
-        let (ticket, held) = self
-            .held
-            .iter_mut()
-            .filter(|(_, held)| held.phase == Phase::Active && held.images_admitted < held.offer.images)
-            .min_by_key(|(_, held)| (held.priority, held.order))?;
+        let waiting = self.held.iter().filter(|(_, held)| held.waits_for_rows());
+        let (mut ticket, rank) =
+            waiting.map(|(ticket, held)| (*ticket, self.rank(held))).min_by_key(|(_, rank)| *rank)?;
+        let mut in_rows = self.rows.values().filter_map(|row| self.held.get(&row.ticket));
+        let room = match self.config.policy {
+            Policy::Fixed => !self.is_closed && in_engine < in_batch_max,
+            Policy::Adaptive if in_engine < in_batch_max => true,
+            Policy::Adaptive if in_engine == in_batch_max + self.config.images_parked_max => false,
+            // The batch is full: only for what is more urgent than some of it, or was passed over for too long.
+            Policy::Adaptive if in_rows.any(|held| rank.class < class(held.priority)) => true,
+            Policy::Adaptive => match self.passed_over() {
+                Some(passed_over) => {
+                    ticket = passed_over;
+                    true
+                }
+                None => false,
+            },
+        };
+        let held = self.held.get_mut(&ticket).filter(|_| room)?;
         let image = held.images_admitted;
         held.images_admitted += 1;
         if image == 0 {
-            self.effects.push_back(Effect::Started { ticket: *ticket });
+            self.effects.push_back(Effect::Started { ticket });
         }
         self.row_keys += 1;
         let row = RowKey(self.row_keys);
         // What has failed before may take a batch down with it.
         let group = Group { key: held.offer.key, alone: (held.failures > 0).then_some(row) };
-        self.rows.insert(row, Row { ticket: *ticket, image, group, stage: RowStage::Admitting, step: 0, steps: 0 });
-        Some(EngineWork::Admit { row, ticket: *ticket, image })
+        let (stage, moved_at) = (RowStage::Admitting, self.now);
+        self.rows.insert(row, Row { ticket, image, group, stage, step: 0, steps: 0, moved_at });
+        Some(EngineWork::Admit { row, ticket, image })
+    }
+
+    /// The first job that waits for too long while nothing of its priority is in the engine.
+    fn passed_over(&self) -> Option<Ticket> {
+        let in_rows = |priority: Priority| {
+            let mut jobs = self.rows.values().filter_map(|row| self.held.get(&row.ticket));
+            jobs.any(|held| held.priority == priority)
+        };
+        let waits = |held: &Held| {
+            held.waits_for_rows()
+                && self.now.since(held.came_at) >= self.config.passed_over_max
+                && !in_rows(held.priority)
+        };
+        let passed_over = self.held.iter().filter(|(_, held)| waits(held));
+        passed_over.min_by_key(|(_, held)| held.order).map(|(ticket, _)| *ticket)
+    }
+
+    /// How urgent a job is.
+    fn rank(&self, held: &Held) -> Rank {
+        if self.config.policy == Policy::Fixed {
+            return Rank { class: 0, turn: 0, response: Reverse(0), order: held.order };
+        }
+        let steps = held.offer.steps.max(held.steps_of_image) * held.offer.images;
+        let steps_left = f64::from(steps.saturating_sub(held.steps_made).max(1));
+        let left_ms = steps_left * self.costs.step_ms(held.offer.key, 1);
+        let here_ms = self.now.since(held.came_at).as_secs_f64() * 1e3;
+        Rank {
+            class: class(held.priority),
+            turn: self.shares.turn(held.offer.tenant),
+            response: Reverse((1e3 * here_ms / left_ms.max(1e-3)) as u64),
+            order: held.order,
+        }
     }
 
     fn next_step(&mut self) -> Option<EngineWork> {
-        let stepping = self.rows.iter().filter(|(_, row)| row.stage == RowStage::Stepping);
-        let (group, rows) = next_group(stepping.map(|(key, row)| (*key, row.group)), self.last_group)?;
-        self.last_group = Some(group);
+        let candidates =
+            self.rows.iter().filter(|(_, row)| row.stage == RowStage::Stepping).filter_map(|(key, row)| {
+                let mut rank = self.rank(self.held.get(&row.ticket)?);
+                if self.now.since(row.moved_at) >= self.config.passed_over_max {
+                    rank.class = 0;
+                    rank.turn = 0;
+                }
+                Some(Candidate { row: *key, group: row.group, rank })
+            });
+        let limit = |key: BatchKey| {
+            let fit = self.images_fit.get(&key).copied().unwrap_or(u32::MAX);
+            self.config.images_in_batch_max.min(fit)
+        };
+        let backlog = if self.pulls.are_behind() || self.config.policy == Policy::Fixed {
+            Backlog::Waiting
+        } else {
+            Backlog::None
+        };
+        let (_, rows) = next_step(candidates, &self.costs, limit, backlog)?;
+        self.is_closed = true;
         let wants_preview = |key: &RowKey| {
             let row = &self.rows[key];
             let every = self.held.get(&row.ticket).and_then(|held| held.offer.previews);
@@ -637,10 +814,8 @@ impl Scheduler {
 
     /// What must always hold, looked at in builds with debug assertions.
     fn check(&self) {
-        debug_assert!(
-            self.rows.len() <= self.config.images_in_batch_max.max(1) as usize,
-            "no more rows than the limit"
-        );
+        let rows_max = self.config.images_in_batch_max.max(1) + self.config.images_parked_max;
+        debug_assert!(self.rows.len() <= rows_max as usize, "no more rows than the limit");
         debug_assert!(self.rows.values().all(|row| self.held.contains_key(&row.ticket)), "every row has its job");
         debug_assert!(self.held.values().all(|held| held.lease.extend_at() > self.now), "no lease is left unextended");
     }

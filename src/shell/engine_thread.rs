@@ -67,6 +67,8 @@ pub struct EngineThread {
     pub manifest: ModelManifest,
     /// The identity of the model's files.
     pub digest: ModelDigest,
+    /// Where it computes and in which number format.
+    pub placement: String,
 }
 
 /// Starts the thread, loads the model on it with `load`, warms it up if that pays, and returns when it is ready for work.
@@ -97,15 +99,15 @@ where
                 Err(_) => return drop(ready.send(Err(StartError::Panicked))),
             }
         }
-        if ready.send(Ok((engine.manifest().clone(), engine.digest().clone()))).is_err() {
+        if ready.send(Ok((engine.manifest().clone(), engine.digest().clone(), engine.placement()))).is_err() {
             return;
         }
         serve(engine.as_mut(), &inbox, clock, &answer);
     };
     let spawned = std::thread::Builder::new().name("engine".to_owned()).spawn(body);
     spawned.map_err(StartError::Thread)?;
-    let (manifest, digest) = loaded.await.map_err(|_| StartError::Panicked)??;
-    Ok(EngineThread { commands, manifest, digest })
+    let (manifest, digest, placement) = loaded.await.map_err(|_| StartError::Panicked)??;
+    Ok(EngineThread { commands, manifest, digest, placement })
 }
 
 /// Why there is no engine.

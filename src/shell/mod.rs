@@ -6,6 +6,7 @@ pub mod bus;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod costs;
 pub mod deadletter;
 pub mod events;
 pub mod fetch;

@@ -7,6 +7,7 @@ mod actions;
 mod pull;
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +25,10 @@ use opentelemetry::trace::TraceContextExt;
 
 use crate::engine::{Engine, RgbImage, StartingPictures};
 use crate::job::limits::FAILURES_MAX;
-use crate::job::{Fault, ModelManifest, Pool, Status, WorkerId};
+use crate::job::{Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::{
-    Acted, BatchKey, Claim, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, PullOutcome, RowKey, Scheduler, Ticket,
+    Acted, BatchKey, Claim, CostModel, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, Policy, PullOutcome, RowKey,
+    Scheduler, TenantKey, Ticket,
 };
 use crate::wire::event::{self, EventKind, StoredImage, Timings};
 use crate::wire::request::{Refusal, Request};
@@ -34,6 +36,7 @@ use crate::wire::subject;
 
 use super::bus::Bus;
 use super::clock::Clock;
+use super::costs;
 use super::engine_thread::{self, Answer, Command, EngineThread, StartError};
 use super::events::Events;
 use super::fetch::Fetcher;
@@ -47,6 +50,9 @@ use super::topology;
 
 use actions::Delivery;
 
+/// A job that more urgent ones pass over steps once in so long.
+const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
+
 /// What a worker is told once.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,8 +60,12 @@ pub struct Config {
     pub worker: WorkerId,
     /// What it pulls: `any` also for workers that may be taken away.
     pub pools: Vec<Pool>,
-    /// Images in the engine at the same time; the model's own limit when absent.
+    /// Images that step together; the model's own limit when absent.
     pub images_in_batch_max: Option<u32>,
+    /// How batches are made.
+    pub policy: Policy,
+    /// What `darkroom profile` measured; where it keeps it when absent.
+    pub costs: Option<PathBuf>,
     /// End when there was nothing to do for so long.
     pub exit_when_idle: Option<Duration>,
     /// Time between the wish to end and the end.
@@ -128,6 +138,22 @@ struct Job {
 pub(crate) struct Prepared {
     pictures: StartingPictures,
     model_digest: String,
+}
+
+/// Tells tenants apart within one process.
+fn tenant_key(tenant: &Tenant) -> TenantKey {
+    let mut hasher = DefaultHasher::new();
+    tenant.as_str().hash(&mut hasher);
+    TenantKey(hasher.finish())
+}
+
+/// What was measured of the model before; a file of no use is as good as none.
+fn known_costs(path: Option<PathBuf>, model: &str, placement: &str) -> CostModel {
+    let Some(path) = path.or_else(|| costs::path(model, placement)) else { return CostModel::default() };
+    costs::read(&path).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "costs.unreadable");
+        CostModel::default()
+    })
 }
 
 struct Worker {
@@ -203,9 +229,14 @@ where
         pulls.push(handle);
     }
 
+    let images_in_batch_max = config.images_in_batch_max.unwrap_or(manifest.limits.images_in_batch_max);
     let sched_config = crate::sched::Config {
         lanes: lanes.clone(),
-        images_in_batch_max: config.images_in_batch_max.unwrap_or(manifest.limits.images_in_batch_max),
+        images_in_batch_max,
+        images_parked_max: images_in_batch_max,
+        passed_over_max: PASSED_OVER_MAX,
+        policy: config.policy,
+        costs: known_costs(config.costs.clone(), manifest.name.as_str(), &engine.placement),
         ack_wait,
         failures_max: FAILURES_MAX,
         exit_when_idle: config.exit_when_idle,
@@ -415,6 +446,8 @@ impl Worker {
             images: spec.num_images,
             key: BatchKey { width: spec.image.width, height: spec.image.height },
             previews: spec.previews,
+            steps: spec.image.num_inference_steps,
+            tenant: delivery.tenant.as_ref().map(tenant_key).unwrap_or_default(),
         });
         let images = offer.as_ref().map_or(0, |offer| offer.images as usize);
         let job = Job {

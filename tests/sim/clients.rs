@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use darkroom::sched::{BatchKey, Mono, Offer};
+use darkroom::sched::{BatchKey, Mono, Offer, TenantKey};
 
 use crate::knobs::Knobs;
 use crate::random::Random;
@@ -45,7 +45,7 @@ impl Body {
     /// One picture of four steps.
     pub(crate) fn plain(job: u32, poison: Poison) -> Self {
         let key = BatchKey { width: 64, height: 64 };
-        let offer = Some(Offer { images: 1, key, previews: None });
+        let offer = Some(Offer { images: 1, key, previews: None, steps: 4, tenant: TenantKey(0) });
         Self { job, digest: u64::from(job) << 8, lane: 0, offer, steps: 4, poison, poison_at: 1 }
     }
 
@@ -61,7 +61,7 @@ impl Body {
             job,
             digest: u64::from(job) << 8,
             lane: random.small(0, u32::try_from(knobs.config.lanes.len()).unwrap_or(1) - 1) as usize,
-            offer: Some(Offer { images, key, previews }),
+            offer: Some(Offer { images, key, previews, steps, tenant: TenantKey(random.between(0, 2)) }),
             steps,
             poison: if poisoned { poison } else { Poison::None },
             poison_at: random.small(0, steps),

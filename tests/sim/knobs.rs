@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use darkroom::job::{Pool, Priority};
-use darkroom::sched::{Action, Config, Lane, Transition, Verdict};
+use darkroom::sched::{Action, Config, CostModel, Effect, EngineWork, Lane, Policy, Transition, Verdict};
 
 use crate::random::Random;
 
@@ -126,6 +126,8 @@ pub(crate) struct Chaos {
 pub(crate) struct Knobs {
     pub(crate) workers: u32,
     pub(crate) config: Config,
+    /// Images that fit into the engine's memory in one step.
+    pub(crate) images_fit: u32,
     pub(crate) pull_expires: Duration,
     /// Troubles and publishing end after this.
     pub(crate) calm_after: Duration,
@@ -133,6 +135,44 @@ pub(crate) struct Knobs {
     pub(crate) clients: Clients,
     pub(crate) chaos: Chaos,
     pub(crate) trap: Option<Trap>,
+    pub(crate) bug: Option<Bug>,
+}
+
+/// A mistake that is built into the workers, to see that the oracle finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// Messages are never settled.
+    LostSettle,
+    /// A step takes one image more than allowed.
+    RowOverLimit,
+    /// Leases are extended when it is too late.
+    LateLease,
+    /// Rows that are passed over wait for ever.
+    StarvedShape,
+    /// Rows stay in the engine when their job is gone.
+    LeakedRow,
+}
+
+impl Bug {
+    /// The configuration of a worker that has it.
+    pub(crate) fn config(self, config: Config) -> Config {
+        let hour = Duration::from_secs(3600);
+        match self {
+            Self::RowOverLimit => Config { images_in_batch_max: config.images_in_batch_max + 1, ..config },
+            Self::LateLease => Config { ack_wait: config.ack_wait * 4, ..config },
+            Self::StarvedShape => Config { passed_over_max: hour, ..config },
+            Self::LostSettle | Self::LeakedRow => config,
+        }
+    }
+
+    /// Whether an effect of a worker that has it is forgotten.
+    pub(crate) fn swallows(self, effect: &Effect) -> bool {
+        match self {
+            Self::LostSettle => matches!(effect, Effect::Act { action: Action::Settle(_), .. }),
+            Self::LeakedRow => matches!(effect, Effect::Engine(EngineWork::Release { .. })),
+            Self::RowOverLimit | Self::LateLease | Self::StarvedShape => false,
+        }
+    }
 }
 
 impl Knobs {
@@ -143,17 +183,23 @@ impl Knobs {
             config: Config {
                 lanes: lanes(2),
                 images_in_batch_max: 4,
+                images_parked_max: 4,
+                passed_over_max: Duration::from_secs(3),
+                policy: Policy::Adaptive,
+                costs: CostModel::default(),
                 ack_wait: Duration::from_secs(30),
                 failures_max: 3,
                 exit_when_idle: Some(Duration::from_secs(60)),
                 grace: Duration::from_secs(20),
             },
+            images_fit: 64,
             pull_expires: Duration::from_secs(5),
             calm_after: Duration::from_secs(60),
             rates: Rates::default(),
             clients: Clients::default(),
             chaos: Chaos::default(),
             trap: None,
+            bug: None,
         }
     }
 
@@ -195,17 +241,23 @@ impl Knobs {
             config: Config {
                 lanes: lanes(random.small(1, 3)),
                 images_in_batch_max: random.small(1, 8),
+                images_parked_max: random.small(0, 8),
+                passed_over_max: random.millis(500, 5_000),
+                policy: if random.chance(150) { Policy::Fixed } else { Policy::Adaptive },
+                costs: CostModel::default(),
                 ack_wait: random.millis(9_000, 30_000),
                 failures_max: random.small(1, 4),
                 exit_when_idle: idle,
                 grace: if random.chance(300) { random.millis(3_200, 5_000) } else { random.millis(5_000, 30_000) },
             },
+            images_fit: if random.chance(300) { random.small(1, 4) } else { 64 },
             pull_expires: random.millis(2_000, 8_000),
             calm_after: random.millis(10_000, 150_000),
             rates,
             clients: Clients { jobs: random.small(1, 24), ..clients },
             chaos,
             trap: None,
+            bug: None,
         }
     }
 }

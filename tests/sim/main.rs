@@ -21,7 +21,7 @@ mod world;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use knobs::Knobs;
+use knobs::{Bug, Knobs};
 use random::Random;
 use world::World;
 
@@ -95,6 +95,27 @@ fn every_property_holds_for_all_seeds() {
     if seeds >= SEEDS {
         let missing: Vec<_> = MUST_BE_MET.iter().filter(|what| !met.contains_key(**what)).collect();
         assert!(missing.is_empty(), "never met: {missing:?}");
+    }
+}
+
+#[test]
+fn every_bug_that_is_built_in_is_found() {
+    let found = |bug| {
+        (0..200).find_map(|seed| {
+            let mut random = Random::new(seed);
+            let knobs = Knobs { bug: Some(bug), ..Knobs::from_seed(&mut random) };
+            judge(&mut World::new(knobs, random, Vec::new(), false)).err()
+        })
+    };
+    for (bug, words) in [
+        (Bug::LostSettle, "no end"),
+        (Bug::RowOverLimit, "too many rows"),
+        (Bug::LateLease, "does not extend the lease"),
+        (Bug::StarvedShape, "passed over for too long"),
+        (Bug::LeakedRow, "rows in the engine"),
+    ] {
+        let violation = found(bug).unwrap_or_default();
+        assert!(violation.contains(words), "{bug:?}: {violation:?}");
     }
 }
 

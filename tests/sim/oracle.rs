@@ -3,8 +3,8 @@
 //! Of a worker, by [`Oracle::input`], [`Oracle::effect`] and [`Oracle::settled_down`]:
 //!
 //! * at most one action of a job is out; none follows its settlement;
-//! * a step has rows of one key, no more than the limit, each with steps left, none released; a picture is decoded
-//!   after exactly its steps, a job completes with exactly its pictures, and forgetting a job leaves no row behind;
+//! * a step has rows of one key, no more than the limit, each with steps left, none released, and no other row is passed
+//!   over for too long; a picture is decoded after exactly its steps, a job completes with exactly its pictures, and forgetting a job leaves no row behind;
 //! * a lease is extended at a third of `ack_wait`, and a message is not given back when its lease may be over;
 //! * no more messages are held than there are rows for, and one for each consumer;
 //! * only the job that failed by itself, or went down with its batch, counts a failure;
@@ -108,7 +108,7 @@ impl Oracle {
                 }
             }
             Input::Engine(outcome) => match (watch.engine.take(), outcome) {
-                (Some(work), Ok(report)) => watch.engine_did(&work, report),
+                (Some(work), Ok(report)) => watch.engine_did(now, &work, report),
                 (Some(work), Err(fault)) => watch.engine_failed(&work, fault.class),
                 (None, _) => {}
             },
@@ -134,7 +134,8 @@ impl Oracle {
         let stopping = watch.stopping_since.is_some();
         must!(self, stopping || !watch.drain_wanted && !watch.engine_broken, "worker {worker} does not begin to end");
         let waiting = watch.held.values().filter(|held| held.waiting).count();
-        let most = watch.config.images_in_batch_max as usize + watch.config.lanes.len();
+        let Config { images_in_batch_max, images_parked_max, lanes, .. } = &watch.config;
+        let most = (images_in_batch_max + images_parked_max) as usize + lanes.len();
         must!(self, waiting <= most, "worker {worker} took {waiting} jobs, {most} at most");
     }
 

@@ -23,6 +23,7 @@ impl Engine {
         &mut self,
         work: &EngineWork,
         broker: &Broker,
+        images_fit: u32,
         rates: &Rates,
         random: &mut Random,
     ) -> Option<(Duration, Result<EngineReport, Fault>)> {
@@ -47,6 +48,9 @@ impl Engine {
             EngineWork::Decode { row, .. } => &[*row],
             EngineWork::Admit { .. } | EngineWork::Release { .. } => &[],
         };
+        if rows.len() > images_fit as usize {
+            return Some((cost, Err(Fault::retry(FaultCode::OutOfMemory, "too many images"))));
+        }
         let poison = rows.iter().filter_map(|row| self.rows.get(row)).find_map(|(ticket, made)| {
             let Body { poison, poison_at, .. } = body(*ticket);
             (poison_at == made).then_some(*poison).filter(|poison| *poison != Poison::None)
@@ -73,7 +77,7 @@ fn fault(poison: Option<Poison>, rates: &Rates, random: &mut Random) -> Option<F
         return Some(Fault::reject(FaultCode::NotFinite, "rejected"));
     }
     if poison == Some(Poison::Retry) || random.chance(rates.engine_retry) {
-        return Some(Fault::retry(FaultCode::OutOfMemory, "try again"));
+        return Some(Fault::retry(FaultCode::EngineFailed, "try again"));
     }
     None
 }

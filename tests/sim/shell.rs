@@ -101,9 +101,11 @@ impl World {
     }
 
     fn ask_engine(&mut self, key: u32, work: &EngineWork) {
-        let rates = self.rates();
+        let (rates, images_fit) = (self.rates(), self.knobs.images_fit);
         let Some(worker) = self.workers.get_mut(&key) else { return };
-        let Some((cost, outcome)) = worker.engine.ask(work, &self.broker, &rates, &mut self.random) else { return };
+        let Some((cost, outcome)) = worker.engine.ask(work, &self.broker, images_fit, &rates, &mut self.random) else {
+            return;
+        };
         if let (EngineWork::Decode { ticket, .. }, Ok(_)) = (work, &outcome)
             && let Some(kept) = worker.kept.get_mut(ticket)
         {

@@ -1,11 +1,17 @@
 //! What the oracle knows of one worker from the outside, and what that may do in this position.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use darkroom::job::FaultClass;
-use darkroom::sched::{Action, Config, Effect, EngineReport, EngineWork, Mono, RowKey, Ticket, Transition, Verdict};
+use darkroom::sched::{
+    Action, Config, Effect, EngineReport, EngineWork, Mono, Policy, RowKey, Ticket, Transition, Verdict,
+};
 
 use crate::clients::Body;
+
+/// An admission, a step and a decode of the modelled engine together take no longer.
+const TURN_MAX: Duration = Duration::from_millis(1000);
 
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -29,6 +35,8 @@ pub(crate) struct Row {
     pub(crate) steps: Option<u32>,
     pub(crate) made: u32,
     pub(crate) decoded: bool,
+    /// When it could step for the first time, or stepped last.
+    pub(crate) moved: Mono,
 }
 
 /// What is known of one worker from the outside.
@@ -85,17 +93,19 @@ impl Watch {
         }
     }
 
-    pub(crate) fn engine_did(&mut self, work: &EngineWork, report: &EngineReport) {
+    pub(crate) fn engine_did(&mut self, now: Mono, work: &EngineWork, report: &EngineReport) {
         match (work, report) {
             (EngineWork::Admit { row, .. }, EngineReport::Admitted { steps }) => {
                 if let Some(row) = self.rows.get_mut(row) {
                     row.steps = Some(*steps);
+                    row.moved = now;
                 }
             }
             (EngineWork::Step { rows, .. }, EngineReport::Stepped) => {
                 for row in rows {
                     if let Some(row) = self.rows.get_mut(row) {
                         row.made += 1;
+                        row.moved = now;
                     }
                 }
             }
@@ -143,7 +153,7 @@ impl Watch {
                 held.extended = now;
                 Ok(())
             }
-            Effect::Engine(work) => self.engine_asked(work),
+            Effect::Engine(work) => self.engine_asked(now, work),
             Effect::Started { ticket } => need(self.held.contains_key(ticket), "it is not held"),
             Effect::Progress { ticket, step, steps, .. } => {
                 need(self.held.contains_key(ticket) && step <= steps, "more steps than there are")
@@ -184,7 +194,7 @@ impl Watch {
         Ok(())
     }
 
-    fn engine_asked(&mut self, work: &EngineWork) -> Result<(), &'static str> {
+    fn engine_asked(&mut self, now: Mono, work: &EngineWork) -> Result<(), &'static str> {
         if let EngineWork::Release { row } = work {
             return need(self.rows.remove(row).is_some(), "there is no such row");
         }
@@ -193,11 +203,14 @@ impl Watch {
         match work {
             EngineWork::Admit { row, ticket, .. } => {
                 need(self.held.contains_key(ticket), "it is not held")?;
-                self.rows.insert(*row, Row { ticket: *ticket, steps: None, made: 0, decoded: false });
-                need(self.rows.len() <= self.config.images_in_batch_max as usize, "too many rows")
+                self.rows.insert(*row, Row { ticket: *ticket, steps: None, made: 0, decoded: false, moved: now });
+                let most = self.config.images_in_batch_max + self.config.images_parked_max;
+                need(self.rows.len() <= most as usize, "too many rows")
             }
             EngineWork::Step { rows, .. } => {
                 need(!rows.is_empty(), "no rows")?;
+                need(rows.len() <= self.config.images_in_batch_max as usize, "too many rows in a step")?;
+                self.nobody_starves(now, rows)?;
                 let mut keys = Vec::new();
                 for key in rows {
                     let row = self.rows.get(key).ok_or("there is no such row")?;
@@ -217,5 +230,18 @@ impl Watch {
             }
             EngineWork::Release { .. } => Ok(()),
         }
+    }
+
+    /// Rows that could step and do not, again.
+    fn nobody_starves(&self, now: Mono, stepping: &[RowKey]) -> Result<(), &'static str> {
+        if self.config.policy == Policy::Fixed {
+            return Ok(());
+        }
+        let could = |row: &Row| row.steps.is_some_and(|steps| row.made < steps);
+        let passed_over = self.rows.iter().filter(|(key, row)| could(row) && !stepping.contains(key));
+        // All rows may be due at once, one after the other, with admissions and decodes between.
+        let limit = self.config.passed_over_max + TURN_MAX * u32::try_from(self.rows.len() + 1).unwrap_or(1);
+        let starved = passed_over.map(|(_, row)| now.since(row.moved.max(self.trouble_until))).any(|wait| wait > limit);
+        need(!starved, "a row is passed over for too long")
     }
 }

@@ -213,7 +213,7 @@ impl World {
         self.oracle.started(key, config.clone(), self.now);
         let worker = Worker {
             name,
-            scheduler: Scheduler::new(config, self.now),
+            scheduler: Scheduler::new(self.knobs.bug.map_or(config.clone(), |bug| bug.config(config)), self.now),
             kept: BTreeMap::new(),
             engine: Engine::default(),
             inbox: None,
@@ -276,6 +276,9 @@ impl World {
     fn settle_down(&mut self, key: u32) {
         while let Some(effect) = self.workers.get_mut(&key).and_then(|worker| worker.scheduler.poll_effect()) {
             self.note(|| format!("w{key} -> {effect:?}"));
+            if self.knobs.bug.is_some_and(|bug| bug.swallows(&effect)) {
+                continue;
+            }
             self.oracle.effect(key, self.now, &effect);
             self.perform(key, effect);
         }

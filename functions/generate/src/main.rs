@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use darkroom::engine::{self, Engine};
 use darkroom::job::{Pool, WorkerId};
+use darkroom::sched::Policy;
 use darkroom::shell::config::{BusOptions, FetchOptions, StoreOptions, parse_duration};
 use darkroom::shell::{bus, shutdown, store, telemetry, worker};
 
@@ -44,6 +45,12 @@ struct Options {
     /// Images denoised at the same time; the model's own limit when absent
     #[arg(long, env = "DARKROOM_BATCH")]
     batch: Option<u32>,
+    /// How batches are made: adaptive, or fixed, in which nobody joins a batch until all of it is done
+    #[arg(long, env = "DARKROOM_POLICY", default_value = "adaptive", value_name = "NAME")]
+    policy: Policy,
+    /// What `darkroom profile` measured of the model here; where that keeps it in the user's cache when absent
+    #[arg(long, env = "DARKROOM_COSTS", value_name = "FILE")]
+    costs: Option<PathBuf>,
     /// Exit with 0 when there was nothing to do for so long, as `30s`; never when absent
     #[arg(long, env = "DARKROOM_EXIT_WHEN_IDLE", value_parser = parse_duration, value_name = "DURATION")]
     exit_when_idle: Option<Duration>,
@@ -79,6 +86,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         worker: name,
         pools: options.pools,
         images_in_batch_max: options.batch,
+        policy: options.policy,
+        costs: options.costs,
         exit_when_idle: options.exit_when_idle,
         grace: options.grace,
         fetch_allow: options.fetch.fetch_allow,
