@@ -49,13 +49,16 @@ impl CostModel {
     /// Takes in what a step at work took.
     pub fn observed_step(&mut self, key: BatchKey, images: u32, took: Duration) {
         let steps = &mut self.shapes.entry(key).or_default().steps_ms;
-        steps.entry(images.max(1)).and_modify(|known| *known = observed(*known, took)).or_insert(milliseconds(took));
+        steps
+            .entry(images.max(1))
+            .and_modify(|known| *known = observed(*known, took))
+            .or_insert_with(|| milliseconds(took));
     }
 
     /// The same for a decode.
     pub fn observed_decode(&mut self, key: BatchKey, took: Duration) {
         let shape = self.shapes.entry(key).or_default();
-        shape.decode_ms = Some(shape.decode_ms.map_or(milliseconds(took), |known| observed(known, took)));
+        shape.decode_ms = Some(shape.decode_ms.map_or_else(|| milliseconds(took), |known| observed(known, took)));
     }
 
     /// A step of `images` pictures.

@@ -11,6 +11,7 @@ mod stack;
 mod stores;
 mod telemetry;
 mod up;
+mod urgency;
 
 #[path = "../support/mod.rs"]
 mod support;
