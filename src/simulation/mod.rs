@@ -99,8 +99,8 @@ pub fn compare(
         let trace = workload.trace(costs, load)?;
         for policy in policies.iter().copied() {
             begins(policy, &load.label());
-            let ledger = simulate(policy, &fleet, &trace, costs)
-                .map_err(|source| ComparisonError::Policy { policy, source })?;
+            let ledger =
+                simulate(policy, &fleet, &trace, costs).map_err(|source| ComparisonError::Policy { policy, source })?;
             reports.push(Report::new(policy, load, fleet.workers, &ledger));
         }
     }

@@ -120,8 +120,7 @@ fn draw(title: &str, lines: &[Line], x_axis: &Axis, y_axis: &Axis) -> String {
         );
     }
     for ((line, colour), nth) in lines.iter().zip(COLOURS.iter().cycle()).zip(0_u32..) {
-        let points: Vec<String> =
-            line.points.iter().map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y))).collect();
+        let points: Vec<String> = line.points.iter().map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y))).collect();
         let y = TOP + 14.0 + f64::from(nth) * 18.0;
         let _ = writeln!(
             svg,

@@ -209,10 +209,11 @@ fn fairness(ledger: &Ledger<'_>) -> (Option<f64>, usize) {
 
 /// One row for each run.
 pub fn table(reports: &[Report]) -> String {
-    let mut text = "| policy | load | jobs/s | images/s | GPU used | GPU s wasted | images in a step | wait p50 / p95 / p99 \
+    let mut text =
+        "| policy | load | jobs/s | images/s | GPU used | GPU s wasted | images in a step | wait p50 / p95 / p99 \
                     s | total p50 / p95 / p99 s | in time | jobs/s in time | Jain |\n\
                     |---|---|---|---|---|---|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for report in reports {
         let Report { overall, .. } = report;
         let jain = report.jain.map_or_else(|| "–".to_owned(), |jain| format!("{jain:.3}"));
@@ -237,9 +238,10 @@ pub fn table(reports: &[Report]) -> String {
 
 /// One row for each tenant and each priority of each run.
 pub fn group_table(reports: &[Report]) -> String {
-    let mut text = "| policy | load | whose | jobs | wait p50 / p95 / p99 s | total p50 / p95 / p99 s | in time | GPU s |\n\
+    let mut text =
+        "| policy | load | whose | jobs | wait p50 / p95 / p99 s | total p50 / p95 / p99 s | in time | GPU s |\n\
                     |---|---|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for report in reports {
         for group in report.tenants.iter().chain(&report.priorities) {
             let gpu = group.gpu_s.map_or_else(|| "–".to_owned(), |gpu_s| format!("{gpu_s:.0}"));

@@ -280,9 +280,8 @@ impl Workload {
             }
         }
         if let Load::Share(share) = load {
-            let cost_us = |job: &Job| {
-                f64::from(job.images) * costs.best_image_us(job.key, job.steps, self.images_in_batch_max)
-            };
+            let cost_us =
+                |job: &Job| f64::from(job.images) * costs.best_image_us(job.key, job.steps, self.images_in_batch_max);
             let mean_us = jobs.iter().map(|(_, job)| cost_us(job)).sum::<f64>() / jobs.len().max(1) as f64;
             let between_us = mean_us / (f64::from(self.workers) * share);
             let mut rest = jobs.as_mut_slice();

@@ -112,7 +112,7 @@ mod tests {
         let first = broker.pull(0, 0, 2);
         broker.pull(1, 0, 1);
         let late = broker.pull(2, 0, 1);
-        let mut takers = |broker: &mut Broker, job| broker.publish(0, job).map(|delivery| delivery.worker);
+        let takers = |broker: &mut Broker, job| broker.publish(0, job).map(|delivery| delivery.worker);
         assert_eq!(takers(&mut broker, 10), Some(0));
         assert_eq!(takers(&mut broker, 11), Some(1));
         assert!(broker.expire(2, 0, late));

@@ -62,9 +62,9 @@ fn turn(
     while let Some(job) = queue.front().copied() {
         let first = ledger.job(job);
         let images: u32 = batch.iter().map(|member| member.images).sum();
-        let fits = batch.first().is_none_or(|member| {
-            ledger.job(member.job).key == first.key && images + first.images <= images_max
-        });
+        let fits = batch
+            .first()
+            .is_none_or(|member| ledger.job(member.job).key == first.key && images + first.images <= images_max);
         if !fits {
             break;
         }
