@@ -224,11 +224,11 @@ fn fairness_counts_what_tenants_got_for_their_weight_while_both_waited() {
 
 #[test]
 fn plots_are_svg() {
-    let workload = Workload::parse(WORKLOAD).unwrap();
+    let workload = Workload::parse(&WORKLOAD.replace("loads = [", "loads = [0.5, ")).unwrap();
     let reports = compare(&workload, &costs(), &[Policy::One, Policy::Fixed], |_, _| {}).unwrap();
     let plots = plots("tiny", &reports);
     let names: Vec<&str> = plots.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["tiny-total-70.svg", "tiny-total-allatonce.svg", "tiny-p95.svg"]);
+    assert_eq!(names, ["tiny-total-50.svg", "tiny-total-70.svg", "tiny-total-allatonce.svg", "tiny-p95.svg"]);
     for (name, svg) in &plots {
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{name}");
         assert_eq!(svg.matches("<polyline").count(), 2, "{name}");

@@ -138,7 +138,7 @@ impl Costs {
 
     pub(super) fn step_us(&self, key: BatchKey, images: u32) -> u64 {
         let of_size = self.sizes.get(&key);
-        of_size.and_then(|size| size.step_us.get(images as usize).or(size.step_us.last())).copied().unwrap_or(0)
+        of_size.and_then(|size| size.step_us.get(images as usize).or_else(|| size.step_us.last())).copied().unwrap_or(0)
     }
 
     pub(super) fn encode_us(&self) -> u64 {

@@ -45,7 +45,7 @@ pub fn total_times(title: &str, reports: &[&Report]) -> String {
 }
 
 /// The 95th percentile of total times by policy over loads, in the order in which loads come.
-pub fn p95_by_load(title: &str, reports: &[Report]) -> String {
+pub fn p95_by_load(title: &str, reports: &[&Report]) -> String {
     let mut loads: Vec<&str> = Vec::new();
     let mut lines: Vec<Line> = Vec::new();
     for report in reports {
