@@ -23,6 +23,9 @@ pub(crate) struct SimulateOptions {
     /// Instead of the workload's loads: shares of the capacity such as 0.8, or saturated
     #[arg(long = "load", value_name = "SHARE,…", value_delimiter = ',', value_parser = load)]
     loads: Vec<Load>,
+    /// Instead of the workload's number of GPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    workers: Option<u32>,
     /// Instead of the cost table that the workload names: a file of that form
     #[arg(long, value_name = "FILE")]
     costs: Option<PathBuf>,
@@ -43,6 +46,7 @@ pub(crate) fn simulate(options: &SimulateOptions, output: &Output) -> Result<Exi
     if !options.loads.is_empty() {
         workload.loads.clone_from(&options.loads);
     }
+    workload.workers = options.workers.unwrap_or(workload.workers);
     let costs = match &options.costs {
         Some(path) => Costs::parse(&read(path)?)?,
         None => Costs::named(&workload.costs)?,

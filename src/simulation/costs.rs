@@ -1,7 +1,7 @@
 //! What an engine's work costs: milliseconds of each stage by size and by number of images, from a table.
 //!
-//! The table says who measured its numbers and which of them are derived. Between measured batch sizes the time of a step
-//! is interpolated linearly, beyond the last it goes on with the last slope. Memory is not modelled.
+//! The table says who measured its numbers and which of them are derived. Between measured batch sizes the time of a
+//! step is interpolated linearly, beyond the last it goes on with the last slope. Memory is not modelled.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! A fleet of workers in virtual time: the same arrivals and costs under Darkroom's scheduler and under other policies.
 //!
-//! What drives the workers of Darkroom is [`crate::sched::Scheduler`] as it is in production, with its pulls, claims and
-//! leases. There are no faults here, no cold starts, no memory limits and no prompts: `tests/sim` is where things go wrong.
-//! It reads no clock, no file and no environment; its chance comes from the workload's seed.
+//! What drives the workers of Darkroom is [`crate::sched::Scheduler`] as it is in production, with its pulls, claims
+//! and leases. There are no faults here, no cold starts, no memory limits and no prompts: `tests/sim` is where things
+//! go wrong. It reads no clock, no file and no environment; its chance comes from the workload's seed.
 
 pub mod costs;
 mod events;

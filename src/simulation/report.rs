@@ -1,8 +1,8 @@
 //! What a run was like: throughput, waiting, waste and fairness, as numbers and as tables.
 //!
-//! A job waits from its arrival to its first step, and takes from its arrival until its images are stored and its event is
-//! published. Fairness is Jain's index over what tenants got for their weight, in windows of time in which at least two
-//! of them had jobs waiting throughout; 1 is even, 1/n is all for one of n.
+//! A job waits from its arrival to its first step, and takes from its arrival until its images are stored and its event
+//! is published. Fairness is Jain's index over what tenants got for their weight, in windows of time in which at least
+//! two of them had jobs waiting throughout; 1 is even, 1/n is all for one of n.
 
 use std::fmt::Write;
 

@@ -1,8 +1,8 @@
 //! A workload: who sends how many jobs of which kind to how many workers, and the trace of arrivals it makes.
 //!
-//! Jobs are drawn first; from what they cost at best follows the rate at which they arrive. So a load of 0.8 means that the
-//! fleet would be busy for 80 % of the time if every batch were full, of one size and of one number of steps. Prompts,
-//! samplers and LoRAs are not part of it: they change neither time nor batches.
+//! Jobs are drawn first; from what they cost at best follows the rate at which they arrive. So a load of 0.8 means that
+//! the fleet would be busy for 80 % of the time if every batch were full, of one size and of one number of steps.
+//! Prompts, samplers and LoRAs are not part of it: they change neither time nor batches.
 
 use serde::Deserialize;
 

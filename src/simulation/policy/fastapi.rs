@@ -1,7 +1,8 @@
-//! As a batch collector in a FastAPI service or a Redis worker: wait a little, take what is there, one call of the pipeline.
+//! As a batch collector in a FastAPI service or a Redis worker: wait a little, take what is there, one call of the
+//! pipeline.
 //!
-//! A pipeline has one `num_inference_steps`, so all members run as many steps as the longest wants, and all answers come
-//! at its end. Four images, half a second, one size. There are no priorities.
+//! A pipeline has one `num_inference_steps`, so all members run as many steps as the longest wants, and all answers
+//! come at its end. Four images, half a second, one size. There are no priorities.
 
 use crate::sched::BatchKey;
 

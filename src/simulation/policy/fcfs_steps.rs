@@ -1,7 +1,8 @@
-//! As the engines that batch by steps: images of one size join and leave between steps, strictly in the order of arrival.
+//! As the engines that batch by steps: images of one size join and leave between steps, strictly in the order of
+//! arrival.
 //!
-//! Whoever is first in the queue and has another size, or more images than there is room for, holds up all behind it until
-//! a worker has room or nothing left. There are no priorities.
+//! Whoever is first in the queue and has another size, or more images than there is room for, holds up all behind it
+//! until a worker has room or nothing left. There are no priorities.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,8 @@
 //! Who runs what when: Darkroom's scheduler and what other servers do.
 //!
-//! Policies differ in nothing else. All see the same arrivals and costs; the baselines share one queue in memory that costs
-//! nothing, and upload their images while the GPU goes on, which is kinder to them than most of their deployments are.
+//! Policies differ in nothing else. All see the same arrivals and costs; the baselines share one queue in memory that
+//! costs nothing, and upload their images while the GPU goes on, which is kinder to them than most of their deployments
+//! are.
 
 mod broker;
 mod darkroom;

@@ -1,7 +1,7 @@
 //! As Triton's dynamic batcher: requests whose tensors agree, which here means size and number of steps, share a batch.
 //!
-//! `preferred_batch_size: [4]`, `max_queue_delay_microseconds: 100000`. Real queues only join neighbours; this one finds
-//! what fits anywhere in the queue. There are no priorities.
+//! `preferred_batch_size: [4]`, `max_queue_delay_microseconds: 100000`. Real queues only join neighbours; this one
+//! finds what fits anywhere in the queue. There are no priorities.
 
 use crate::sched::BatchKey;
 
