@@ -4,12 +4,14 @@
 //!
 //! * [`job`]: what a job is: ids, the checked specification, its states, faults, limits.
 //! * [`sched`]: the scheduler is a value: what to pull, batch, extend, store and settle, and when.
+//! * [`simulation`]: a fleet in virtual time, under this scheduler and under other policies.
 //! * [`wire`]: the bus protocol: subjects, headers, requests, events, records, object keys.
 //! * `engine`: candle behind a trait without tensors.
 //! * `shell`: NATS, object storage, telemetry, the clock, the engine's thread and the one event loop.
 
 pub mod job;
 pub mod sched;
+pub mod simulation;
 pub mod wire;
 
 #[cfg(feature = "engine")]

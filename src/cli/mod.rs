@@ -7,6 +7,7 @@ mod picture;
 mod platform;
 mod profile;
 mod render;
+mod simulate;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -102,6 +103,11 @@ enum Command {
         after_help = "Example:\n  darkroom profile --model local/models/shapes --size 128x128,256x256 --images 1,4"
     )]
     Profile(profile::ProfileOptions),
+    /// Replay a workload on a fleet in virtual time, under this scheduler and others, without NATS
+    #[command(
+        after_help = "Example:\n  darkroom simulate --workload docs/workloads/a10g-sd15-steady.toml --policy adaptive,triton --out plots"
+    )]
+    Simulate(simulate::SimulateOptions),
     /// Run everything on this machine until Ctrl-C, workers only while there is work
     Up(platform::UpOptions),
     /// Check the server, the topology, the store and the model, and say what to do
@@ -179,6 +185,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Models => runtime.block_on(jobs::models(&bus, output)),
         Command::Render(options) => render::render(&options, output),
         Command::Profile(options) => profile::profile(&options, output),
+        Command::Simulate(options) => simulate::simulate(&options, output),
         Command::Up(options) => runtime.block_on(platform::up(options, output)),
         Command::Doctor(options) => runtime.block_on(doctor::doctor(&bus, options, output)),
         Command::Schema { dir } => platform::schema(&dir, output),

@@ -1,0 +1,127 @@
+//! The request stream as Darkroom's workers see it: one queue for each lane, first in, first out, and open pulls.
+//!
+//! As in `tests/sim`, without everything that goes wrong there: no redelivery, no delay, no lost pull.
+
+use std::collections::VecDeque;
+
+/// A message on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    pub(super) worker: u32,
+    pub(super) job: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Pull {
+    id: u64,
+    left: u32,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    ready: VecDeque<u32>,
+    /// Workers and ids of their pulls; those that are over are skipped.
+    waiting: VecDeque<(u32, u64)>,
+    /// By worker.
+    open: Vec<Pull>,
+}
+
+/// The stream and its consumers.
+#[derive(Debug)]
+pub(super) struct Broker {
+    lanes: Vec<Lane>,
+    pulls_made: u64,
+}
+
+impl Broker {
+    pub(super) fn new(lanes: usize, workers: u32) -> Self {
+        let lane = || Lane { open: vec![Pull::default(); workers as usize], ..Lane::default() };
+        Self { lanes: (0..lanes).map(|_| lane()).collect(), pulls_made: 0 }
+    }
+
+    pub(super) fn publish(&mut self, lane: usize, job: u32) -> Option<Delivery> {
+        let lane = self.lanes.get_mut(lane)?;
+        lane.ready.push_back(job);
+        lane.dispatch()
+    }
+
+    /// Opens a pull and answers its id; whether there are messages says [`Self::dispatch`].
+    pub(super) fn pull(&mut self, worker: u32, lane: usize, max: u32) -> u64 {
+        self.pulls_made += 1;
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.open[worker as usize] = Pull { id: self.pulls_made, left: max };
+            lane.waiting.push_back((worker, self.pulls_made));
+        }
+        self.pulls_made
+    }
+
+    /// The next delivery of a lane, if one is due.
+    pub(super) fn dispatch(&mut self, lane: usize) -> Option<Delivery> {
+        self.lanes.get_mut(lane)?.dispatch()
+    }
+
+    /// Whether the pull is still open, which it is no longer.
+    pub(super) fn expire(&mut self, worker: u32, lane: usize, id: u64) -> bool {
+        let Some(lane) = self.lanes.get_mut(lane) else { return false };
+        let open = &mut lane.open[worker as usize];
+        let expires = open.id == id && open.left > 0;
+        if expires {
+            open.left = 0;
+        }
+        lane.forget_closed();
+        expires
+    }
+}
+
+impl Lane {
+    fn is_open(&self, (worker, id): (u32, u64)) -> bool {
+        let open = self.open[worker as usize];
+        open.id == id && open.left > 0
+    }
+
+    fn forget_closed(&mut self) {
+        while self.waiting.front().is_some_and(|front| !self.is_open(*front)) {
+            self.waiting.pop_front();
+        }
+    }
+
+    fn dispatch(&mut self) -> Option<Delivery> {
+        self.forget_closed();
+        if self.ready.is_empty() {
+            return None;
+        }
+        let (worker, id) = self.waiting.pop_front()?;
+        let job = self.ready.pop_front()?;
+        let open = &mut self.open[worker as usize];
+        open.left -= 1;
+        if open.left > 0 {
+            // Whoever has just been served waits behind the others.
+            self.waiting.push_back((worker, id));
+        }
+        Some(Delivery { worker, job })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pulls_take_turns_and_expire() {
+        let mut broker = Broker::new(1, 3);
+        let first = broker.pull(0, 0, 2);
+        broker.pull(1, 0, 1);
+        let late = broker.pull(2, 0, 1);
+        let takers = |broker: &mut Broker, job| broker.publish(0, job).map(|delivery| delivery.worker);
+        assert_eq!(takers(&mut broker, 10), Some(0));
+        assert_eq!(takers(&mut broker, 11), Some(1));
+        assert!(broker.expire(2, 0, late));
+        assert!(!broker.expire(2, 0, late));
+        assert_eq!(takers(&mut broker, 12), Some(0));
+        assert_eq!(takers(&mut broker, 13), None);
+        assert!(!broker.expire(0, 0, first));
+        broker.pull(1, 0, 5);
+        assert_eq!(broker.dispatch(0), Some(Delivery { worker: 1, job: 13 }));
+        assert_eq!(broker.dispatch(0), None);
+    }
+}
