@@ -211,9 +211,13 @@ impl World {
         let Ok(name) = format!("w{key}").parse() else { return };
         let config = self.knobs.config.clone();
         self.oracle.started(key, config.clone(), self.now);
+        let config = match self.knobs.bug {
+            Some(bug) => bug.config(config),
+            None => config,
+        };
         let worker = Worker {
             name,
-            scheduler: Scheduler::new(self.knobs.bug.map_or(config.clone(), |bug| bug.config(config)), self.now),
+            scheduler: Scheduler::new(config, self.now),
             kept: BTreeMap::new(),
             engine: Engine::default(),
             inbox: None,

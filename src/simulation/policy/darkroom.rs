@@ -4,8 +4,8 @@
 
 use crate::job::{Pool, Priority};
 use crate::sched::{
-    Acted, Action, Claim, Config, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, PullOutcome, RowKey,
-    Scheduler, Ticket,
+    Acted, Action, Claim, Config, CostModel, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, Policy,
+    PullOutcome, RowKey, Scheduler, TenantKey, Ticket,
 };
 
 use super::super::events::Events;
@@ -16,7 +16,7 @@ use super::broker::{Broker, Delivery};
 
 /// What the scheduler is told under `adaptive`.
 pub(super) fn adaptive(fleet: &Fleet) -> Config {
-    fixed(fleet)
+    Config { policy: Policy::Adaptive, ..fixed(fleet) }
 }
 
 /// What the scheduler is told under `fixed`.
@@ -24,6 +24,11 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
     Config {
         lanes: Priority::ALL.iter().map(|priority| Lane { priority: *priority, pool: Pool::Any }).collect(),
         images_in_batch_max: fleet.images_in_batch_max,
+        images_parked_max: fleet.images_in_batch_max,
+        passed_over_max: std::time::Duration::from_secs(3),
+        policy: Policy::Fixed,
+        // It learns by what it does.
+        costs: CostModel::default(),
         ack_wait: std::time::Duration::from_secs(30),
         failures_max: 3,
         exit_when_idle: None,
@@ -33,7 +38,13 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
 
 /// What the scheduler is told of a job.
 fn offer(job: &Job) -> Offer {
-    Offer { images: job.images, key: job.key, previews: None }
+    Offer {
+        images: job.images,
+        key: job.key,
+        previews: None,
+        steps: job.steps,
+        tenant: TenantKey(u64::from(job.tenant)),
+    }
 }
 
 /// An answer of the engine.
