@@ -1,10 +1,13 @@
 //! A model of a JetStream work queue with one consumer per lane, as `reference/nats.md` found it to behave.
 //!
-//! An acknowledgement of any kind is accepted from whoever sends it; an extension after the lease saves nothing; a
-//! message given back waits as pending; a killed server forgets pulls and who holds what. It has no clock: what is due
-//! when goes to the world as [`Post::Timer`].
+//! An acknowledgement of any kind is accepted from whoever sends it; an extension after the lease saves nothing, while
+//! giving the message back puts it off even then; a message given back waits as pending; what is due again goes before
+//! what is new, in the order in which it became due; a killed server forgets pulls and who holds what.
+//!
+//! It has no clock: what is due when goes to the world as [`Post::Timer`]. It knows no ids of messages, so it drops no
+//! duplicates, and none of the consumer's limits, which no run reaches. `tests/contract` holds it to a real server.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use darkroom::sched::Mono;
@@ -13,8 +16,10 @@ use crate::clients::Body;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In the queue of its lane.
-    Ready,
+    /// Nobody has had it, as far as the server knows.
+    New,
+    /// Due again.
+    Again,
     /// Delivered, or given back with a delay; redelivered when its timer rings.
     Pending,
     /// Acknowledged or terminated.
@@ -28,6 +33,24 @@ pub(crate) struct Message {
     pub(crate) deliveries: u64,
     state: State,
     generation: u64,
+}
+
+/// The messages of a lane that a pull can have.
+#[derive(Clone, Debug, Default)]
+struct Ready {
+    again: VecDeque<u64>,
+    new: BTreeSet<u64>,
+}
+
+impl Ready {
+    fn pop(&mut self) -> Option<u64> {
+        self.again.pop_front().or_else(|| self.new.pop_first())
+    }
+
+    fn remove(&mut self, sequence: u64) {
+        self.again.retain(|again| *again != sequence);
+        self.new.remove(&sequence);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +82,7 @@ pub(crate) enum Timer {
 pub(crate) struct Broker {
     ack_wait: Duration,
     messages: BTreeMap<u64, Message>,
-    ready: Vec<VecDeque<u64>>,
+    ready: Vec<Ready>,
     pulls: VecDeque<Pull>,
     pulls_made: u64,
     posts: VecDeque<Post>,
@@ -70,7 +93,7 @@ impl Broker {
         Self {
             ack_wait,
             messages: BTreeMap::new(),
-            ready: vec![VecDeque::new(); lanes],
+            ready: vec![Ready::default(); lanes],
             pulls: VecDeque::new(),
             pulls_made: 0,
             posts: VecDeque::new(),
@@ -105,8 +128,8 @@ impl Broker {
     pub(crate) fn publish(&mut self, now: Mono, body: Body) -> u64 {
         let sequence = self.messages.len() as u64 + 1;
         let lane = body.lane;
-        self.messages.insert(sequence, Message { body, deliveries: 0, state: State::Ready, generation: 0 });
-        self.ready[lane].push_back(sequence);
+        self.messages.insert(sequence, Message { body, deliveries: 0, state: State::New, generation: 0 });
+        self.ready[lane].new.insert(sequence);
         self.dispatch(now);
         sequence
     }
@@ -151,12 +174,16 @@ impl Broker {
     pub(crate) fn redeliver(&mut self, now: Mono, sequence: u64, forgotten: bool) {
         let Some(message) = self.messages.get_mut(&sequence) else { return };
         if message.state == State::Pending {
-            message.state = State::Ready;
             message.generation += 1;
+            let ready = &mut self.ready[message.body.lane];
             if forgotten {
+                message.state = State::New;
                 message.deliveries = 0;
+                ready.new.insert(sequence);
+            } else {
+                message.state = State::Again;
+                ready.again.push_back(sequence);
             }
-            self.ready[message.body.lane].push_front(sequence);
             self.dispatch(now);
         }
     }
@@ -165,11 +192,16 @@ impl Broker {
         if let Some(message) = self.messages.get_mut(&sequence) {
             message.state = State::Gone;
             message.generation += 1;
-            self.ready[message.body.lane].retain(|ready| *ready != sequence);
+            self.ready[message.body.lane].remove(sequence);
         }
     }
 
     pub(crate) fn nak(&mut self, now: Mono, sequence: u64, delay: Duration) {
+        let Some(message) = self.messages.get_mut(&sequence) else { return };
+        if message.state == State::Again {
+            message.state = State::Pending;
+            self.ready[message.body.lane].remove(sequence);
+        }
         self.due(sequence, now.after(delay));
     }
 
@@ -190,7 +222,7 @@ impl Broker {
         let mut index = 0;
         while index < self.pulls.len() {
             let lane = self.pulls[index].lane;
-            let Some(sequence) = self.ready[lane].pop_front() else {
+            let Some(sequence) = self.ready[lane].pop() else {
                 index += 1;
                 continue;
             };
