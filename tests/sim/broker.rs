@@ -32,6 +32,7 @@ pub(crate) struct Message {
     pub(crate) body: Body,
     pub(crate) deliveries: u64,
     state: State,
+    due: Mono,
     generation: u64,
 }
 
@@ -128,7 +129,8 @@ impl Broker {
     pub(crate) fn publish(&mut self, now: Mono, body: Body) -> u64 {
         let sequence = self.messages.len() as u64 + 1;
         let lane = body.lane;
-        self.messages.insert(sequence, Message { body, deliveries: 0, state: State::New, generation: 0 });
+        let message = Message { body, deliveries: 0, state: State::New, due: now, generation: 0 };
+        self.messages.insert(sequence, message);
         self.ready[lane].new.insert(sequence);
         self.dispatch(now);
         sequence
@@ -209,9 +211,19 @@ impl Broker {
         self.due(sequence, now.after(self.ack_wait));
     }
 
+    /// A server that was killed and still knows that a message is pending is up to a second early with it: it writes
+    /// down in whole seconds when a lease began.
+    pub(crate) fn round_down(&mut self, now: Mono, sequence: u64) {
+        let Some(message) = self.messages.get(&sequence) else { return };
+        let due = message.due.as_micros();
+        let began = due.saturating_sub(Mono::ZERO.after(self.ack_wait).as_micros());
+        self.due(sequence, now.max(Mono::from_micros(due - began % 1_000_000)));
+    }
+
     fn due(&mut self, sequence: u64, at: Mono) {
         let Some(message) = self.messages.get_mut(&sequence) else { return };
         if message.state == State::Pending {
+            message.due = at;
             message.generation += 1;
             let timer = Timer::Message { sequence, generation: message.generation };
             self.posts.push_back(Post::Timer { at, timer });
