@@ -165,9 +165,10 @@ impl Modelled {
     }
 
     fn remove(&mut self, worker: u32, sequence: u64, word: Word) {
-        let (again, refused) = match word {
-            Word::Ack => (Bug::AckedComesAgain, Bug::StaleAckRefused),
-            _ => (Bug::TerminatedComesAgain, Bug::StaleTermRefused),
+        let (again, refused) = if word == Word::Ack {
+            (Bug::AckedComesAgain, Bug::StaleAckRefused)
+        } else {
+            (Bug::TerminatedComesAgain, Bug::StaleTermRefused)
         };
         if self.has(again) {
             return self.broker.nak(self.now, sequence, Duration::from_millis(500));

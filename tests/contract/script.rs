@@ -132,8 +132,8 @@ pub(crate) enum Step {
     Apart {
         #[allow(dead_code, reason = "for whoever reads the script")]
         why: &'static str,
-        model: &'static [Step],
-        server: &'static [Step],
+        model: &'static [Self],
+        server: &'static [Self],
     },
 }
 
@@ -221,10 +221,12 @@ pub(crate) enum Failure {
 /// Plays a script.
 pub(crate) async fn play<Q: Queue>(script: &Script, queue: &mut Q) -> Result<(), Failure> {
     let mut marks = BTreeMap::new();
-    let steps = script.steps.iter().flat_map(|step| match step {
-        Step::Apart { model, .. } if Q::IS_MODEL => *model,
-        Step::Apart { server, .. } => *server,
-        step => std::slice::from_ref(step),
+    let steps = script.steps.iter().flat_map(|step| {
+        if let Step::Apart { model, server, .. } = step {
+            if Q::IS_MODEL { *model } else { *server }
+        } else {
+            std::slice::from_ref(step)
+        }
     });
     for (number, step) in steps.enumerate() {
         let told = |what: String| format!("step {number}, {step:?}: {what}");
