@@ -38,10 +38,12 @@ pub(crate) enum Bug {
     ForgottenCountsStay,
     ForgottenStayHeld,
     ForgottenCanBePutOff,
+    ForgottenCanBeAcked,
     KillKeepsPulls,
     KillLosesMessages,
     KillBringsSettledBack,
     KillTellsOfPulls,
+    KillLosesAcks,
 }
 
 /// Every bug, and the claim of the script that finds it.
@@ -60,7 +62,7 @@ pub(crate) const BUGS: &[(Bug, &str)] = &[
     (Bug::ExtensionIgnored, "an extension replaces the delay by a lease"),
     (Bug::LateExtensionSaves, "an extension after the lease saves nothing"),
     (Bug::LateAckRefused, "an acknowledgement after the lease is accepted"),
-    (Bug::LateNakIgnored, "giving a message back after the lease puts it off, unless somebody has it by then"),
+    (Bug::LateNakIgnored, "giving a message back after the lease puts it off"),
     (Bug::NakIgnored, "a message that is given back comes after its delay, whatever the lease"),
     (Bug::DelayIgnored, "a message that waits for its delay holds up nobody"),
     (Bug::FirstDelayStands, "giving back again replaces the delay"),
@@ -88,7 +90,7 @@ pub(crate) const BUGS: &[(Bug, &str)] = &[
         Bug::ForgottenStayHeld,
         "forgotten deliveries come again at once, in order, before what is newer, counted from one",
     ),
-    (Bug::ForgottenCanBePutOff, "whoever had a forgotten message can remove it, but neither keep it nor put it off"),
+    (Bug::ForgottenCanBePutOff, "whoever had a forgotten message can neither settle it, nor keep it, nor put it off"),
     (Bug::KillKeepsPulls, "a server that was killed has forgotten its pulls and says nothing of them"),
     (
         Bug::KillLosesMessages,
@@ -99,6 +101,10 @@ pub(crate) const BUGS: &[(Bug, &str)] = &[
         "a server that was killed has all messages but the settled ones, and may know who has them, or not",
     ),
     (Bug::KillLosesMessages, "a message that waits for its delay survives a kill, the delay may not"),
-    (Bug::LateAckRefused, "an acknowledgement from before a kill is accepted after it"),
+    (Bug::ForgottenCanBeAcked, "whoever had a forgotten message can neither settle it, nor keep it, nor put it off"),
+    (
+        Bug::KillLosesAcks,
+        "an acknowledgement from before a kill is accepted after it, if the delivery is not forgotten",
+    ),
     (Bug::NakRevives, "whatever is said of a message that is gone is accepted and changes nothing"),
 ];

@@ -43,6 +43,7 @@ pub(crate) struct Modelled {
     heard: BTreeMap<u32, VecDeque<Event>>,
     saved: Vec<u64>,
     delayed: Vec<u64>,
+    was_killed: bool,
 }
 
 impl Modelled {
@@ -61,6 +62,7 @@ impl Modelled {
             heard: BTreeMap::new(),
             saved: Vec::new(),
             delayed: Vec::new(),
+            was_killed: false,
         }
     }
 
@@ -164,21 +166,21 @@ impl Modelled {
         self.broker.holds(sequence) && !self.broker.pending().contains(&sequence)
     }
 
-    fn remove(&mut self, worker: u32, sequence: u64, word: Word) {
+    fn remove(&mut self, worker: u32, sequence: u64, word: Word) -> bool {
         let (again, refused) = if word == Word::Ack {
             (Bug::AckedComesAgain, Bug::StaleAckRefused)
         } else {
             (Bug::TerminatedComesAgain, Bug::StaleTermRefused)
         };
         if self.has(again) {
-            return self.broker.nak(self.now, sequence, Duration::from_millis(500));
+            self.broker.nak(self.now, sequence, Duration::from_millis(500));
+            return true;
         }
         let ignored = self.has(refused) && self.is_stale(worker, sequence)
             || self.has(Bug::LateAckRefused) && self.is_free(sequence)
+            || self.has(Bug::KillLosesAcks) && self.was_killed
             || self.has(Bug::DelayedAckIgnored) && self.delayed.contains(&sequence);
-        if !ignored {
-            self.broker.remove(sequence);
-        }
+        ignored || self.broker.remove(sequence) || self.has(Bug::ForgottenCanBeAcked)
     }
 
     fn give_back(&mut self, worker: u32, sequence: u64, delay: Duration) {
@@ -255,13 +257,14 @@ impl Queue for Modelled {
 
     async fn say(&mut self, worker: u32, message: u32, word: Word) -> bool {
         let sequence = self.sequence(message);
+        let mut heard = true;
         match word {
-            Word::Ack | Word::Term => self.remove(worker, sequence, word),
+            Word::Ack | Word::Term => heard = self.remove(worker, sequence, word),
             Word::Nak { delay_millis } => self.give_back(worker, sequence, Duration::from_millis(delay_millis)),
             Word::Extend => self.extend(worker, sequence),
         }
         self.settle_down();
-        true
+        heard
     }
 
     async fn withdraw(&mut self, worker: u32) {
@@ -278,12 +281,13 @@ impl Queue for Modelled {
     }
 
     async fn kill(&mut self) {
+        self.was_killed = true;
         if !self.has(Bug::KillKeepsPulls) {
             self.broker.lose_pulls();
         }
         for sequence in self.broker.pending() {
             match self.memory {
-                _ if self.has(Bug::KillLosesMessages) => self.broker.remove(sequence),
+                _ if self.has(Bug::KillLosesMessages) => drop(self.broker.remove(sequence)),
                 Memory::Whole => {}
                 Memory::Seconds => self.broker.round_down(self.now, sequence),
                 Memory::None => self.broker.redeliver(self.now, sequence, true),

@@ -5,7 +5,7 @@
 //! script must have been quick enough for its expectations to mean something it says so with [`Step::InTime`], and a
 //! run that was not is [`Failure::TooSlow`] and says nothing of the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Whatever does not happen within this does not happen.
@@ -89,6 +89,20 @@ pub(crate) enum Step {
         worker: u32,
         message: u32,
         word: Word,
+    },
+    /// What is said must remain without an answer.
+    Unheard {
+        worker: u32,
+        message: u32,
+        word: Word,
+    },
+    /// What is said may remain without an answer, and then something else follows.
+    HeardOrNot {
+        worker: u32,
+        message: u32,
+        word: Word,
+        heard: &'static [Self],
+        unheard: &'static [Self],
     },
     /// The worker pulls, gets and gives back at once, for every count from the first to the last.
     PassBack {
@@ -194,7 +208,7 @@ pub(crate) trait Queue {
     fn now(&self) -> Duration;
     async fn publish(&mut self, lane: usize, message: u32);
     async fn pull(&mut self, worker: u32, lane: usize, max: u32, expires: Duration);
-    /// Waits for the queue's word that it has heard it; false if none came.
+    /// Waits for the queue's word that it has heard it; false if none came however often it was said.
     async fn say(&mut self, worker: u32, message: u32, word: Word) -> bool;
     async fn withdraw(&mut self, worker: u32);
     async fn die(&mut self, worker: u32);
@@ -221,17 +235,11 @@ pub(crate) enum Failure {
 /// Plays a script.
 pub(crate) async fn play<Q: Queue>(script: &Script, queue: &mut Q) -> Result<(), Failure> {
     let mut marks = BTreeMap::new();
-    let steps = script.steps.iter().flat_map(|step| {
-        if let Step::Apart { model, server, .. } = step {
-            if Q::IS_MODEL { *model } else { *server }
-        } else {
-            std::slice::from_ref(step)
-        }
-    });
-    for (number, step) in steps.enumerate() {
-        let told = |what: String| format!("step {number}, {step:?}: {what}");
+    let mut steps: VecDeque<&Step> = script.steps.iter().collect();
+    while let Some(step) = steps.pop_front() {
+        let told = |what: String| format!("{step:?}: {what}");
         match one(step, queue, &mut marks).await {
-            Ok(()) => {}
+            Ok(more) => more.iter().rev().for_each(|step| steps.push_front(step)),
             Err(Failure::Broken(what)) => return Err(Failure::Broken(told(what))),
             Err(Failure::TooSlow(what)) => return Err(Failure::TooSlow(told(what))),
         }
@@ -242,11 +250,12 @@ pub(crate) async fn play<Q: Queue>(script: &Script, queue: &mut Q) -> Result<(),
     }
 }
 
+/// Does one step, and answers what comes before the next.
 async fn one<Q: Queue>(
     step: &Step,
     queue: &mut Q,
     marks: &mut BTreeMap<&'static str, Duration>,
-) -> Result<(), Failure> {
+) -> Result<&'static [Step], Failure> {
     match *step {
         Step::Publish { lane, message } => queue.publish(lane, message).await,
         Step::Pull { worker, lane, max, expires_millis } => {
@@ -293,9 +302,16 @@ async fn one<Q: Queue>(
             let stored = queue.stored(messages).await;
             must(stored == messages, || format!("the stream has {stored:?}"))?;
         }
-        Step::Apart { .. } => return Err(Failure::Broken("ways apart cannot part again".to_owned())),
+        Step::Unheard { worker, message, word } => {
+            let heard = queue.say(worker, message, word).await;
+            must(!heard, || "it was answered".to_owned())?;
+        }
+        Step::HeardOrNot { worker, message, word, heard, unheard } => {
+            return Ok(if queue.say(worker, message, word).await { heard } else { unheard });
+        }
+        Step::Apart { model, server, .. } => return Ok(if Q::IS_MODEL { model } else { server }),
     }
-    Ok(())
+    Ok(&[])
 }
 
 fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 //! more than one server, or of a server that stands still.
 
 use super::script::{
-    Script, Step, ack, delivered, expected, extend, in_time, nak, not_before, over, pass, publish, pull, term,
+    Script, Step, Word, ack, delivered, expected, extend, in_time, nak, not_before, over, pass, publish, pull, term,
 };
 
 /// A lease that never ends within a script.
@@ -271,7 +271,7 @@ pub(crate) const SCRIPTS: &[Script] = &[
         ],
     },
     Script {
-        claim: "giving a message back after the lease puts it off, unless somebody has it by then",
+        claim: "giving a message back after the lease puts it off",
         ack_wait_millis: 1000,
         steps: &[
             publish(0, 1),
@@ -509,25 +509,34 @@ pub(crate) const SCRIPTS: &[Script] = &[
         ],
     },
     Script {
-        claim: "whoever had a forgotten message can remove it, but neither keep it nor put it off",
+        claim: "whoever had a forgotten message can neither settle it, nor keep it, nor put it off",
         ack_wait_millis: LONG,
         steps: &[
             publish(0, 1),
             publish(0, 2),
             publish(0, 3),
-            pull(1, 0, 3, 20_000),
+            publish(0, 4),
+            pull(1, 0, 4, 20_000),
             delivered(1, 1, 1),
             delivered(1, 2, 1),
             delivered(1, 3, 1),
+            delivered(1, 4, 1),
             Step::Forget { lane: 0 },
-            ack(1, 1),
-            nak(1, 2, LONG),
-            extend(1, 3),
-            Step::Stored(&[2, 3]),
-            pull(2, 0, 3, 2000),
+            Step::Unheard { worker: 1, message: 1, word: Word::Ack },
+            Step::Unheard { worker: 1, message: 2, word: Word::Term },
+            nak(1, 3, LONG),
+            extend(1, 4),
+            Step::Stored(&[1, 2, 3, 4]),
+            pull(2, 0, 5, 2000),
+            delivered(2, 1, 1),
             delivered(2, 2, 1),
             delivered(2, 3, 1),
+            delivered(2, 4, 1),
             over(2, 0),
+            // Now it knows of a delivery again, if not of this one.
+            ack(1, 1),
+            term(1, 2),
+            Step::Stored(&[3, 4]),
         ],
     },
     Script {
@@ -563,17 +572,20 @@ pub(crate) const SCRIPTS: &[Script] = &[
         ],
     },
     Script {
-        claim: "an acknowledgement from before a kill is accepted after it",
+        claim: "an acknowledgement from before a kill is accepted after it, if the delivery is not forgotten",
         ack_wait_millis: 1000,
         steps: &[
             publish(0, 1),
             pull(1, 0, 1, 20_000),
             delivered(1, 1, 1),
             Step::Kill,
-            ack(1, 1),
-            Step::Stored(&[]),
-            pull(2, 0, 1, 2500),
-            over(2, 0),
+            Step::HeardOrNot {
+                worker: 1,
+                message: 1,
+                word: Word::Ack,
+                heard: &[Step::Stored(&[]), pull(2, 0, 1, 2500), over(2, 0)],
+                unheard: &[Step::Stored(&[1]), pull(2, 0, 1, 20_000), delivered(2, 1, 1)],
+            },
         ],
     },
     Script {

@@ -1,8 +1,9 @@
 //! A model of a JetStream work queue with one consumer per lane, as `reference/nats.md` found it to behave.
 //!
-//! An acknowledgement of any kind is accepted from whoever sends it; an extension after the lease saves nothing, while
-//! giving the message back puts it off even then; a message given back waits as pending; what is due again goes before
-//! what is new, in the order in which it became due; a killed server forgets pulls and who holds what.
+//! An acknowledgement of any kind is accepted from whoever sends it, if the server knows of a delivery; an extension
+//! after the lease saves nothing, while giving the message back puts it off even then; a message given back waits as
+//! pending; what is due again goes before what is new, in the order in which it became due; a killed server forgets
+//! pulls and who holds what.
 //!
 //! It has no clock: what is due when goes to the world as [`Post::Timer`]. It knows no ids of messages, so it drops no
 //! duplicates, and none of the consumer's limits, which no run reaches. `tests/contract` holds it to a real server.
@@ -190,12 +191,19 @@ impl Broker {
         }
     }
 
-    pub(crate) fn remove(&mut self, sequence: u64) {
-        if let Some(message) = self.messages.get_mut(&sequence) {
-            message.state = State::Gone;
-            message.generation += 1;
-            self.ready[message.body.lane].remove(sequence);
+    /// An acknowledgement or termination. False if it is not even answered: the server does not know of a delivery.
+    ///
+    /// It goes by the numbers of deliveries, so an old one may remain without an answer for some deliveries more. To a
+    /// worker that is a lost request, of which a run has enough.
+    pub(crate) fn remove(&mut self, sequence: u64) -> bool {
+        let Some(message) = self.messages.get_mut(&sequence) else { return false };
+        if message.state == State::New {
+            return false;
         }
+        message.state = State::Gone;
+        message.generation += 1;
+        self.ready[message.body.lane].remove(sequence);
+        true
     }
 
     pub(crate) fn nak(&mut self, now: Mono, sequence: u64, delay: Duration) {
