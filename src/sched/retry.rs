@@ -25,3 +25,6 @@ pub(super) const FAILED_PULL: Duration = Duration::from_secs(1);
 
 /// How often storing is tried before the job is given back: the pictures are kept that long.
 pub(super) const STORE_TRIES_MAX: u32 = 3;
+
+/// How often a settlement is tried before the message is left to the end of its lease.
+pub(super) const SETTLE_TRIES_MAX: u32 = 5;

@@ -388,6 +388,9 @@ impl Scheduler {
             (Action::Claim, FaultClass::Reject) => {
                 return self.begin(ticket, VecDeque::from([Action::DeadLetter, Action::Settle(Verdict::Term)]));
             }
+            // A server that forgot the delivery when it was killed never answers. All is recorded: whoever gets the message
+            // again finds that out and settles it.
+            (Action::Settle(_), _) if held.tries >= retry::SETTLE_TRIES_MAX => return self.forget(ticket),
             // Nothing is decided yet and the message goes to somebody else by itself.
             (Action::Claim, _) if lease_lost => return self.forget(ticket),
             (

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod cli;
+mod contract;
 mod faults;
 mod main_job;
 mod pictures;

@@ -1,10 +1,14 @@
 //! A model of a JetStream work queue with one consumer per lane, as `reference/nats.md` found it to behave.
 //!
-//! An acknowledgement of any kind is accepted from whoever sends it; an extension after the lease saves nothing; a
-//! message given back waits as pending; a killed server forgets pulls and who holds what. It has no clock: what is due
-//! when goes to the world as [`Post::Timer`].
+//! An acknowledgement of any kind is accepted from whoever sends it, if the server knows of a delivery; an extension
+//! after the lease saves nothing, while giving the message back puts it off even then; a message given back waits as
+//! pending; what is due again goes before what is new, in the order in which it became due; a killed server forgets
+//! pulls and who holds what.
+//!
+//! It has no clock: what is due when goes to the world as [`Post::Timer`]. It knows no ids of messages, so it drops no
+//! duplicates, and none of the consumer's limits, which no run reaches. `tests/contract` holds it to a real server.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use darkroom::sched::Mono;
@@ -13,8 +17,10 @@ use crate::clients::Body;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In the queue of its lane.
-    Ready,
+    /// Nobody has had it, as far as the server knows.
+    New,
+    /// Due again.
+    Again,
     /// Delivered, or given back with a delay; redelivered when its timer rings.
     Pending,
     /// Acknowledged or terminated.
@@ -27,7 +33,26 @@ pub(crate) struct Message {
     pub(crate) body: Body,
     pub(crate) deliveries: u64,
     state: State,
+    due: Mono,
     generation: u64,
+}
+
+/// The messages of a lane that a pull can have.
+#[derive(Clone, Debug, Default)]
+struct Ready {
+    again: VecDeque<u64>,
+    new: BTreeSet<u64>,
+}
+
+impl Ready {
+    fn pop(&mut self) -> Option<u64> {
+        self.again.pop_front().or_else(|| self.new.pop_first())
+    }
+
+    fn remove(&mut self, sequence: u64) {
+        self.again.retain(|again| *again != sequence);
+        self.new.remove(&sequence);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +84,7 @@ pub(crate) enum Timer {
 pub(crate) struct Broker {
     ack_wait: Duration,
     messages: BTreeMap<u64, Message>,
-    ready: Vec<VecDeque<u64>>,
+    ready: Vec<Ready>,
     pulls: VecDeque<Pull>,
     pulls_made: u64,
     posts: VecDeque<Post>,
@@ -70,7 +95,7 @@ impl Broker {
         Self {
             ack_wait,
             messages: BTreeMap::new(),
-            ready: vec![VecDeque::new(); lanes],
+            ready: vec![Ready::default(); lanes],
             pulls: VecDeque::new(),
             pulls_made: 0,
             posts: VecDeque::new(),
@@ -105,8 +130,9 @@ impl Broker {
     pub(crate) fn publish(&mut self, now: Mono, body: Body) -> u64 {
         let sequence = self.messages.len() as u64 + 1;
         let lane = body.lane;
-        self.messages.insert(sequence, Message { body, deliveries: 0, state: State::Ready, generation: 0 });
-        self.ready[lane].push_back(sequence);
+        let message = Message { body, deliveries: 0, state: State::New, due: now, generation: 0 };
+        self.messages.insert(sequence, message);
+        self.ready[lane].new.insert(sequence);
         self.dispatch(now);
         sequence
     }
@@ -151,25 +177,41 @@ impl Broker {
     pub(crate) fn redeliver(&mut self, now: Mono, sequence: u64, forgotten: bool) {
         let Some(message) = self.messages.get_mut(&sequence) else { return };
         if message.state == State::Pending {
-            message.state = State::Ready;
             message.generation += 1;
+            let ready = &mut self.ready[message.body.lane];
             if forgotten {
+                message.state = State::New;
                 message.deliveries = 0;
+                ready.new.insert(sequence);
+            } else {
+                message.state = State::Again;
+                ready.again.push_back(sequence);
             }
-            self.ready[message.body.lane].push_front(sequence);
             self.dispatch(now);
         }
     }
 
-    pub(crate) fn remove(&mut self, sequence: u64) {
-        if let Some(message) = self.messages.get_mut(&sequence) {
-            message.state = State::Gone;
-            message.generation += 1;
-            self.ready[message.body.lane].retain(|ready| *ready != sequence);
+    /// An acknowledgement or termination. False if it is not even answered: the server does not know of a delivery.
+    ///
+    /// It goes by the numbers of deliveries, so an old one may remain without an answer for some deliveries more. To a
+    /// worker that is a lost request, of which a run has enough.
+    pub(crate) fn remove(&mut self, sequence: u64) -> bool {
+        let Some(message) = self.messages.get_mut(&sequence) else { return false };
+        if message.state == State::New {
+            return false;
         }
+        message.state = State::Gone;
+        message.generation += 1;
+        self.ready[message.body.lane].remove(sequence);
+        true
     }
 
     pub(crate) fn nak(&mut self, now: Mono, sequence: u64, delay: Duration) {
+        let Some(message) = self.messages.get_mut(&sequence) else { return };
+        if message.state == State::Again {
+            message.state = State::Pending;
+            self.ready[message.body.lane].remove(sequence);
+        }
         self.due(sequence, now.after(delay));
     }
 
@@ -177,9 +219,19 @@ impl Broker {
         self.due(sequence, now.after(self.ack_wait));
     }
 
+    /// A server that was killed and still knows that a message is pending is up to a second early with it: it writes
+    /// down in whole seconds when a lease began.
+    pub(crate) fn round_down(&mut self, now: Mono, sequence: u64) {
+        let Some(message) = self.messages.get(&sequence) else { return };
+        let due = message.due.as_micros();
+        let began = due.saturating_sub(Mono::ZERO.after(self.ack_wait).as_micros());
+        self.due(sequence, now.max(Mono::from_micros(due - began % 1_000_000)));
+    }
+
     fn due(&mut self, sequence: u64, at: Mono) {
         let Some(message) = self.messages.get_mut(&sequence) else { return };
         if message.state == State::Pending {
+            message.due = at;
             message.generation += 1;
             let timer = Timer::Message { sequence, generation: message.generation };
             self.posts.push_back(Post::Timer { at, timer });
@@ -190,7 +242,7 @@ impl Broker {
         let mut index = 0;
         while index < self.pulls.len() {
             let lane = self.pulls[index].lane;
-            let Some(sequence) = self.ready[lane].pop_front() else {
+            let Some(sequence) = self.ready[lane].pop() else {
                 index += 1;
                 continue;
             };

@@ -60,6 +60,8 @@ impl World {
                 for sequence in pending {
                     if self.random.chance(500) {
                         self.broker.redeliver(self.now, sequence, true);
+                    } else {
+                        self.broker.round_down(self.now, sequence);
                     }
                 }
             }

@@ -193,16 +193,15 @@ impl World {
                 let facts = (ticket.0, &action, &outcome);
                 let failures_max = self.knobs.config.failures_max;
                 self.oracle.acted(facts, failures_max, &self.broker, &self.records, &self.store);
-                if let Action::Settle(Verdict::Ack | Verdict::Term) = action {
-                    self.broker.remove(ticket.0);
-                }
+                let heard =
+                    !matches!(action, Action::Settle(Verdict::Ack | Verdict::Term)) || self.broker.remove(ticket.0);
                 self.note(|| format!("w{key} {action:?} of {ticket:?} took effect: {outcome:?}"));
                 match fate.trouble {
                     Some(Trouble::CrashAfter) => self.kill(key),
                     Some(Trouble::StallAfter) => self.stall_for(key, self.knobs.config.ack_wait * 2),
                     Some(_) | None => {}
                 }
-                if fate.answer_lost {
+                if fate.answer_lost || !heard {
                     return self.fail(key, ticket, TIMEOUT);
                 }
                 self.answer(key, fate.back, Input::Acted { ticket, outcome }, fence);
