@@ -11,7 +11,7 @@ use super::cost::CostModel;
 use super::message::RowKey;
 
 /// A step may have this many images before its length counts as much as its time per image, while nothing more waits.
-const PATIENCE_IMAGES: f64 = 16.0;
+const PATIENCE_IMAGES: f64 = 100.0;
 /// By how much less urgent rows may lengthen a step.
 const RIDE_MAX: f64 = 1.25;
 /// A larger batch that gains less than this per image is not worth its longer step.
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(images_in_step(8, dear, Backlog::Waiting), 1);
         // In between it depends on who waits.
         let between = |images: u32| 30.0 + 16.0 * f64::from(images);
-        let (calm, busy) = (images_in_step(16, between, Backlog::None), images_in_step(16, between, Backlog::Waiting));
+        let (calm, busy) = (images_in_step(64, between, Backlog::None), images_in_step(64, between, Backlog::Waiting));
         assert!(1 < calm && calm < busy, "{calm} {busy}");
     }
 

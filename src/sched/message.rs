@@ -193,6 +193,8 @@ pub enum Input {
         lane: usize,
         /// What it asks for; `None` when it is malformed.
         offer: Option<Offer>,
+        /// Messages that waited for the same consumer then.
+        pending: u64,
     },
     /// A pull is over.
     PullEnded {
@@ -234,6 +236,8 @@ pub enum Effect {
         lane: usize,
         /// At most so many.
         max: u32,
+        /// Whoever asks with a lower number, up to 9, is served before: an idle worker before a busy one.
+        preference: u8,
     },
     /// Withdraw all pulls; answered with [`Input::PullsStopped`] after the last message.
     StopPulling,

@@ -4,14 +4,22 @@
 //! consumer that filled its last pull is asked for as many as its rows are free. So a worker holds at most one message per
 //! consumer more than it has rows for. Which rows are free for which consumer is decided elsewhere.
 
+use std::time::Duration;
+
 use super::retry::FAILED_PULL;
 use super::time::Mono;
+
+/// A worker that is busy with more urgent jobs still takes a job of each consumer so often.
+const STARVING: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, Default)]
 struct LaneState {
     outstanding: u32,
     filled_last: bool,
+    /// Messages that waited when the last one came.
+    pending: u64,
     not_before: Mono,
+    delivered_at: Mono,
 }
 
 /// The pulls of all consumers, in the order of their urgency.
@@ -25,9 +33,11 @@ impl Pulls {
         Self { lanes: vec![LaneState::default(); lanes] }
     }
 
-    /// A message came.
-    pub(super) fn delivered(&mut self, lane: usize) {
+    /// A message came, and so many more wait.
+    pub(super) fn delivered(&mut self, lane: usize, now: Mono, pending: u64) {
         if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.delivered_at = now;
+            lane.pending = pending;
             lane.outstanding = lane.outstanding.saturating_sub(1);
             // Until the pull ends, what is left of it counts as asked for.
             lane.filled_last |= lane.outstanding == 0;
@@ -37,14 +47,15 @@ impl Pulls {
     /// The pull ended without being filled.
     pub(super) fn expired(&mut self, lane: usize) {
         if let Some(lane) = self.lanes.get_mut(lane) {
-            *lane = LaneState::default();
+            *lane = LaneState { delivered_at: lane.delivered_at, ..LaneState::default() };
         }
     }
 
     /// The pull did not work.
     pub(super) fn failed(&mut self, lane: usize, now: Mono) {
         if let Some(lane) = self.lanes.get_mut(lane) {
-            *lane = LaneState { not_before: now.after(FAILED_PULL), ..LaneState::default() };
+            let LaneState { delivered_at, .. } = *lane;
+            *lane = LaneState { not_before: now.after(FAILED_PULL), delivered_at, ..LaneState::default() };
         }
     }
 
@@ -67,9 +78,14 @@ impl Pulls {
         plan
     }
 
-    /// Whether a consumer had more the last time, and there was no room to ask for it since.
+    /// Whether nothing came from a consumer for so long that its messages may starve.
+    pub(super) fn may_starve(&self, lane: usize, now: Mono) -> bool {
+        self.lanes.get(lane).is_some_and(|lane| now.since(lane.delivered_at) >= STARVING)
+    }
+
+    /// Whether a consumer had more messages, as far as one knows.
     pub(super) fn are_behind(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.filled_last && lane.outstanding == 0)
+        self.lanes.iter().any(|lane| lane.pending > 0)
     }
 
     /// When a consumer may be asked again that may not now.
@@ -95,13 +111,14 @@ mod tests {
     fn a_consumer_that_delivers_is_asked_for_all_free_rows() {
         let mut pulls = Pulls::new(3);
         pulls.plan(NOW, &[8; 3]);
-        pulls.delivered(1);
+        pulls.delivered(1, NOW, 4);
         assert!(pulls.are_behind());
         assert_eq!(pulls.plan(NOW, &[7; 3]), [(1, 7)]);
-        assert!(!pulls.are_behind());
-        pulls.delivered(1);
+        pulls.delivered(1, NOW, 3);
         assert_eq!(pulls.plan(NOW, &[6; 3]), []);
+        assert!(pulls.are_behind());
         pulls.expired(1);
+        assert!(!pulls.are_behind());
         assert_eq!(pulls.plan(NOW, &[6; 3]), [(1, 1)]);
     }
 
@@ -109,7 +126,7 @@ mod tests {
     fn an_urgent_consumer_is_asked_when_the_others_have_no_room() {
         let mut pulls = Pulls::new(2);
         assert_eq!(pulls.plan(NOW, &[4, 0]), [(0, 1)]);
-        pulls.delivered(0);
+        pulls.delivered(0, NOW, 1);
         assert_eq!(pulls.plan(NOW, &[3, 0]), [(0, 3)]);
     }
 

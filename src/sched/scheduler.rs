@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::job::{Fault, FaultClass, FaultCode, Priority};
 
-use super::batch::{Backlog, BatchKey, Candidate, Group, Rank, next_step};
+use super::batch::{Backlog, BatchKey, Candidate, Group, Rank, images_in_step, next_step};
 use super::cost::CostModel;
 use super::fair::{Shares, TenantKey};
 use super::lease::Lease;
@@ -28,6 +28,9 @@ use super::time::Mono;
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Before the grace period ends, so much is kept for giving the unfinished back.
 const GIVE_BACK_RESERVE: Duration = Duration::from_secs(3);
+
+/// The last place among those that ask for work.
+const PREFERENCE_MAX: u8 = 9;
 
 /// How batches are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -231,7 +234,10 @@ impl Scheduler {
         debug_assert!(now >= self.now, "time goes forward");
         self.now = now;
         match input {
-            Input::Delivered { ticket, lane, offer } => self.delivered(ticket, lane, offer),
+            Input::Delivered { ticket, lane, offer, pending } => {
+                self.pulls.delivered(lane, now, pending);
+                self.delivered(ticket, lane, offer);
+            }
             Input::PullEnded { lane, outcome: PullOutcome::Expired } => self.pulls.expired(lane),
             Input::PullEnded { lane, outcome: PullOutcome::Failed } => self.pulls.failed(lane, now),
             Input::PullsStopped => self.pulls_stopped = true,
@@ -285,7 +291,6 @@ impl Scheduler {
     }
 
     fn delivered(&mut self, ticket: Ticket, lane: usize, offer: Option<Offer>) {
-        self.pulls.delivered(lane);
         if let Some(held) = self.held.get_mut(&ticket) {
             // Delivered again while we have it: the server lost track, but the lease is new.
             held.lease = Lease::new(self.now, self.config.ack_wait);
@@ -637,9 +642,11 @@ impl Scheduler {
             self.feed_engine();
         }
         if matches!(self.mode, Mode::Running) {
-            let free: Vec<u32> = (0..self.config.lanes.len()).map(|lane| self.rows_free(lane)).collect();
+            let useful = self.images_useful();
+            let free: Vec<u32> = (0..self.config.lanes.len()).map(|lane| self.rows_free(lane, useful)).collect();
+            let preference = self.preference();
             for (lane, max) in self.pulls.plan(self.now, &free) {
-                self.effects.push_back(Effect::Pull { lane, max });
+                self.effects.push_back(Effect::Pull { lane, max, preference });
             }
         }
     }
@@ -667,13 +674,12 @@ impl Scheduler {
         }
     }
 
-    /// Rows for messages of `lane` that no held job will need: those that less urgent jobs need can be taken. A priority of
-    /// which nothing is held may always bring one job, so that it does not starve in the queue.
-    fn rows_free(&self, lane: usize) -> u32 {
+    /// Rows for messages of `lane` that no held job will need: those that less urgent jobs need can be taken. A consumer from
+    /// which nothing came for long may bring a job all the same.
+    fn rows_free(&self, lane: usize, images_useful: u32) -> u32 {
         let Some(Lane { priority, .. }) = self.config.lanes.get(lane) else { return 0 };
-        let (mut wanted, mut wanted_as_urgently, mut represented) = (0, 0, false);
+        let (mut wanted, mut wanted_as_urgently) = (0, 0);
         for held in self.held.values() {
-            represented |= held.priority == *priority;
             let waits = match &held.phase {
                 Phase::Active => true,
                 Phase::Acting(action) | Phase::Trying { action, .. } => *action == Action::Claim,
@@ -688,8 +694,40 @@ impl Scheduler {
             Policy::Adaptive => self.config.images_parked_max,
             Policy::Fixed => 0,
         };
-        let all = (self.config.images_in_batch_max + parked_max).saturating_sub(wanted);
-        all.min(self.config.images_in_batch_max.saturating_sub(wanted_as_urgently).max(u32::from(!represented)))
+        let starving = u32::from(self.pulls.may_starve(lane, self.now));
+        let all = (images_useful + parked_max).saturating_sub(wanted);
+        all.min(images_useful.saturating_sub(wanted_as_urgently).max(starving))
+    }
+
+    /// Images that are worth holding: what cannot step together sooner than one by one is better left to others.
+    fn images_useful(&self) -> u32 {
+        if self.config.policy == Policy::Fixed || self.held.is_empty() {
+            return self.config.images_in_batch_max;
+        }
+        let mut keys: Vec<BatchKey> = self.held.values().map(|held| held.offer.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let useful =
+            |key: BatchKey| images_in_step(self.limit(key), |images| self.costs.step_ms(key, images), self.backlog());
+        keys.into_iter().map(useful).max().unwrap_or(1)
+    }
+
+    /// Images of a size that may step together.
+    fn limit(&self, key: BatchKey) -> u32 {
+        let fit = self.images_fit.get(&key).copied().unwrap_or(u32::MAX);
+        self.config.images_in_batch_max.min(fit).max(1)
+    }
+
+    fn backlog(&self) -> Backlog {
+        let waiting = self.pulls.are_behind() || self.config.policy == Policy::Fixed;
+        if waiting { Backlog::Waiting } else { Backlog::None }
+    }
+
+    /// The fuller this worker, the further behind it stands for further work.
+    fn preference(&self) -> u8 {
+        let held: u32 = self.held.values().map(|held| held.offer.images - held.images_decoded).sum();
+        let eighths = (8 * held).div_ceil(self.config.images_in_batch_max.max(1));
+        u8::try_from(eighths.min(u32::from(PREFERENCE_MAX))).unwrap_or(PREFERENCE_MAX)
     }
 
     /// Gives the engine its next work: finish what is finished, then fill the batch, then step.
@@ -790,16 +828,7 @@ impl Scheduler {
                 }
                 Some(Candidate { row: *key, group: row.group, rank })
             });
-        let limit = |key: BatchKey| {
-            let fit = self.images_fit.get(&key).copied().unwrap_or(u32::MAX);
-            self.config.images_in_batch_max.min(fit)
-        };
-        let backlog = if self.pulls.are_behind() || self.config.policy == Policy::Fixed {
-            Backlog::Waiting
-        } else {
-            Backlog::None
-        };
-        let (_, rows) = next_step(candidates, &self.costs, limit, backlog)?;
+        let (_, rows) = next_step(candidates, &self.costs, |key| self.limit(key), self.backlog())?;
         self.is_closed = true;
         let wants_preview = |key: &RowKey| {
             let row = &self.rows[key];

@@ -405,12 +405,12 @@ impl Worker {
 
     fn delivered(&mut self, lane: usize, message: async_nats::Message) -> Option<Input> {
         let delivery = Delivery::read(&self.bus, message)?;
-        let ticket = Ticket(delivery.stream_sequence);
-        self.metrics.queue_size(&self.pulls[lane].consumer, delivery.pending);
+        let (ticket, pending) = (Ticket(delivery.stream_sequence), delivery.pending);
+        self.metrics.queue_size(&self.pulls[lane].consumer, pending);
         if let Some(job) = self.jobs.get_mut(&ticket) {
             // The server hands it to us once more: only the newest acknowledgement subject is sure to count.
             job.delivery = delivery;
-            return Some(Input::Delivered { ticket, lane, offer: None });
+            return Some(Input::Delivered { ticket, lane, offer: None, pending });
         }
         let now_unix_ms = self.clock.unix_ms();
         let queued_ms = now_unix_ms.saturating_sub(delivery.published_unix_ms).max(0);
@@ -466,7 +466,7 @@ impl Worker {
             span,
         };
         self.jobs.insert(ticket, job);
-        Some(Input::Delivered { ticket, lane, offer })
+        Some(Input::Delivered { ticket, lane, offer, pending })
     }
 
     fn engine_answered(&mut self, answer: Answer) -> Input {
@@ -516,7 +516,7 @@ impl Worker {
     /// Starts what the scheduler wants. Never waits.
     fn apply(&mut self, effect: Effect) {
         match effect {
-            Effect::Pull { lane, max } => self.pulls[lane].ask(max),
+            Effect::Pull { lane, max, preference } => self.pulls[lane].ask(max, preference),
             Effect::StopPulling => {
                 let stopped = join_all(self.pulls.iter().map(pull::Handle::stop));
                 let facts = self.facts.clone();

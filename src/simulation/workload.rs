@@ -100,7 +100,7 @@ impl Default for LatencyMs {
             publish: 2.0,
             settle: 2.0,
             extend: 2.0,
-            pull_expires: 5000.0,
+            pull_expires: 1000.0,
         }
     }
 }

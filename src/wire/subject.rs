@@ -12,6 +12,8 @@ pub const STREAM_PROGRESS: &str = "DARKROOM_PROG";
 pub const STREAM_DEAD_LETTERS: &str = "DARKROOM_DLQ";
 /// The stream of the two consumer advisories that speak of lost messages.
 pub const STREAM_ADVISORIES: &str = "DARKROOM_ADV";
+/// The group that pulls of requests name, as the consumers do.
+pub const PULL_GROUP: &str = "workers";
 /// The bucket with one record per job.
 pub const BUCKET_JOBS: &str = "darkroom_jobs";
 /// All requests.

@@ -96,7 +96,7 @@ impl Modelled {
                 }
                 Post::PullExpired { worker, lane } => {
                     if self.has(Bug::ExpiredPullIsServed) {
-                        self.broker.pull(self.now, worker, lane, 1, PATIENCE);
+                        self.broker.pull(self.now, worker, lane, 1, 0, PATIENCE);
                     }
                     self.hear(worker, Event::PullOver { lane });
                 }
@@ -230,27 +230,28 @@ impl Queue for Modelled {
         self.settle_down();
     }
 
-    async fn pull(&mut self, worker: u32, lane: usize, max: u32, expires: Duration) {
+    async fn pull(&mut self, worker: u32, lane: usize, max: u32, preference: u8, expires: Duration) {
+        let preference = if self.has(Bug::PreferenceIsIgnored) { 0 } else { preference };
         match self.bug {
-            Some(Bug::PullTakesOneMore) => self.broker.pull(self.now, worker, lane, max + 1, expires),
-            Some(Bug::PullTakesOnlyOne) => self.broker.pull(self.now, worker, lane, 1, expires),
+            Some(Bug::PullTakesOneMore) => self.broker.pull(self.now, worker, lane, max + 1, preference, expires),
+            Some(Bug::PullTakesOnlyOne) => self.broker.pull(self.now, worker, lane, 1, preference, expires),
             Some(Bug::OneWorkerGetsAll) => {
                 for _ in 0..max {
-                    self.broker.pull(self.now, worker, lane, 1, expires);
+                    self.broker.pull(self.now, worker, lane, 1, preference, expires);
                 }
             }
             // Whoever pulled before is put behind.
             Some(Bug::NewestPullFirst) => {
-                self.broker.pull(self.now, worker, lane, max, expires);
+                self.broker.pull(self.now, worker, lane, max, preference, expires);
                 for other in (1..4).filter(|other| *other != worker) {
                     let before = self.heard.get(&other).map_or(0, VecDeque::len);
                     if before == 0 && other < worker {
                         self.broker.withdraw_pulls(other);
-                        self.broker.pull(self.now, other, lane, 1, expires);
+                        self.broker.pull(self.now, other, lane, 1, preference, expires);
                     }
                 }
             }
-            Some(_) | None => self.broker.pull(self.now, worker, lane, max, expires),
+            Some(_) | None => self.broker.pull(self.now, worker, lane, max, preference, expires),
         }
         self.settle_down();
     }

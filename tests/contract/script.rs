@@ -68,6 +68,8 @@ pub(crate) enum Step {
         worker: u32,
         lane: usize,
         max: u32,
+        /// Pulls of a lower number are served before.
+        preference: u8,
         expires_millis: u64,
     },
     /// The next that the worker hears is this.
@@ -156,7 +158,12 @@ pub(crate) const fn publish(lane: usize, message: u32) -> Step {
 }
 
 pub(crate) const fn pull(worker: u32, lane: usize, max: u32, expires_millis: u64) -> Step {
-    Step::Pull { worker, lane, max, expires_millis }
+    Step::Pull { worker, lane, max, preference: 0, expires_millis }
+}
+
+/// A pull that waits behind those of a lower number.
+pub(crate) const fn pull_behind(worker: u32, lane: usize, preference: u8) -> Step {
+    Step::Pull { worker, lane, max: 1, preference, expires_millis: 20_000 }
 }
 
 pub(crate) const fn expected(message: u32, count_min: u64, count_max: u64) -> Expected {
@@ -207,7 +214,7 @@ pub(crate) trait Queue {
     /// Time since some beginning.
     fn now(&self) -> Duration;
     async fn publish(&mut self, lane: usize, message: u32);
-    async fn pull(&mut self, worker: u32, lane: usize, max: u32, expires: Duration);
+    async fn pull(&mut self, worker: u32, lane: usize, max: u32, preference: u8, expires: Duration);
     /// Waits for the queue's word that it has heard it; false if none came however often it was said.
     async fn say(&mut self, worker: u32, message: u32, word: Word) -> bool;
     async fn withdraw(&mut self, worker: u32);
@@ -258,8 +265,8 @@ async fn one<Q: Queue>(
 ) -> Result<&'static [Step], Failure> {
     match *step {
         Step::Publish { lane, message } => queue.publish(lane, message).await,
-        Step::Pull { worker, lane, max, expires_millis } => {
-            queue.pull(worker, lane, max, Duration::from_millis(expires_millis)).await;
+        Step::Pull { worker, lane, max, preference, expires_millis } => {
+            queue.pull(worker, lane, max, preference, Duration::from_millis(expires_millis)).await;
         }
         Step::Delivered { worker, expected } => heard(queue, worker, &mut vec![expected]).await?,
         Step::DeliveredInAnyOrder { worker, expected } => {
@@ -275,7 +282,7 @@ async fn one<Q: Queue>(
         Step::Say { worker, message, word } => say(queue, worker, message, word).await?,
         Step::PassBack { worker, message, counts: (first, last) } => {
             for count in first..=last {
-                queue.pull(worker, 0, 1, PATIENCE).await;
+                queue.pull(worker, 0, 1, 0, PATIENCE).await;
                 heard(queue, worker, &mut vec![expected(message, count, count)]).await?;
                 say(queue, worker, message, Word::Nak { delay_millis: 0 }).await?;
             }

@@ -4,7 +4,8 @@
 //! more than one server, or of a server that stands still.
 
 use super::script::{
-    Script, Step, Word, ack, delivered, expected, extend, in_time, nak, not_before, over, pass, publish, pull, term,
+    Script, Step, Word, ack, delivered, expected, extend, in_time, nak, not_before, over, pass, publish, pull,
+    pull_behind, term,
 };
 
 /// A lease that never ends within a script.
@@ -108,6 +109,21 @@ pub(crate) const SCRIPTS: &[Script] = &[
             delivered(1, 2, 1),
             delivered(2, 3, 1),
             delivered(1, 4, 1),
+        ],
+    },
+    Script {
+        claim: "a pull of a lower number is served before, whenever it came",
+        ack_wait_millis: LONG,
+        steps: &[
+            pull_behind(1, 0, 3),
+            pull_behind(2, 0, 0),
+            pull_behind(3, 0, 1),
+            publish(0, 1),
+            delivered(2, 1, 1),
+            publish(0, 2),
+            delivered(3, 2, 1),
+            publish(0, 3),
+            delivered(1, 3, 1),
         ],
     },
     Script {

@@ -250,13 +250,19 @@ impl Queue for Real {
         self.bus.publish(&to, HeaderMap::new(), message.to_string().into()).await.unwrap();
     }
 
-    async fn pull(&mut self, worker: u32, lane: usize, max: u32, expires: Duration) {
+    async fn pull(&mut self, worker: u32, lane: usize, max: u32, preference: u8, expires: Duration) {
         let consumer = self.consumer(lane);
         let worker = self.worker(worker).await;
         let inbox = worker.inbox(lane).await;
         let stream = worker.bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await.unwrap();
         let consumer: PullConsumer = stream.get_consumer(&consumer).await.unwrap();
-        let batch = BatchConfig { batch: max as usize, expires: Some(expires), ..BatchConfig::default() };
+        let batch = BatchConfig {
+            batch: max as usize,
+            expires: Some(expires),
+            group: Some(subject::PULL_GROUP.to_owned()),
+            priority: Some(preference.into()),
+            ..BatchConfig::default()
+        };
         consumer.request_batch(batch, inbox.into()).await.unwrap();
         worker.inboxes.get_mut(&lane).unwrap().left = max;
         self.pulls_are_known(lane).await;

@@ -61,6 +61,7 @@ struct Pull {
     worker: u32,
     lane: usize,
     left: u32,
+    preference: u8,
 }
 
 /// What the broker wants the world to do.
@@ -137,12 +138,18 @@ impl Broker {
         sequence
     }
 
-    pub(crate) fn pull(&mut self, now: Mono, worker: u32, lane: usize, max: u32, expires: Duration) {
+    pub(crate) fn pull(&mut self, now: Mono, worker: u32, lane: usize, max: u32, preference: u8, expires: Duration) {
         self.pulls_made += 1;
         let id = self.pulls_made;
-        self.pulls.push_back(Pull { id, worker, lane, left: max });
+        self.queue(Pull { id, worker, lane, left: max, preference });
         self.posts.push_back(Post::Timer { at: now.after(expires), timer: Timer::Pull { id } });
         self.dispatch(now);
+    }
+
+    /// Messages that wait on a lane.
+    pub(crate) fn waiting(&self, lane: usize) -> u64 {
+        let ready = &self.ready[lane];
+        (ready.new.len() + ready.again.len()) as u64
     }
 
     /// The connection or the interest of a worker is gone.
@@ -238,6 +245,12 @@ impl Broker {
         }
     }
 
+    /// Puts a pull behind all that are to be served before it.
+    fn queue(&mut self, pull: Pull) {
+        let place = self.pulls.iter().position(|other| other.preference > pull.preference).unwrap_or(self.pulls.len());
+        self.pulls.insert(place, pull);
+    }
+
     fn dispatch(&mut self, now: Mono) {
         let mut index = 0;
         while index < self.pulls.len() {
@@ -256,7 +269,7 @@ impl Broker {
             pull.left -= 1;
             if pull.left > 0 {
                 // Whoever has just been served waits behind the others.
-                self.pulls.push_back(pull);
+                self.queue(pull);
             }
         }
     }

@@ -42,7 +42,7 @@ pub(crate) struct Fate {
 /// Something on its way from a worker.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
-    Pull { lane: usize, max: u32 },
+    Pull { lane: usize, max: u32, preference: u8 },
     StopPulling,
     Extend { ticket: Ticket, sent: Mono },
     Act { ticket: Ticket, action: Action, kept: Kept, claimant: Claimant, fate: Fate },
@@ -75,7 +75,7 @@ impl World {
     /// Starts what the effect asks for.
     pub(crate) fn perform(&mut self, key: u32, effect: Effect) {
         match effect {
-            Effect::Pull { lane, max } => self.ask(key, Request::Pull { lane, max }),
+            Effect::Pull { lane, max, preference } => self.ask(key, Request::Pull { lane, max, preference }),
             Effect::StopPulling => self.ask(key, Request::StopPulling),
             Effect::Act { ticket, action } => self.act(key, ticket, action),
             Effect::Extend { ticket } => {
@@ -163,9 +163,9 @@ impl World {
             Request::Pull { lane, .. } if out => {
                 self.answer(key, TIMEOUT, Input::PullEnded { lane, outcome: PullOutcome::Failed }, None);
             }
-            Request::Pull { lane, max } => {
+            Request::Pull { lane, max, preference } => {
                 if self.workers.contains_key(&key) {
-                    self.broker.pull(self.now, key, lane, max, self.knobs.pull_expires);
+                    self.broker.pull(self.now, key, lane, max, preference, self.knobs.pull_expires);
                 }
             }
             Request::StopPulling => {

@@ -136,7 +136,8 @@ impl Watch {
 
     pub(crate) fn effect(&mut self, now: Mono, effect: &Effect) -> Result<(), &'static str> {
         match effect {
-            Effect::Pull { lane, max } => {
+            Effect::Pull { lane, max, preference } => {
+                need(*preference <= 9, "the server refuses such a pull")?;
                 need(self.stopping_since.is_none(), "pulls after it stopped")?;
                 need(*lane < self.config.lanes.len() && *max > 0, "there is no such pull")
             }

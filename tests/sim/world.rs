@@ -246,7 +246,8 @@ impl World {
                 Post::Deliver { worker, sequence, count } => {
                     let body = &self.broker.message(sequence).body;
                     let (lane, offer) = (body.lane, body.offer.clone());
-                    let input = Input::Delivered { ticket: Ticket(sequence), lane, offer };
+                    let pending = self.broker.waiting(lane);
+                    let input = Input::Delivered { ticket: Ticket(sequence), lane, offer, pending };
                     self.hear(worker, input, Some(count));
                 }
             }

@@ -17,16 +17,24 @@ use crate::wire::subject;
 use super::super::bus::Bus;
 use super::Fact;
 
-/// How long the server keeps a pull open. Short, because a pull dies silently with its server.
-const EXPIRES: Duration = Duration::from_secs(5);
+/// How long the server keeps a pull open. Short, because a pull dies silently with its server, and because it says how busy
+/// this worker was when it asked.
+const EXPIRES: Duration = Duration::from_secs(1);
 /// After so much more without a word the pull is taken for dead.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// A pull that is wished for.
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    max: u32,
+    preference: u8,
+}
 
 /// One consumer.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub(super) consumer: String,
-    asks: mpsc::UnboundedSender<u32>,
+    asks: mpsc::UnboundedSender<Ask>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -53,9 +61,9 @@ pub(super) async fn start(
 }
 
 impl Handle {
-    /// Asks for up to `max` messages.
-    pub(super) fn ask(&self, max: u32) {
-        let _ = self.asks.send(max);
+    /// Asks for up to `max` messages, behind all workers that ask with a lower `preference`.
+    pub(super) fn ask(&self, max: u32, preference: u8) {
+        let _ = self.asks.send(Ask { max, preference });
     }
 
     /// Withdraws the pull, at once, and resolves when no message will come any more.
@@ -75,7 +83,7 @@ struct LaneTask {
 }
 
 impl LaneTask {
-    async fn run(mut self, mut asked: mpsc::UnboundedReceiver<u32>, stop: CancellationToken) {
+    async fn run(mut self, mut asked: mpsc::UnboundedReceiver<Ask>, stop: CancellationToken) {
         let mut wanted: u32 = 0;
         let mut dead_at = None;
         loop {
@@ -87,11 +95,17 @@ impl LaneTask {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
-                max = asked.recv() => {
-                    let Some(max) = max else { break };
+                ask = asked.recv() => {
+                    let Some(Ask { max, preference }) = ask else { break };
                     wanted = max;
                     dead_at = Some(tokio::time::Instant::from_std(deadline(EXPIRES + SILENCE)));
-                    let batch = BatchConfig { batch: max as usize, expires: Some(EXPIRES), ..BatchConfig::default() };
+                    let batch = BatchConfig {
+                        batch: max as usize,
+                        expires: Some(EXPIRES),
+                        group: Some(subject::PULL_GROUP.to_owned()),
+                        priority: Some(preference.into()),
+                        ..BatchConfig::default()
+                    };
                     if self.consumer.request_batch(batch, self.inbox.clone().into()).await.is_err() {
                         dead_at = None;
                         self.ended(PullOutcome::Failed);

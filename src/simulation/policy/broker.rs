@@ -15,13 +15,17 @@ pub(super) struct Delivery {
 struct Pull {
     id: u64,
     left: u32,
+    preference: u8,
 }
+
+/// Pulls have one of so many places.
+const PREFERENCES: usize = 10;
 
 #[derive(Debug, Default)]
 struct Lane {
     ready: VecDeque<u32>,
-    /// Workers and ids of their pulls; those that are over are skipped.
-    waiting: VecDeque<(u32, u64)>,
+    /// By preference: workers and ids of their pulls; those that are over are skipped.
+    waiting: [VecDeque<(u32, u64)>; PREFERENCES],
     /// By worker.
     open: Vec<Pull>,
 }
@@ -46,11 +50,11 @@ impl Broker {
     }
 
     /// Opens a pull and answers its id; whether there are messages says [`Self::dispatch`].
-    pub(super) fn pull(&mut self, worker: u32, lane: usize, max: u32) -> u64 {
+    pub(super) fn pull(&mut self, worker: u32, lane: usize, max: u32, preference: u8) -> u64 {
         self.pulls_made += 1;
         if let Some(lane) = self.lanes.get_mut(lane) {
-            lane.open[worker as usize] = Pull { id: self.pulls_made, left: max };
-            lane.waiting.push_back((worker, self.pulls_made));
+            lane.open[worker as usize] = Pull { id: self.pulls_made, left: max, preference };
+            lane.waiting[usize::from(preference)].push_back((worker, self.pulls_made));
         }
         self.pulls_made
     }
@@ -58,6 +62,11 @@ impl Broker {
     /// The next delivery of a lane, if one is due.
     pub(super) fn dispatch(&mut self, lane: usize) -> Option<Delivery> {
         self.lanes.get_mut(lane)?.dispatch()
+    }
+
+    /// Messages that wait on a lane.
+    pub(super) fn waiting(&self, lane: usize) -> u64 {
+        self.lanes.get(lane).map_or(0, |lane| lane.ready.len() as u64)
     }
 
     /// Whether the pull is still open, which it is no longer.
@@ -80,8 +89,10 @@ impl Lane {
     }
 
     fn forget_closed(&mut self) {
-        while self.waiting.front().is_some_and(|front| !self.is_open(*front)) {
-            self.waiting.pop_front();
+        for place in 0..PREFERENCES {
+            while self.waiting[place].front().is_some_and(|front| !self.is_open(*front)) {
+                self.waiting[place].pop_front();
+            }
         }
     }
 
@@ -90,13 +101,14 @@ impl Lane {
         if self.ready.is_empty() {
             return None;
         }
-        let (worker, id) = self.waiting.pop_front()?;
+        let first = self.waiting.iter_mut().find(|waiting| !waiting.is_empty())?;
+        let (worker, id) = first.pop_front()?;
         let job = self.ready.pop_front()?;
         let open = &mut self.open[worker as usize];
         open.left -= 1;
         if open.left > 0 {
             // Whoever has just been served waits behind the others.
-            self.waiting.push_back((worker, id));
+            self.waiting[usize::from(open.preference)].push_back((worker, id));
         }
         Some(Delivery { worker, job })
     }
@@ -109,9 +121,9 @@ mod tests {
     #[test]
     fn pulls_take_turns_and_expire() {
         let mut broker = Broker::new(1, 3);
-        let first = broker.pull(0, 0, 2);
-        broker.pull(1, 0, 1);
-        let late = broker.pull(2, 0, 1);
+        let first = broker.pull(0, 0, 2, 0);
+        broker.pull(1, 0, 1, 0);
+        let late = broker.pull(2, 0, 1, 0);
         let takers = |broker: &mut Broker, job| broker.publish(0, job).map(|delivery| delivery.worker);
         assert_eq!(takers(&mut broker, 10), Some(0));
         assert_eq!(takers(&mut broker, 11), Some(1));
@@ -120,7 +132,7 @@ mod tests {
         assert_eq!(takers(&mut broker, 12), Some(0));
         assert_eq!(takers(&mut broker, 13), None);
         assert!(!broker.expire(0, 0, first));
-        broker.pull(1, 0, 5);
+        broker.pull(1, 0, 5, 0);
         assert_eq!(broker.dispatch(0), Some(Delivery { worker: 1, job: 13 }));
         assert_eq!(broker.dispatch(0), None);
     }

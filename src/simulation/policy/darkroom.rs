@@ -62,7 +62,7 @@ enum Done {
 
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    Pull { worker: u32, lane: u32, max: u32 },
+    Pull { worker: u32, lane: u32, max: u32, preference: u8 },
     PullEnds { worker: u32, lane: u32, id: u64 },
     Expired { worker: u32, lane: u32 },
     Deliver(Delivery),
@@ -184,8 +184,8 @@ impl World<'_> {
 
     fn happen(&mut self, event: Event) -> Result<(), SimulationError> {
         let (worker, input) = match event {
-            Event::Pull { worker, lane, max } => {
-                let id = self.broker.pull(worker, lane as usize, max);
+            Event::Pull { worker, lane, max, preference } => {
+                let id = self.broker.pull(worker, lane as usize, max, preference);
                 self.after(self.latency.pull_expires, Event::PullEnds { worker, lane, id });
                 while let Some(delivery) = self.broker.dispatch(lane as usize) {
                     self.deliver(delivery);
@@ -204,7 +204,8 @@ impl World<'_> {
             Event::Deliver(Delivery { worker, job }) => {
                 let of = self.ledger.job(job);
                 let (lane, offer) = (self.lane_of(of), Some(offer(of)));
-                (worker, Input::Delivered { ticket: Ticket(u64::from(job)), lane, offer })
+                let pending = self.broker.waiting(lane);
+                (worker, Input::Delivered { ticket: Ticket(u64::from(job)), lane, offer, pending })
             }
             Event::Acted { worker, job, done } => {
                 let outcome = match done {
@@ -257,8 +258,8 @@ impl World<'_> {
     fn perform(&mut self, worker: u32, effect: Effect) {
         let latency = self.latency;
         match effect {
-            Effect::Pull { lane, max } => {
-                self.after(latency.pull, Event::Pull { worker, lane: lane as u32, max });
+            Effect::Pull { lane, max, preference } => {
+                self.after(latency.pull, Event::Pull { worker, lane: lane as u32, max, preference });
             }
             Effect::Act { ticket, action } => {
                 let (took, done) = match action {
