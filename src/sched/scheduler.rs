@@ -674,12 +674,13 @@ impl Scheduler {
         }
     }
 
-    /// Rows for messages of `lane` that no held job will need: those that less urgent jobs need can be taken. A consumer from
-    /// which nothing came for long may bring a job all the same.
+    /// Rows for messages of `lane` that no held job will need: those that less urgent jobs need can be taken. A consumer whose
+    /// jobs are outranked, and from which nothing came for long, may bring one all the same.
     fn rows_free(&self, lane: usize, images_useful: u32) -> u32 {
         let Some(Lane { priority, .. }) = self.config.lanes.get(lane) else { return 0 };
-        let (mut wanted, mut wanted_as_urgently) = (0, 0);
+        let (mut wanted, mut wanted_as_urgently, mut outranked) = (0, 0, false);
         for held in self.held.values() {
+            outranked |= held.priority < *priority;
             let waits = match &held.phase {
                 Phase::Active => true,
                 Phase::Acting(action) | Phase::Trying { action, .. } => *action == Action::Claim,
@@ -694,7 +695,7 @@ impl Scheduler {
             Policy::Adaptive => self.config.images_parked_max,
             Policy::Fixed => 0,
         };
-        let starving = u32::from(self.pulls.may_starve(lane, self.now));
+        let starving = u32::from(outranked && self.pulls.may_starve(lane, self.now));
         let all = (images_useful + parked_max).saturating_sub(wanted);
         all.min(images_useful.saturating_sub(wanted_as_urgently).max(starving))
     }
