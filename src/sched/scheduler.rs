@@ -7,6 +7,7 @@
 //! megabytes. That lets an urgent job begin at the next step while others are under way.
 
 use std::cmp::Reverse;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -164,6 +165,8 @@ pub struct Scheduler {
     now: Mono,
     mode: Mode,
     held: BTreeMap<Ticket, Held>,
+    /// How many of them want pictures of which size.
+    keys_held: BTreeMap<BatchKey, u32>,
     rows: BTreeMap<RowKey, Row>,
     /// What the engine is at, since when.
     engine: Option<(EngineWork, Mono)>,
@@ -212,6 +215,7 @@ impl Scheduler {
             now,
             mode: Mode::Running,
             held: BTreeMap::new(),
+            keys_held: BTreeMap::new(),
             rows: BTreeMap::new(),
             engine: None,
             shares: Shares::default(),
@@ -302,6 +306,7 @@ impl Scheduler {
         let offer = offer.unwrap_or(nothing);
         self.orders += 1;
         self.shares.came(offer.tenant);
+        *self.keys_held.entry(offer.key).or_default() += 1;
         let held = Held {
             offer,
             priority: self.config.lanes.get(lane).map_or(Priority::Normal, |lane| lane.priority),
@@ -578,6 +583,12 @@ impl Scheduler {
         self.release_rows(ticket);
         if let Some(held) = self.held.remove(&ticket) {
             self.shares.went(held.offer.tenant);
+            if let Entry::Occupied(mut count) = self.keys_held.entry(held.offer.key) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
             self.effects.push_back(Effect::Forget { ticket });
         }
         if self.held.is_empty() {
@@ -642,8 +653,7 @@ impl Scheduler {
             self.feed_engine();
         }
         if matches!(self.mode, Mode::Running) {
-            let useful = self.images_useful();
-            let free: Vec<u32> = (0..self.config.lanes.len()).map(|lane| self.rows_free(lane, useful)).collect();
+            let free = self.rows_free();
             let preference = self.preference();
             for (lane, max) in self.pulls.plan(self.now, &free) {
                 self.effects.push_back(Effect::Pull { lane, max, preference });
@@ -674,43 +684,44 @@ impl Scheduler {
         }
     }
 
-    /// Rows for messages of `lane` that no held job will need: those that less urgent jobs need can be taken. A consumer whose
+    /// For each consumer, rows that no held job will need: those that less urgent jobs need can be taken. A consumer whose
     /// jobs are outranked, and from which nothing came for long, may bring one all the same.
-    fn rows_free(&self, lane: usize, images_useful: u32) -> u32 {
-        let Some(Lane { priority, .. }) = self.config.lanes.get(lane) else { return 0 };
-        let (mut wanted, mut wanted_as_urgently, mut outranked) = (0, 0, false);
+    fn rows_free(&self) -> Vec<u32> {
+        // By class.
+        let (mut wanted, mut is_held) = ([0; 3], [false; 3]);
         for held in self.held.values() {
-            outranked |= held.priority < *priority;
             let waits = match &held.phase {
                 Phase::Active => true,
                 Phase::Acting(action) | Phase::Trying { action, .. } => *action == Action::Claim,
             };
-            if waits {
-                let images = held.offer.images - held.images_decoded;
-                wanted += images;
-                wanted_as_urgently += if held.priority <= *priority { images } else { 0 };
-            }
+            let images = if waits { held.offer.images - held.images_decoded } else { 0 };
+            let class = usize::from(class(held.priority));
+            wanted[class] += images;
+            is_held[class] = true;
         }
+        let useful = self.images_useful();
         let parked_max = match self.config.policy {
             Policy::Adaptive => self.config.images_parked_max,
             Policy::Fixed => 0,
         };
-        let starving = u32::from(outranked && self.pulls.may_starve(lane, self.now));
-        let all = (images_useful + parked_max).saturating_sub(wanted);
-        all.min(images_useful.saturating_sub(wanted_as_urgently).max(starving))
+        let all = (useful + parked_max).saturating_sub(wanted.iter().sum());
+        let free = |(lane, Lane { priority, .. }): (usize, &Lane)| {
+            let class = usize::from(class(*priority));
+            let as_urgently: u32 = wanted[..=class].iter().sum();
+            let starving = is_held[..class].contains(&true) && self.pulls.may_starve(lane, self.now);
+            all.min(useful.saturating_sub(as_urgently).max(u32::from(starving)))
+        };
+        self.config.lanes.iter().enumerate().map(free).collect()
     }
 
     /// Images that are worth holding: what cannot step together sooner than one by one is better left to others.
     fn images_useful(&self) -> u32 {
-        if self.config.policy == Policy::Fixed || self.held.is_empty() {
+        if self.config.policy == Policy::Fixed {
             return self.config.images_in_batch_max;
         }
-        let mut keys: Vec<BatchKey> = self.held.values().map(|held| held.offer.key).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        let useful =
-            |key: BatchKey| images_in_step(self.limit(key), |images| self.costs.step_ms(key, images), self.backlog());
-        keys.into_iter().map(useful).max().unwrap_or(1)
+        let backlog = self.backlog();
+        let useful = |key| images_in_step(self.limit(key), |images| self.costs.step_ms(key, images), backlog);
+        self.keys_held.keys().copied().map(useful).max().unwrap_or(self.config.images_in_batch_max)
     }
 
     /// Images of a size that may step together.
@@ -754,25 +765,18 @@ impl Scheduler {
         if self.rows.is_empty() {
             self.is_closed = false;
         }
-        let waiting = self.held.iter().filter(|(_, held)| held.waits_for_rows());
-        let (mut ticket, rank) =
-            waiting.map(|(ticket, held)| (*ticket, self.rank(held))).min_by_key(|(_, rank)| *rank)?;
-        let mut in_rows = self.rows.values().filter_map(|row| self.held.get(&row.ticket));
-        let room = match self.config.policy {
-            Policy::Fixed => !self.is_closed && in_engine < in_batch_max,
-            Policy::Adaptive if in_engine < in_batch_max => true,
-            Policy::Adaptive if in_engine == in_batch_max + self.config.images_parked_max => false,
-            // The batch is full: only for what is more urgent than some of it, or was passed over for too long.
-            Policy::Adaptive if in_rows.any(|held| rank.class < class(held.priority)) => true,
-            Policy::Adaptive => match self.passed_over() {
-                Some(passed_over) => {
-                    ticket = passed_over;
-                    true
-                }
-                None => false,
-            },
+        let ticket = match self.config.policy {
+            Policy::Fixed if self.is_closed || in_engine >= in_batch_max => return None,
+            Policy::Adaptive if in_engine >= in_batch_max + self.config.images_parked_max => return None,
+            Policy::Adaptive if in_engine >= in_batch_max => {
+                // The batch is full: only for what is more urgent than some of it, or was passed over for too long.
+                let in_rows = self.rows.values().filter_map(|row| self.held.get(&row.ticket));
+                let least_urgent = in_rows.map(|held| held.priority).max()?;
+                self.most_urgent(|held| held.priority < least_urgent).or_else(|| self.passed_over())?
+            }
+            Policy::Fixed | Policy::Adaptive => self.most_urgent(|_| true)?,
         };
-        let held = self.held.get_mut(&ticket).filter(|_| room)?;
+        let held = self.held.get_mut(&ticket)?;
         let image = held.images_admitted;
         held.images_admitted += 1;
         if image == 0 {
@@ -785,6 +789,12 @@ impl Scheduler {
         let (stage, moved_at) = (RowStage::Admitting, self.now);
         self.rows.insert(row, Row { ticket, image, group, stage, step: 0, steps: 0, moved_at });
         Some(EngineWork::Admit { row, ticket, image })
+    }
+
+    /// The most urgent of those jobs that wait for a row.
+    fn most_urgent(&self, of: impl Fn(&Held) -> bool) -> Option<Ticket> {
+        let waiting = self.held.iter().filter(|(_, held)| held.waits_for_rows() && of(held));
+        waiting.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| *ticket)
     }
 
     /// The first job that waits for too long while nothing of its priority is in the engine.

@@ -43,9 +43,8 @@ async fn main() {
     }
     let all: Vec<_> = results.values().flatten().map(|(_, pictures)| pictures).collect();
     assert!(all.iter().all(|pictures| *pictures == all[0]), "a policy changed a picture");
-    for round in 0..2 {
-        let ratio = results["adaptive"][round].0 / results["fixed"][round].0;
-        println!("p95 of total time, adaptive to fixed, round {}: {ratio:.2}", round + 1);
+    for (round, (adaptive, fixed)) in results["adaptive"].iter().zip(&results["fixed"]).enumerate() {
+        println!("p95 of total time, adaptive to fixed, round {}: {:.2}", round + 1, adaptive.0 / fixed.0);
     }
     println!("all {jobs} pictures have the same bytes");
 }

@@ -1,0 +1,95 @@
+//! What the scheduler itself costs: `cargo bench --no-default-features --bench policy`.
+//!
+//! One worker with 64 rows in the engine and 1,000 jobs that wait. Measured is the answer to a step: taking it in, and
+//! deciding what is next. Prints the median and the 99th percentile; it judges nothing.
+
+use std::time::{Duration, Instant};
+
+use darkroom::job::{Pool, Priority};
+use darkroom::sched::{
+    Acted, BatchKey, Claim, Config, CostModel, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, Policy,
+    Scheduler, TenantKey, Ticket,
+};
+
+const ROWS: u32 = 64;
+const WAITING: u64 = 1000;
+const STEPS_MEASURED: usize = 2000;
+
+fn main() {
+    let lanes = Priority::ALL.iter().map(|priority| Lane { priority: *priority, pool: Pool::Any }).collect();
+    let mut costs = CostModel::default();
+    let sides = [512, 768, 1024];
+    for (side, one_ms) in sides.into_iter().zip([40, 90, 160]) {
+        let key = BatchKey { width: side, height: side };
+        costs.measured_step(key, 1, Duration::from_millis(one_ms));
+        costs.measured_step(key, ROWS, Duration::from_millis(one_ms * u64::from(ROWS) / 3));
+    }
+    let config = Config {
+        lanes,
+        images_in_batch_max: ROWS,
+        images_parked_max: ROWS,
+        passed_over_max: Duration::from_secs(3),
+        policy: Policy::Adaptive,
+        costs,
+        ack_wait: Duration::from_secs(3600),
+        failures_max: 3,
+        exit_when_idle: None,
+        grace: Duration::from_secs(30),
+    };
+    let mut now = Mono::ZERO;
+    let mut scheduler = Scheduler::new(config, now);
+    let mut asked = settled(&mut scheduler);
+    for ticket in 1..=WAITING + u64::from(ROWS) {
+        let side = sides[ticket as usize % sides.len()];
+        let offer = Offer {
+            images: 1,
+            key: BatchKey { width: side, height: side },
+            previews: None,
+            // Nobody ends while it is measured.
+            steps: 1_000_000,
+            tenant: TenantKey(ticket % 3),
+        };
+        let input = Input::Delivered { ticket: Ticket(ticket), lane: 1, offer: Some(offer), pending: 0 };
+        for input in
+            [input, Input::Acted { ticket: Ticket(ticket), outcome: Acted::Claimed(Claim::Won { failures: 0 }) }]
+        {
+            scheduler.handle(now, input);
+            asked = settled(&mut scheduler).or(asked);
+        }
+    }
+    let mut took = Vec::new();
+    while took.len() < STEPS_MEASURED {
+        let Some(work) = asked.take() else { break };
+        now = now.after(Duration::from_millis(40));
+        let (report, is_step) = match work {
+            EngineWork::Admit { .. } => (EngineReport::Admitted { steps: 1_000_000 }, false),
+            EngineWork::Step { .. } => (EngineReport::Stepped, true),
+            EngineWork::Decode { .. } | EngineWork::Release { .. } => break,
+        };
+        #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+        let began = Instant::now();
+        scheduler.handle(now, Input::Engine(Ok(report)));
+        asked = settled(&mut scheduler);
+        if is_step {
+            took.push(began.elapsed());
+        }
+    }
+    took.sort();
+    let at = |share: f64| took[((took.len() as f64 * share) as usize).min(took.len() - 1)].as_secs_f64() * 1e6;
+    #[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
+    {
+        println!("{ROWS} rows, {WAITING} waiting jobs, {} steps:", took.len());
+        println!("p50 {:.1} µs, p99 {:.1} µs", at(0.5), at(0.99));
+    }
+}
+
+/// Drains the effects; what the engine is asked.
+fn settled(scheduler: &mut Scheduler) -> Option<EngineWork> {
+    let mut asked = None;
+    while let Some(effect) = scheduler.poll_effect() {
+        if let Effect::Engine(work) = effect {
+            asked = Some(work);
+        }
+    }
+    asked
+}
