@@ -43,7 +43,7 @@ fn widened(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `a (n, m, k) @ b (n, k, l)`; bf16 on the CPU in f32, then rounded, as PyTorch does it.
-pub(super) fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if narrow_on_cpu(a) { widened(a)?.matmul(&widened(b)?)?.to_dtype(a.dtype()) } else { a.matmul(b) }
 }
 
