@@ -28,6 +28,8 @@ fn main() {
         lanes,
         images_in_batch_max: ROWS,
         images_parked_max: ROWS,
+        jobs_ahead_max: 1000,
+        stall_max: Duration::from_millis(500),
         passed_over_max: Duration::from_secs(3),
         policy: Policy::Adaptive,
         costs,
@@ -48,8 +50,9 @@ fn main() {
             // Nobody ends while it is measured.
             steps: 1_000_000,
             tenant: TenantKey(ticket % 3),
+            deadline: None,
         };
-        let input = Input::Delivered { ticket: Ticket(ticket), lane: 1, offer: Some(offer), pending: 0 };
+        let input = Input::Delivered { ticket: Ticket(ticket), lane: 1, offer: Some(offer), pending: 0, deliveries: 1 };
         for input in
             [input, Input::Acted { ticket: Ticket(ticket), outcome: Acted::Claimed(Claim::Won { failures: 0 }) }]
         {

@@ -24,6 +24,8 @@ pub enum FaultCode {
     JobIdConflict,
     /// No consumer serves the subject that the request was published to.
     Unserved,
+    /// The job could not be done by its deadline.
+    DeadlineExceeded,
     /// The engine failed at a stage of this job.
     EngineFailed,
     /// The device has not enough memory for this job.
@@ -47,6 +49,7 @@ impl FaultCode {
             Self::InvalidRequest => "invalid_request",
             Self::JobIdConflict => "job_id_conflict",
             Self::Unserved => "unserved",
+            Self::DeadlineExceeded => "deadline_exceeded",
             Self::EngineFailed => "engine_failed",
             Self::OutOfMemory => "out_of_memory",
             Self::NotFinite => "not_finite",

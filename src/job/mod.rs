@@ -13,6 +13,8 @@ pub mod state;
 pub use fault::{Fault, FaultClass, FaultCode};
 pub use id::{InvalidToken, JobId, LoraName, ModelName, Tenant, WorkerId};
 pub use model::{Defaults, ModelLimits, ModelManifest, Task};
-pub use options::{LongPrompt, LoraChoice, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting};
+pub use options::{
+    Deadline, LongPrompt, LoraChoice, OnLate, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting,
+};
 pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, SigmaSpacing, Violation};
 pub use state::{IllegalStep, JobState, JobStep, Pool, Priority, Status};

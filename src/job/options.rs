@@ -52,6 +52,38 @@ impl LongPrompt {
     }
 }
 
+/// What becomes of a job that cannot make its deadline any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnLate {
+    /// It fails then, and nothing more is spent on it.
+    #[default]
+    Fail,
+    /// It goes on, as if it had no deadline.
+    Continue,
+}
+
+impl OnLate {
+    /// Every one.
+    pub const ALL: &'static [Self] = &[Self::Fail, Self::Continue];
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Continue => "continue",
+        }
+    }
+}
+
+/// When a job is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Deadline {
+    /// Milliseconds since the Unix epoch.
+    pub unix_ms: i64,
+    /// What becomes of it otherwise.
+    pub on_late: OnLate,
+}
+
 /// How the text of a prompt is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PromptOptions {

@@ -9,7 +9,9 @@ use super::limits::{
     GUIDANCE_MAX, IMAGES_MAX, LORA_WEIGHT_MAX, LORAS_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX, TOLD_SIZE_MAX,
 };
 use super::model::{Defaults, ModelManifest, Task};
-use super::options::{LongPrompt, LoraChoice, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting};
+use super::options::{
+    Deadline, LongPrompt, LoraChoice, OnLate, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting,
+};
 
 /// How much of a starting picture is made anew unasked, as in diffusers.
 const STRENGTH_DEFAULT: f32 = 0.8;
@@ -275,6 +277,10 @@ pub struct Draft {
     pub crops_coords_top_left: Option<[u32; 2]>,
     /// Height and width that SDXL is told.
     pub target_size: Option<[u32; 2]>,
+    /// When it is to be done, in milliseconds since the Unix epoch.
+    pub deadline_unix_ms: Option<i64>,
+    /// What becomes of it otherwise.
+    pub on_late: Option<OnLate>,
 }
 
 /// A job that can be done.
@@ -292,6 +298,8 @@ pub struct JobSpec {
     pub init_image: Option<PictureSource>,
     /// Where the starting picture is to be made anew.
     pub mask_image: Option<PictureSource>,
+    /// When it is to be done.
+    pub deadline: Option<Deadline>,
 }
 
 /// All that decides the pixels of one image, but for the starting picture's.
@@ -444,6 +452,12 @@ impl JobSpec {
             }
         }
 
+        let deadline =
+            draft.deadline_unix_ms.map(|unix_ms| Deadline { unix_ms, on_late: draft.on_late.unwrap_or_default() });
+        if let (None, Some(on_late)) = (deadline, draft.on_late) {
+            violations.push(Violation::new("on_late", on_late.as_str(), "only together with deadline"));
+        }
+
         (violations.len() == before).then(|| Self {
             image: ImageSpec {
                 prompt,
@@ -469,6 +483,7 @@ impl JobSpec {
             previews,
             init_image: draft.init_image.clone(),
             mask_image: draft.mask_image.clone(),
+            deadline,
         })
     }
 

@@ -36,10 +36,12 @@ pub(super) struct Group {
 /// How urgent something is: the smaller, the sooner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
-    /// Of its priority, and of how long it has been passed over.
+    /// Its class, behind all of those whose tenants had much less.
+    pub(super) level: u8,
+    /// Of its priority, its deadline, and of how long it has been passed over.
     pub(super) class: u8,
     /// Its tenant's turn.
-    pub(super) turn: u64,
+    pub(super) turn: i64,
     /// How long it is here for what it still needs, as a ratio in thousandths: the larger, the sooner. What is short or
     /// nearly done goes before what is long, and what is long does not wait for ever.
     pub(super) response: std::cmp::Reverse<u64>,
@@ -77,9 +79,9 @@ pub(super) fn next_step(
     mates.sort_unstable_by_key(|candidate| candidate.rank);
     let limit = limit(group.key).max(1);
     let count = |mates: usize| u32::try_from(mates).unwrap_or(u32::MAX).min(limit);
-    let peers = count(mates.iter().take_while(|mate| mate.rank.class == leader.rank.class).count());
-    let step_ms = |images: u32| costs.step_ms(group.key, images);
-    let mut images = images_in_step(peers, step_ms, backlog);
+    let peers = count(mates.iter().filter(|mate| mate.rank.class <= leader.rank.class).count());
+    let step_ms = costs.steps_ms(group.key);
+    let mut images = images_in_step(peers, &step_ms, backlog);
     if images == peers {
         let longest_ms = RIDE_MAX * step_ms(peers);
         let all = count(mates.len());
@@ -121,8 +123,8 @@ mod tests {
         Group { key: BatchKey { width, height: 64 }, alone: None }
     }
 
-    fn candidate(row: u64, width: u32, class: u8, turn: u64) -> Candidate {
-        let rank = Rank { class, turn, response: Reverse(0), order: row };
+    fn candidate(row: u64, width: u32, class: u8, turn: i64) -> Candidate {
+        let rank = Rank { level: class, class, turn, response: Reverse(0), order: row };
         Candidate { row: RowKey(row), group: group(width), rank }
     }
 

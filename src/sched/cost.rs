@@ -61,15 +61,29 @@ impl CostModel {
         shape.decode_ms = Some(shape.decode_ms.map_or_else(|| milliseconds(took), |known| observed(known, took)));
     }
 
+    /// Whether steps of this size were ever timed.
+    pub fn is_known(&self, key: BatchKey) -> bool {
+        self.shapes.get(&key).is_some_and(|shape| !shape.steps_ms.is_empty())
+    }
+
     /// A step of `images` pictures.
     pub fn step_ms(&self, key: BatchKey, images: u32) -> f64 {
-        let images = images.max(1);
-        match self.shapes.get(&key).filter(|shape| !shape.steps_ms.is_empty()) {
-            Some(shape) => interpolated(&shape.steps_ms, images),
-            None => match self.nearest(key, |shape| !shape.steps_ms.is_empty()) {
-                Some((other, shape)) => interpolated(&shape.steps_ms, images) * pixels(key) / pixels(other),
+        self.steps_ms(key)(images)
+    }
+
+    /// Steps of this size, by number of images.
+    pub fn steps_ms(&self, key: BatchKey) -> impl Fn(u32) -> f64 {
+        let timed = |shape: &Shape| !shape.steps_ms.is_empty();
+        let known = match self.shapes.get(&key).filter(|shape| timed(shape)) {
+            Some(shape) => Some((1.0, shape)),
+            None => self.nearest(key, timed).map(|(other, shape)| (pixels(key) / pixels(other), shape)),
+        };
+        move |images: u32| {
+            let images = images.max(1);
+            match known {
+                Some((factor, shape)) => factor * interpolated(&shape.steps_ms, images),
                 None => GUESSED_STEP_MS_PER_PIXEL * pixels(key) * guessed_growth(1, images),
-            },
+            }
         }
     }
 

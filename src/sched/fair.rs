@@ -2,13 +2,19 @@
 //!
 //! Deficit round robin, kept as one number for each tenant: the milliseconds that the engine spent on its rows. The one
 //! that had least is next; within [`QUANTUM_MS`] tenants count as equal, so that the engine does not change sides with every
-//! step. A tenant that has jobs again begins where the others are: what it did not use is not saved up. So it waits for
-//! another tenant at most a quantum and a step longer than its share demands.
+//! step. A tenant that had nothing for a while begins one quantum before the others, so its first job is next; what it did
+//! not use before is not saved up. So it waits for another tenant at most a quantum and a step longer than its share
+//! demands; and where the other's jobs have a higher priority, until that is [`AHEAD_MAX_MS`] ahead.
 
 use std::collections::BTreeMap;
 
 /// How far a tenant may get ahead of another before that one is next.
 pub(super) const QUANTUM_MS: f64 = 1000.0;
+
+/// What a tenant may have saved up that had less than its share.
+pub(super) const CREDIT_MS: f64 = QUANTUM_MS;
+/// A tenant that is further ahead of another than this goes behind all that it has, whatever their priorities.
+pub(super) const AHEAD_MAX_MS: f64 = 5.0 * QUANTUM_MS;
 
 /// Names a tenant in one worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,18 +35,28 @@ pub(super) struct Shares {
 impl Shares {
     /// A job of `tenant` came.
     pub(super) fn came(&mut self, tenant: TenantKey) {
-        let least = self.accounts.values().map(|account| account.served_ms).reduce(f64::min).unwrap_or_default();
-        self.accounts.entry(tenant).or_insert(Account { served_ms: least, jobs: 0 }).jobs += 1;
+        let begins_at = self.least_served().map_or(0.0, |least| least - CREDIT_MS);
+        let account = self.accounts.entry(tenant).or_insert(Account { served_ms: begins_at, jobs: 0 });
+        account.served_ms = account.served_ms.max(begins_at);
+        account.jobs += 1;
     }
 
-    /// A job of `tenant` is gone.
+    /// A job of `tenant` is gone. Its account stays until it could not tell it from a new one, so that nobody gains by
+    /// sending one job after the other.
     pub(super) fn went(&mut self, tenant: TenantKey) {
         if let Some(account) = self.accounts.get_mut(&tenant) {
             account.jobs = account.jobs.saturating_sub(1);
-            if account.jobs == 0 {
-                self.accounts.remove(&tenant);
-            }
         }
+        match self.least_served() {
+            Some(least) => self.accounts.retain(|_, account| account.jobs > 0 || account.served_ms > least - CREDIT_MS),
+            None => self.accounts.clear(),
+        }
+    }
+
+    /// What the tenant had that had least, of those that have jobs.
+    pub(super) fn least_served(&self) -> Option<f64> {
+        let with_jobs = self.accounts.values().filter(|account| account.jobs > 0);
+        with_jobs.map(|account| account.served_ms).reduce(f64::min)
     }
 
     /// The engine spent time on a row of `tenant`.
@@ -50,9 +66,14 @@ impl Shares {
         }
     }
 
+    /// Whether a tenant had so much more than `least_ms` that all others go first.
+    pub(super) fn is_far_ahead(&self, tenant: TenantKey, least_ms: f64) -> bool {
+        self.accounts.get(&tenant).is_some_and(|account| account.served_ms - least_ms > AHEAD_MAX_MS)
+    }
+
     /// Whose turn it is: the smaller, the sooner.
-    pub(super) fn turn(&self, tenant: TenantKey) -> u64 {
-        self.accounts.get(&tenant).map_or(0, |account| (account.served_ms / QUANTUM_MS) as u64)
+    pub(super) fn turn(&self, tenant: TenantKey) -> i64 {
+        self.accounts.get(&tenant).map_or(0, |account| (account.served_ms / QUANTUM_MS).floor() as i64)
     }
 }
 
@@ -68,6 +89,7 @@ mod tests {
         let mut shares = Shares::default();
         shares.came(ONE);
         shares.came(OTHER);
+        shares.charge(OTHER, QUANTUM_MS);
         shares.charge(ONE, QUANTUM_MS * 0.9);
         assert_eq!(shares.turn(ONE), shares.turn(OTHER));
         shares.charge(ONE, QUANTUM_MS * 0.2);
@@ -82,10 +104,23 @@ mod tests {
         shares.came(ONE);
         shares.charge(ONE, QUANTUM_MS * 50.0);
         shares.came(OTHER);
-        assert_eq!(shares.turn(OTHER), shares.turn(ONE));
+        assert_eq!(shares.turn(OTHER) + 1, shares.turn(ONE));
         shares.went(OTHER);
         shares.charge(ONE, QUANTUM_MS * 50.0);
         shares.came(OTHER);
-        assert_eq!(shares.turn(OTHER), shares.turn(ONE));
+        assert_eq!(shares.turn(OTHER) + 1, shares.turn(ONE));
+    }
+
+    #[test]
+    fn nobody_gains_by_sending_one_job_after_the_other() {
+        let mut shares = Shares::default();
+        shares.came(ONE);
+        for _ in 0..10 {
+            shares.came(OTHER);
+            shares.charge(OTHER, QUANTUM_MS);
+            shares.went(OTHER);
+        }
+        shares.came(OTHER);
+        assert!(shares.turn(OTHER) > shares.turn(ONE) + 5);
     }
 }

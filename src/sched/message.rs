@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::job::{Fault, Pool, Priority};
+use crate::job::{Fault, OnLate, Pool, Priority};
 
 use super::batch::BatchKey;
 use super::fair::TenantKey;
@@ -38,6 +38,17 @@ pub struct Offer {
     pub steps: u32,
     /// Whose it is.
     pub tenant: TenantKey,
+    /// When it should be done.
+    pub deadline: Option<Deadline>,
+}
+
+/// When a job should be done, and what becomes of it if it cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// Its last step, and its decode, are to be over by then.
+    pub at: Mono,
+    /// What becomes of it otherwise.
+    pub on_late: OnLate,
 }
 
 /// Whether the job is ours to do.
@@ -195,6 +206,8 @@ pub enum Input {
         offer: Option<Offer>,
         /// Messages that waited for the same consumer then.
         pending: u64,
+        /// How often it was delivered, to anybody: 1 is the first time.
+        deliveries: u64,
     },
     /// A pull is over.
     PullEnded {

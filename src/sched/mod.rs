@@ -13,6 +13,7 @@
 mod batch;
 mod cost;
 mod fair;
+mod fit;
 mod lease;
 mod message;
 mod pulls;
@@ -24,7 +25,7 @@ pub use batch::BatchKey;
 pub use cost::CostModel;
 pub use fair::TenantKey;
 pub use message::{
-    Acted, Action, Claim, Effect, EngineReport, EngineWork, Input, Lane, Offer, PullOutcome, RowKey, Ticket,
+    Acted, Action, Claim, Deadline, Effect, EngineReport, EngineWork, Input, Lane, Offer, PullOutcome, RowKey, Ticket,
     Transition, Verdict,
 };
 pub use scheduler::{Config, Exit, Policy, Scheduler, UnknownPolicy};

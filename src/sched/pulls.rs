@@ -10,14 +10,18 @@ use super::retry::FAILED_PULL;
 use super::time::Mono;
 
 /// A worker that is busy with more urgent jobs still takes a job of each consumer so often.
-const STARVING: Duration = Duration::from_secs(30);
+pub(super) const STARVING: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, Default)]
 struct LaneState {
     outstanding: u32,
+    /// What the last pull said of how busy this worker is.
+    preference: u8,
     filled_last: bool,
     /// Messages that waited when the last one came.
     pending: u64,
+    /// Messages that were given back for somebody else and that nobody has taken yet, as far as one knows.
+    given_back: u64,
     not_before: Mono,
     delivered_at: Mono,
 }
@@ -38,6 +42,7 @@ impl Pulls {
         if let Some(lane) = self.lanes.get_mut(lane) {
             lane.delivered_at = now;
             lane.pending = pending;
+            lane.given_back = lane.given_back.saturating_sub(1);
             lane.outstanding = lane.outstanding.saturating_sub(1);
             // Until the pull ends, what is left of it counts as asked for.
             lane.filled_last |= lane.outstanding == 0;
@@ -59,8 +64,13 @@ impl Pulls {
         }
     }
 
+    /// What the last pull of a consumer said of how busy this worker is.
+    pub(super) fn preference(&self, lane: usize) -> u8 {
+        self.lanes.get(lane).map_or(0, |lane| lane.preference)
+    }
+
     /// What to ask for when each consumer has so many rows `free` without a message: pairs of consumer and number.
-    pub(super) fn plan(&mut self, now: Mono, free: &[u32]) -> Vec<(usize, u32)> {
+    pub(super) fn plan(&mut self, now: Mono, free: &[u32], preference: u8) -> Vec<(usize, u32)> {
         let mut asked: u32 = self.lanes.iter().filter(|lane| lane.filled_last).map(|lane| lane.outstanding).sum();
         let mut plan = Vec::new();
         for (index, (lane, free)) in self.lanes.iter_mut().zip(free).enumerate() {
@@ -73,6 +83,7 @@ impl Pulls {
                 asked += max;
             }
             lane.outstanding = max;
+            lane.preference = preference;
             plan.push((index, max));
         }
         plan
@@ -83,9 +94,26 @@ impl Pulls {
         self.lanes.get(lane).is_some_and(|lane| now.since(lane.delivered_at) >= STARVING)
     }
 
-    /// Whether a consumer had more messages, as far as one knows.
+    /// A message was given back for whoever is idle: it waits, but the server does not count it.
+    pub(super) fn given_back(&mut self, lane: usize) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.given_back += 1;
+        }
+    }
+
+    /// How many messages wait at a consumer that nobody ever had, as far as one knows.
+    pub(super) fn pending(&self, lane: usize) -> u64 {
+        self.lanes.get(lane).map_or(0, |lane| lane.pending)
+    }
+
+    /// Whether a consumer has more messages, as far as one knows.
+    pub(super) fn is_behind(&self, lane: usize) -> bool {
+        self.lanes.get(lane).is_some_and(|lane| lane.pending + lane.given_back > 0)
+    }
+
+    /// Whether any consumer had more messages, as far as one knows.
     pub(super) fn are_behind(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.pending > 0)
+        self.lanes.iter().any(|lane| lane.pending + lane.given_back > 0)
     }
 
     /// When a consumer may be asked again that may not now.
@@ -103,41 +131,41 @@ mod tests {
     #[test]
     fn an_idle_worker_asks_each_consumer_for_one() {
         let mut pulls = Pulls::new(3);
-        assert_eq!(pulls.plan(NOW, &[8; 3]), [(0, 1), (1, 1), (2, 1)]);
-        assert_eq!(pulls.plan(NOW, &[8; 3]), []);
+        assert_eq!(pulls.plan(NOW, &[8; 3], 0), [(0, 1), (1, 1), (2, 1)]);
+        assert_eq!(pulls.plan(NOW, &[8; 3], 0), []);
     }
 
     #[test]
     fn a_consumer_that_delivers_is_asked_for_all_free_rows() {
         let mut pulls = Pulls::new(3);
-        pulls.plan(NOW, &[8; 3]);
+        pulls.plan(NOW, &[8; 3], 0);
         pulls.delivered(1, NOW, 4);
         assert!(pulls.are_behind());
-        assert_eq!(pulls.plan(NOW, &[7; 3]), [(1, 7)]);
+        assert_eq!(pulls.plan(NOW, &[7; 3], 0), [(1, 7)]);
         pulls.delivered(1, NOW, 3);
-        assert_eq!(pulls.plan(NOW, &[6; 3]), []);
+        assert_eq!(pulls.plan(NOW, &[6; 3], 0), []);
         assert!(pulls.are_behind());
         pulls.expired(1);
         assert!(!pulls.are_behind());
-        assert_eq!(pulls.plan(NOW, &[6; 3]), [(1, 1)]);
+        assert_eq!(pulls.plan(NOW, &[6; 3], 0), [(1, 1)]);
     }
 
     #[test]
     fn an_urgent_consumer_is_asked_when_the_others_have_no_room() {
         let mut pulls = Pulls::new(2);
-        assert_eq!(pulls.plan(NOW, &[4, 0]), [(0, 1)]);
+        assert_eq!(pulls.plan(NOW, &[4, 0], 0), [(0, 1)]);
         pulls.delivered(0, NOW, 1);
-        assert_eq!(pulls.plan(NOW, &[3, 0]), [(0, 3)]);
+        assert_eq!(pulls.plan(NOW, &[3, 0], 0), [(0, 3)]);
     }
 
     #[test]
     fn a_full_worker_asks_nobody_and_a_refusing_consumer_is_left_alone_for_a_while() {
         let mut pulls = Pulls::new(1);
-        assert_eq!(pulls.plan(NOW, &[0]), []);
-        pulls.plan(NOW, &[1]);
+        assert_eq!(pulls.plan(NOW, &[0], 0), []);
+        pulls.plan(NOW, &[1], 0);
         pulls.failed(0, NOW);
-        assert_eq!(pulls.plan(NOW, &[1]), []);
+        assert_eq!(pulls.plan(NOW, &[1], 0), []);
         let later = pulls.next_deadline(NOW).unwrap();
-        assert_eq!(pulls.plan(later, &[1]), [(0, 1)]);
+        assert_eq!(pulls.plan(later, &[1], 0), [(0, 1)]);
     }
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Given back unharmed: long enough for the pulls of a leaving worker to be gone.
 pub(super) const GIVE_BACK: Duration = Duration::from_millis(500);
 
+/// Delivered by a pull that said too much: the one that it is meant for waits already.
+pub(super) const MISDELIVERED: Duration = Duration::from_millis(5);
+
 /// Somebody else seems to hold the job: look again when a lost lease would have run out.
 pub(super) fn held_elsewhere(ack_wait: Duration) -> Duration {
     ack_wait

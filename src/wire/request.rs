@@ -8,12 +8,16 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::header;
+use super::time::parse_rfc3339;
 use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::job::options::InvalidPictureSource;
 use crate::job::{
-    Draft, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OutputFormat, PictureSource, Priority, Rng,
+    Draft, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OnLate, OutputFormat, PictureSource, Priority, Rng,
     SamplerKind, Tenant, Violation,
 };
+
+/// What a deadline may be, for people.
+const DEADLINE_FORM: &str = "a time in RFC 3339, such as 2030-01-31T12:00:00Z";
 
 /// The body of a request. Only `prompt` is required; the model's defaults fill the rest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -67,6 +71,14 @@ pub struct RequestDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["high", "normal", "low"]))]
     pub priority: Option<String>,
+    /// When it is to be done, in RFC 3339 such as 2030-01-31T12:00:00Z. Its urgency grows as the time comes close.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub deadline: Option<String>,
+    /// What becomes of a job that cannot make its deadline any more: it fails (the default), or goes on all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["fail", "continue"]))]
+    pub on_late: Option<String>,
     /// A small picture with the progress of every n-th step.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
@@ -205,6 +217,10 @@ pub fn parse(body: &[u8], context: &Context<'_>) -> Result<Request, Refusal> {
         original_size: take_pair(&mut fields, "original_size", &mut violations),
         crops_coords_top_left: take_pair(&mut fields, "crops_coords_top_left", &mut violations),
         target_size: take_pair(&mut fields, "target_size", &mut violations),
+        deadline_unix_ms: take(&mut fields, "deadline", DEADLINE_FORM, &mut violations, |value| {
+            value.as_str().and_then(parse_rfc3339)
+        }),
+        on_late: take_name(&mut fields, "on_late", OnLate::ALL, OnLate::as_str, &mut violations),
     };
     let priority = take_name(&mut fields, "priority", Priority::ALL, Priority::as_str, &mut violations);
     if let Some(priority) = priority.filter(|priority| *priority != context.priority) {

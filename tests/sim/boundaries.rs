@@ -130,7 +130,7 @@ fn a_job_that_takes_engines_down_fails_alone() {
 fn preemptions_are_no_failures() {
     // The job takes longer than the grace.
     let key = BatchKey { width: 64, height: 64 };
-    let offer = Some(Offer { images: 4, key, previews: None, steps: 100, tenant: TenantKey(0) });
+    let offer = Some(Offer { images: 4, key, previews: None, steps: 100, tenant: TenantKey(0), deadline: None });
     let body = Body { steps: 100, poison_at: 100, offer, ..Body::plain(1, Poison::None) };
     let deeds = vec![(Mono::from_micros(1_000_000), Deed::Publish(body))];
     let chaos = Chaos { drains: 30, ..Chaos::default() };

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use darkroom::sched::{BatchKey, Mono, Offer, TenantKey};
+use darkroom::job::OnLate;
+use darkroom::sched::{BatchKey, Deadline, Mono, Offer, TenantKey};
 
 use crate::knobs::Knobs;
 use crate::random::Random;
@@ -45,7 +46,7 @@ impl Body {
     /// One picture of four steps.
     pub(crate) fn plain(job: u32, poison: Poison) -> Self {
         let key = BatchKey { width: 64, height: 64 };
-        let offer = Some(Offer { images: 1, key, previews: None, steps: 4, tenant: TenantKey(0) });
+        let offer = Some(Offer { images: 1, key, previews: None, steps: 4, tenant: TenantKey(0), deadline: None });
         Self { job, digest: u64::from(job) << 8, lane: 0, offer, steps: 4, poison, poison_at: 1 }
     }
 
@@ -61,7 +62,14 @@ impl Body {
             job,
             digest: u64::from(job) << 8,
             lane: random.small(0, u32::try_from(knobs.config.lanes.len()).unwrap_or(1) - 1) as usize,
-            offer: Some(Offer { images, key, previews, steps, tenant: TenantKey(random.between(0, 2)) }),
+            offer: Some(Offer {
+                images,
+                key,
+                previews,
+                steps,
+                tenant: TenantKey(random.between(0, 2)),
+                deadline: None,
+            }),
             steps,
             poison: if poisoned { poison } else { Poison::None },
             poison_at: random.small(0, steps),
@@ -82,6 +90,12 @@ pub(crate) fn plan(knobs: &Knobs, random: &mut Random) -> (Vec<(Mono, Deed)>, Ve
         }
         let mut body = Body::drawn(job, knobs, random);
         let later = |random: &mut Random| at.after(random.millis(0, 20_000)).min(Mono::ZERO.after(knobs.calm_after));
+        if let Some(offer) = &mut body.offer
+            && random.chance(knobs.clients.pressed)
+        {
+            let on_late = random.pick(&[OnLate::Fail, OnLate::Continue]);
+            offer.deadline = Some(Deadline { at: at.after(random.millis(0, 20_000)), on_late });
+        }
         if random.chance(knobs.clients.malformed) {
             body.offer = None;
         }

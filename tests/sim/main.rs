@@ -40,11 +40,13 @@ const MUST_BE_MET: &[&str] = &[
     "exit: drained",
     "exit: fatal",
     "exit: idle",
+    "given back unclaimed",
     "job: cancelled",
     "job: completed",
     "job: failed",
     "record: given back",
     "record: lost",
+    "record: too late",
     "redelivered to its holder",
     "worker: killed",
 ];

@@ -6,7 +6,8 @@
 //! * a step has rows of one key, no more than the limit, each with steps left, none released, and no other row is passed
 //!   over for too long; a picture is decoded after exactly its steps, a job completes with exactly its pictures, and forgetting a job leaves no row behind;
 //! * a lease is extended at a third of `ack_wait`, and a message is not given back when its lease may be over;
-//! * no more messages are held than there are rows for, and one for each consumer;
+//! * no more jobs are claimed than there are rows for, and held unclaimed than it is told to;
+//! * rows that could step wait for other work of the engine no longer than it is told to, and for no missed deadline;
 //! * only the job that failed by itself, or went down with its batch, counts a failure;
 //! * after a drain nothing is pulled and the worker is gone within its grace; an idle worker ends when it should.
 //!
@@ -16,9 +17,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use darkroom::job::Status;
+use darkroom::job::{FaultCode, Status};
 use darkroom::sched::{
-    Acted, Action, Claim, Config, Effect, Exit, Input, Mono, Scheduler, Ticket, Transition, Verdict,
+    Acted, Action, Claim, Config, Effect, Exit, Input, Mono, Policy, Scheduler, Ticket, Transition, Verdict,
 };
 
 use crate::broker::Broker;
@@ -133,10 +134,16 @@ impl Oracle {
         must!(self, next.is_none_or(|next| next > now), "worker {worker}: the deadline {next:?} is not in the future");
         let stopping = watch.stopping_since.is_some();
         must!(self, stopping || !watch.drain_wanted && !watch.engine_broken, "worker {worker} does not begin to end");
-        let waiting = watch.held.values().filter(|held| held.waiting).count();
-        let Config { images_in_batch_max, images_parked_max, lanes, .. } = &watch.config;
-        let most = (images_in_batch_max + images_parked_max) as usize + lanes.len();
+        let Config { images_in_batch_max, images_parked_max, jobs_ahead_max, lanes, policy, .. } = &watch.config;
+        // What cannot make its deadline is claimed to be failed.
+        let pressed = |held: &Held| held.body.offer.as_ref().is_some_and(|offer| offer.deadline.is_some());
+        let waiting = watch.held.values().filter(|held| held.waiting && !pressed(held)).count();
+        let rows = (images_in_batch_max + images_parked_max) as usize;
+        let most = rows + if *policy == Policy::Fixed { lanes.len() } else { 0 };
         must!(self, waiting <= most, "worker {worker} took {waiting} jobs, {most} at most");
+        let ahead = watch.held.values().filter(|held| held.ahead).count();
+        let most = (rows + *jobs_ahead_max as usize) * lanes.len();
+        must!(self, ahead <= most, "worker {worker} holds {ahead} jobs ahead, {most} at most");
     }
 
     /// Whenever something happens anywhere, for workers that are not standing still.
@@ -199,6 +206,9 @@ impl Oracle {
                 must!(self, store.has(body), "message {sequence} is complete without its images");
             }
             Action::Record(transition) if *outcome == Acted::Done => {
+                if matches!(transition, Transition::Fail(fault) if fault.code == FaultCode::DeadlineExceeded) {
+                    self.met("record: too late");
+                }
                 if *transition == Transition::GiveBack {
                     self.met("record: given back");
                 }
@@ -220,6 +230,9 @@ impl Oracle {
             Action::Settle(Verdict::Ack | Verdict::Term) => {
                 let may = may_go(sequence, broker, records);
                 must!(self, may.is_ok(), "message {sequence} is settled: {}", may.err().unwrap_or_default());
+            }
+            Action::Settle(Verdict::Nak(_)) if status.is_none_or(|status| status == Status::Pending) => {
+                self.met("given back unclaimed");
             }
             Action::Claim | Action::Store | Action::Settle(Verdict::Nak(_)) => {}
         }

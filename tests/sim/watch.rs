@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use darkroom::job::FaultClass;
+use darkroom::job::{FaultClass, FaultCode, OnLate};
 use darkroom::sched::{
     Action, Config, Effect, EngineReport, EngineWork, Mono, Policy, RowKey, Ticket, Transition, Verdict,
 };
 
 use crate::clients::Body;
 
+/// How late a worker may be in the modelled world.
+const LATE: Duration = Duration::from_millis(20);
 /// An admission, a step and a decode of the modelled engine together take no longer.
 const TURN_MAX: Duration = Duration::from_millis(1000);
 
@@ -21,8 +23,10 @@ pub(crate) struct Held {
     /// The delivery, or the last extension in time that was answered.
     pub(crate) confirmed: Mono,
     pub(crate) action: Option<Action>,
-    /// It takes up room: not yet claimed, or claimed and not yet ending.
+    /// It takes up room: about to be claimed, or claimed and not yet ending.
     pub(crate) waiting: bool,
+    /// Nothing was done for it yet.
+    pub(crate) ahead: bool,
     pub(crate) decoded: u32,
     pub(crate) stored: bool,
     pub(crate) blamed: bool,
@@ -48,6 +52,8 @@ pub(crate) struct Watch {
     pub(crate) engine: Option<EngineWork>,
     pub(crate) engine_broken: bool,
     pub(crate) empty_since: Mono,
+    /// The engine does something else though rows could step.
+    stalled_since: Option<Mono>,
     pub(crate) drain_wanted: bool,
     pub(crate) stopping_since: Option<Mono>,
     pub(crate) trouble_until: Mono,
@@ -55,13 +61,13 @@ pub(crate) struct Watch {
 
 impl Held {
     pub(crate) fn new(body: Body, now: Mono) -> Self {
-        let waiting = body.offer.is_some();
         Self {
+            ahead: body.offer.is_some(),
+            waiting: false,
             body,
             extended: now,
             confirmed: now,
             action: None,
-            waiting,
             decoded: 0,
             stored: false,
             blamed: false,
@@ -69,7 +75,12 @@ impl Held {
         }
     }
 
-    fn images(&self) -> u32 {
+    fn ends_by(&self) -> Option<Mono> {
+        let deadline = self.body.offer.as_ref()?.deadline?;
+        (deadline.on_late == OnLate::Fail).then_some(deadline.at)
+    }
+
+    pub(crate) fn images(&self) -> u32 {
         self.body.offer.as_ref().map_or(0, |offer| offer.images)
     }
 }
@@ -87,6 +98,7 @@ impl Watch {
             engine: None,
             engine_broken: false,
             empty_since: now,
+            stalled_since: None,
             drain_wanted: false,
             stopping_since: None,
             trouble_until: Mono::ZERO,
@@ -179,6 +191,9 @@ impl Watch {
         match action {
             Action::Store => need(held.decoded == held.images(), "images are missing")?,
             Action::Record(Transition::Complete) => need(held.stored, "nothing is stored")?,
+            Action::Record(Transition::Fail(fault)) if fault.code == FaultCode::DeadlineExceeded => {
+                need(held.ends_by().is_some(), "it has no deadline to miss")?;
+            }
             Action::Record(Transition::Fail(_) | Transition::Retry(_)) => need(held.blamed, "it did nothing wrong")?,
             Action::Settle(Verdict::Nak(delay)) => {
                 need(!delay.is_zero(), "at once")?;
@@ -190,7 +205,8 @@ impl Watch {
             | Action::DeadLetter
             | Action::Settle(Verdict::Ack | Verdict::Term) => {}
         }
-        held.waiting &= *action == Action::Claim;
+        held.ahead = false;
+        held.waiting = *action == Action::Claim;
         held.action = Some(action.clone());
         Ok(())
     }
@@ -201,6 +217,16 @@ impl Watch {
         }
         need(self.engine.is_none() && !self.engine_broken, "the engine cannot be asked")?;
         self.engine = Some(work.clone());
+        let could_step = self.rows.values().any(|row| row.steps.is_some_and(|steps| row.made < steps));
+        if let EngineWork::Step { .. } = work {
+            self.stalled_since = None;
+        } else if could_step {
+            let since = *self.stalled_since.get_or_insert(now);
+            // Between two steps, and after what is done at last.
+            need(now.since(since) <= self.config.stall_max + LATE, "rows that could step are held up")?;
+        } else {
+            self.stalled_since = None;
+        }
         match work {
             EngineWork::Admit { row, ticket, .. } => {
                 need(self.held.contains_key(ticket), "it is not held")?;
@@ -217,6 +243,7 @@ impl Watch {
                     let row = self.rows.get(key).ok_or("there is no such row")?;
                     need(row.steps.is_some_and(|steps| row.made < steps), "a row has no step left")?;
                     let held = self.held.get(&row.ticket).ok_or("it is not held")?;
+                    need(held.ends_by().is_none_or(|ends_by| now < ends_by), "it has missed its deadline")?;
                     keys.extend(held.body.offer.as_ref().map(|offer| offer.key));
                 }
                 keys.dedup();

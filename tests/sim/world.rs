@@ -247,7 +247,8 @@ impl World {
                     let body = &self.broker.message(sequence).body;
                     let (lane, offer) = (body.lane, body.offer.clone());
                     let pending = self.broker.waiting(lane);
-                    let input = Input::Delivered { ticket: Ticket(sequence), lane, offer, pending };
+                    let deliveries = count;
+                    let input = Input::Delivered { ticket: Ticket(sequence), lane, offer, pending, deliveries };
                     self.hear(worker, input, Some(count));
                 }
             }

@@ -1,6 +1,6 @@
 //! The request stream as Darkroom's workers see it: one queue for each lane, first in, first out, and open pulls.
 //!
-//! As in `tests/sim`, without everything that goes wrong there: no redelivery, no delay, no lost pull.
+//! As in `tests/sim`, without everything that goes wrong there: no lease that ends, no lost pull.
 
 use std::collections::VecDeque;
 
@@ -24,6 +24,8 @@ const PREFERENCES: usize = 10;
 #[derive(Debug, Default)]
 struct Lane {
     ready: VecDeque<u32>,
+    /// What was given back: it goes first.
+    again: VecDeque<u32>,
     /// By preference: workers and ids of their pulls; those that are over are skipped.
     waiting: [VecDeque<(u32, u64)>; PREFERENCES],
     /// By worker.
@@ -49,6 +51,13 @@ impl Broker {
         lane.dispatch()
     }
 
+    /// A message that was given back may be delivered again.
+    pub(super) fn again(&mut self, lane: usize, job: u32) -> Option<Delivery> {
+        let lane = self.lanes.get_mut(lane)?;
+        lane.again.push_back(job);
+        lane.dispatch()
+    }
+
     /// Opens a pull and answers its id; whether there are messages says [`Self::dispatch`].
     pub(super) fn pull(&mut self, worker: u32, lane: usize, max: u32, preference: u8) -> u64 {
         self.pulls_made += 1;
@@ -64,7 +73,7 @@ impl Broker {
         self.lanes.get_mut(lane)?.dispatch()
     }
 
-    /// Messages that wait on a lane.
+    /// Messages that wait on a lane and were never delivered, which is what a delivery says of the rest.
     pub(super) fn waiting(&self, lane: usize) -> u64 {
         self.lanes.get(lane).map_or(0, |lane| lane.ready.len() as u64)
     }
@@ -98,12 +107,12 @@ impl Lane {
 
     fn dispatch(&mut self) -> Option<Delivery> {
         self.forget_closed();
-        if self.ready.is_empty() {
+        if self.ready.is_empty() && self.again.is_empty() {
             return None;
         }
         let first = self.waiting.iter_mut().find(|waiting| !waiting.is_empty())?;
         let (worker, id) = first.pop_front()?;
-        let job = self.ready.pop_front()?;
+        let job = self.again.pop_front().or_else(|| self.ready.pop_front())?;
         let open = &mut self.open[worker as usize];
         open.left -= 1;
         if open.left > 0 {

@@ -2,10 +2,12 @@
 //!
 //! Nothing fails here, so every claim is won and every action done.
 
+use std::collections::HashMap;
+
 use crate::job::{Pool, Priority};
 use crate::sched::{
     Acted, Action, Claim, Config, CostModel, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, Policy,
-    PullOutcome, RowKey, Scheduler, TenantKey, Ticket,
+    PullOutcome, RowKey, Scheduler, TenantKey, Ticket, Verdict,
 };
 
 use super::super::events::Events;
@@ -24,7 +26,9 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
     Config {
         lanes: Priority::ALL.iter().map(|priority| Lane { priority: *priority, pool: Pool::Any }).collect(),
         images_in_batch_max: fleet.images_in_batch_max,
-        images_parked_max: fleet.images_in_batch_max,
+        images_parked_max: 3 * fleet.images_in_batch_max,
+        jobs_ahead_max: 8 * fleet.images_in_batch_max,
+        stall_max: std::time::Duration::from_millis(500),
         passed_over_max: std::time::Duration::from_secs(3),
         policy: Policy::Fixed,
         // It learns by what it does.
@@ -44,6 +48,7 @@ fn offer(job: &Job) -> Offer {
         previews: None,
         steps: job.steps,
         tenant: TenantKey(u64::from(job.tenant)),
+        deadline: None,
     }
 }
 
@@ -66,6 +71,7 @@ enum Event {
     PullEnds { worker: u32, lane: u32, id: u64 },
     Expired { worker: u32, lane: u32 },
     Deliver(Delivery),
+    Again { lane: u32, job: u32 },
     Acted { worker: u32, job: u32, done: Done },
     Extended { worker: u32, job: u32, sent_us: u64 },
     Engine { worker: u32 },
@@ -127,6 +133,8 @@ struct World<'a> {
     workers: Vec<Worker>,
     latency: Latency,
     ledger: Ledger<'a>,
+    /// Of jobs that were given back or are held.
+    deliveries: HashMap<u32, u64>,
     members: Vec<Member>,
 }
 
@@ -145,6 +153,7 @@ pub(super) fn run<'a>(fleet: &Fleet, config: Config, ledger: Ledger<'a>) -> Resu
         workers: (0..fleet.workers).map(|_| worker()).collect(),
         latency: Latency::from(&fleet.latency_ms),
         ledger,
+        deliveries: HashMap::new(),
         members: Vec::new(),
     };
     for worker in 0..fleet.workers {
@@ -205,13 +214,22 @@ impl World<'_> {
                 let of = self.ledger.job(job);
                 let (lane, offer) = (self.lane_of(of), Some(offer(of)));
                 let pending = self.broker.waiting(lane);
-                (worker, Input::Delivered { ticket: Ticket(u64::from(job)), lane, offer, pending })
+                let deliveries = self.deliveries.entry(job).and_modify(|count| *count += 1).or_insert(1);
+                let deliveries = *deliveries;
+                (worker, Input::Delivered { ticket: Ticket(u64::from(job)), lane, offer, pending, deliveries })
+            }
+            Event::Again { lane, job } => {
+                if let Some(delivery) = self.broker.again(lane as usize, job) {
+                    self.deliver(delivery);
+                }
+                return Ok(());
             }
             Event::Acted { worker, job, done } => {
                 let outcome = match done {
                     Done::Claim => Acted::Claimed(Claim::Won { failures: 0 }),
                     Done::Publish => {
                         self.ledger.finish(self.now_us, job)?;
+                        self.deliveries.remove(&job);
                         Acted::Done
                     }
                     Done::Other => Acted::Done,
@@ -268,6 +286,12 @@ impl World<'_> {
                     Action::Record(_) => (latency.record, Done::Other),
                     Action::Publish => (latency.publish, Done::Publish),
                     Action::DeadLetter => (latency.publish, Done::Other),
+                    Action::Settle(Verdict::Nak(delay)) => {
+                        let lane = self.lane_of(self.ledger.job(job_of(ticket))) as u32;
+                        let back_us = latency.settle / 2 + delay.as_micros() as u64;
+                        self.after(back_us, Event::Again { lane, job: job_of(ticket) });
+                        (latency.settle, Done::Other)
+                    }
                     Action::Settle(_) => (latency.settle, Done::Other),
                 };
                 self.after(took, Event::Acted { worker, job: job_of(ticket), done });

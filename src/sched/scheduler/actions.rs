@@ -1,0 +1,241 @@
+//! What becomes of one held job: the actions that the shell takes for it, one after the other, and what follows from their
+//! answers. When a job begins and what the engine does for it, is decided elsewhere.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::job::{Fault, FaultClass, Priority};
+
+use super::super::batch::BatchKey;
+use super::super::fair::TenantKey;
+use super::super::lease::Lease;
+use super::super::message::{Acted, Action, Claim, Effect, EngineWork, Offer, RowKey, Ticket, Transition, Verdict};
+use super::super::retry;
+use super::held::{Held, Phase};
+use super::{Mode, Scheduler};
+
+/// The actions that end a job, in their order.
+fn ending(transition: Transition, nak: Duration) -> VecDeque<Action> {
+    let record = Action::Record(transition.clone());
+    VecDeque::from(match transition {
+        Transition::Complete => vec![Action::Store, record, Action::Publish, Action::Settle(Verdict::Ack)],
+        Transition::Fail(_) | Transition::Refuse => {
+            vec![record, Action::Publish, Action::DeadLetter, Action::Settle(Verdict::Term)]
+        }
+        Transition::Retry(_) | Transition::GiveBack => vec![record, Action::Settle(Verdict::Nak(nak))],
+    })
+}
+
+impl Scheduler {
+    pub(super) fn delivered(&mut self, ticket: Ticket, lane: usize, offer: Option<Offer>, deliveries: u64) {
+        if self.held.contains(ticket) {
+            // Delivered again while we have it: the server lost track, but the lease is new.
+            let lease = Lease::new(self.now, self.config.ack_wait);
+            self.held.change(ticket, |held| held.lease = lease);
+            return;
+        }
+        let malformed = offer.is_none();
+        let key = BatchKey { width: 0, height: 0 };
+        let tenant = TenantKey::default();
+        let nothing = Offer { images: 0, key, previews: None, steps: 0, tenant, deadline: None };
+        let offer = offer.unwrap_or(nothing);
+        self.orders += 1;
+        self.shares.came(offer.tenant);
+        let held = Held {
+            steps_of_image: offer.steps,
+            offer,
+            lane,
+            priority: self.config.lanes.get(lane).map_or(Priority::Normal, |lane| lane.priority),
+            order: self.orders,
+            came_at: self.now,
+            lease: Lease::new(self.now, self.config.ack_wait),
+            phase: Phase::Ahead,
+            todo: VecDeque::new(),
+            tries: 0,
+            failures: 0,
+            images_admitted: 0,
+            images_decoded: 0,
+            steps_made: 0,
+            started_at: None,
+            progress_at: None,
+        };
+        self.held.insert(ticket, held);
+        match self.mode {
+            Mode::Draining { .. } => self.give_back_unclaimed(ticket, retry::GIVE_BACK),
+            Mode::Running if malformed => self.begin(ticket, ending(Transition::Refuse, Duration::ZERO)),
+            Mode::Running if deliveries <= 1 && self.is_meant_for_others(ticket) => {
+                self.give_back_unclaimed(ticket, retry::MISDELIVERED);
+            }
+            Mode::Running => {}
+        }
+    }
+
+    pub(super) fn acted(&mut self, ticket: Ticket, outcome: Acted) {
+        let Some(Phase::Acting(action)) = self.held.get(ticket).map(|held| held.phase.clone()) else { return };
+        match outcome {
+            Acted::Claimed(claim) => {
+                self.held.change(ticket, |held| held.tries = 0);
+                self.claimed(ticket, claim);
+            }
+            Acted::Done => {
+                self.held.change(ticket, |held| held.tries = 0);
+                self.advance(ticket);
+            }
+            Acted::Lost if action == Action::Record(Transition::Refuse) => {
+                // The malformed request names a job that is not its own: that job's events stay its own.
+                self.begin(ticket, VecDeque::from([Action::DeadLetter, Action::Settle(Verdict::Term)]));
+            }
+            Acted::Lost => self.forget(ticket),
+            Acted::Failed(fault) => self.action_failed(ticket, action, fault),
+        }
+    }
+
+    fn claimed(&mut self, ticket: Ticket, claim: Claim) {
+        let ack = Action::Settle(Verdict::Ack);
+        match claim {
+            Claim::Won { failures } => {
+                self.held.change(ticket, |held| {
+                    held.failures = failures;
+                    held.phase = Phase::Active;
+                });
+                if let Mode::Draining { .. } = self.mode {
+                    self.end(ticket, Transition::GiveBack);
+                }
+            }
+            Claim::Unprepared { failures, fault } => {
+                self.held.change(ticket, |held| held.failures = failures);
+                self.fail(ticket, fault);
+            }
+            Claim::Ended { dead_letter: false } => self.begin(ticket, VecDeque::from([Action::Publish, ack])),
+            Claim::Ended { dead_letter: true } => {
+                self.begin(ticket, VecDeque::from([Action::Publish, Action::DeadLetter, ack]));
+            }
+            Claim::Duplicate => self.begin(ticket, VecDeque::from([ack])),
+            Claim::Conflict => {
+                self.begin(ticket, VecDeque::from([Action::DeadLetter, Action::Settle(Verdict::Term)]));
+            }
+            Claim::HeldElsewhere => {
+                let delay = retry::held_elsewhere(self.config.ack_wait);
+                self.begin(ticket, VecDeque::from([Action::Settle(Verdict::Nak(delay))]));
+            }
+        }
+    }
+
+    fn action_failed(&mut self, ticket: Ticket, action: Action, fault: Fault) {
+        let now = self.now;
+        let tried = self.held.change(ticket, |held| {
+            held.tries += 1;
+            (held.tries, held.lease.is_presumed_lost(now))
+        });
+        let Some((tries, lease_lost)) = tried else { return };
+        match (&action, fault.class) {
+            (Action::Store, FaultClass::Retry) if tries < retry::STORE_TRIES_MAX => {}
+            (Action::Store, _) => return self.fail(ticket, fault),
+            // The record cannot be read, by nobody: what cannot be claimed must not wait silently.
+            (Action::Claim, FaultClass::Reject) => {
+                return self.begin(ticket, VecDeque::from([Action::DeadLetter, Action::Settle(Verdict::Term)]));
+            }
+            // A server that forgot the delivery when it was killed never answers. All is recorded: whoever gets the message
+            // again finds that out and settles it.
+            (Action::Settle(_), _) if tries >= retry::SETTLE_TRIES_MAX => return self.forget(ticket),
+            // Nothing is decided yet and the message goes to somebody else by itself.
+            (Action::Claim, _) if lease_lost => return self.forget(ticket),
+            (
+                Action::Claim | Action::Record(_) | Action::Publish | Action::DeadLetter | Action::Settle(_),
+                FaultClass::Reject | FaultClass::Retry | FaultClass::Fatal,
+            ) => {}
+        }
+        let at = now.after(retry::failed_action(tries));
+        self.held.change(ticket, |held| held.phase = Phase::Trying { action, at });
+    }
+
+    /// A fault of one job: it fails for good, or goes back with one failure more.
+    pub(super) fn fail(&mut self, ticket: Ticket, fault: Fault) {
+        let Some(held) = self.held.get(ticket) else { return };
+        let last = held.failures + 1 >= self.config.failures_max;
+        match fault.class {
+            FaultClass::Reject => self.end(ticket, Transition::Fail(fault)),
+            FaultClass::Retry | FaultClass::Fatal if last => self.end(ticket, Transition::Fail(fault)),
+            FaultClass::Retry | FaultClass::Fatal => self.end(ticket, Transition::Retry(fault)),
+        }
+    }
+
+    pub(super) fn end(&mut self, ticket: Ticket, transition: Transition) {
+        let Some(held) = self.held.get(ticket) else { return };
+        let nak = match transition {
+            Transition::Retry(_) => retry::failed_job(held.failures + 1),
+            Transition::Complete | Transition::Fail(_) | Transition::GiveBack | Transition::Refuse => retry::GIVE_BACK,
+        };
+        self.release_rows(ticket);
+        self.begin(ticket, ending(transition, nak));
+    }
+
+    pub(super) fn begin(&mut self, ticket: Ticket, todo: VecDeque<Action>) {
+        if self.held.change(ticket, |held| held.todo = todo).is_some() {
+            self.advance(ticket);
+        }
+    }
+
+    fn advance(&mut self, ticket: Ticket) {
+        match self.held.change(ticket, |held| held.todo.pop_front()) {
+            Some(Some(action)) => self.act(ticket, action),
+            Some(None) => self.forget(ticket),
+            None => {}
+        }
+    }
+
+    pub(super) fn act(&mut self, ticket: Ticket, action: Action) {
+        let Some(held) = self.held.get(ticket) else { return };
+        if matches!(action, Action::Settle(Verdict::Nak(_))) && held.lease.is_presumed_lost(self.now) {
+            // A message that may be somebody else's by now must not be given back: that would deliver it once more.
+            return self.forget(ticket);
+        }
+        self.held.change(ticket, |held| held.phase = Phase::Acting(action.clone()));
+        self.effects.push_back(Effect::Act { ticket, action });
+    }
+
+    fn forget(&mut self, ticket: Ticket) {
+        self.release_rows(ticket);
+        if let Some(held) = self.held.remove(ticket) {
+            self.shares.went(held.offer.tenant);
+            self.effects.push_back(Effect::Forget { ticket });
+        }
+        if self.held.is_empty() {
+            self.idle_since = self.now;
+        }
+    }
+
+    fn release_rows(&mut self, ticket: Ticket) {
+        let rows: Vec<RowKey> = self.rows.iter().filter(|(_, row)| row.ticket == ticket).map(|(key, _)| *key).collect();
+        for row in rows {
+            self.release(row);
+        }
+    }
+
+    pub(super) fn release(&mut self, row: RowKey) {
+        if self.rows.remove(&row).is_some() {
+            self.effects.push_back(Effect::Engine(EngineWork::Release { row }));
+        }
+    }
+
+    pub(super) fn give_back(&mut self, chosen: impl Fn(&Held) -> bool) {
+        let tickets: Vec<Ticket> = self
+            .held
+            .iter()
+            .filter(|(_, held)| matches!(held.phase, Phase::Ahead | Phase::Active) && chosen(held))
+            .map(|(ticket, _)| ticket)
+            .collect();
+        for ticket in tickets {
+            match self.held.get(ticket).map(|held| &held.phase) {
+                Some(Phase::Ahead) => self.give_back_unclaimed(ticket, retry::GIVE_BACK),
+                Some(Phase::Active | Phase::Acting(_) | Phase::Trying { .. }) => self.end(ticket, Transition::GiveBack),
+                None => {}
+            }
+        }
+    }
+
+    /// Nothing is written down of what nobody claimed, so nothing needs to be.
+    pub(super) fn give_back_unclaimed(&mut self, ticket: Ticket, delay: Duration) {
+        self.begin(ticket, VecDeque::from([Action::Settle(Verdict::Nak(delay))]));
+    }
+}

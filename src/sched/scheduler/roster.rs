@@ -1,0 +1,243 @@
+//! All held jobs, and what is asked of them often: how many there are of which kind, which of them wait, and when the next
+//! of them needs something. Kept up to date with every change, so that no question has to look at all jobs.
+//!
+//! It decides nothing.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::batch::BatchKey;
+use super::super::fair::TenantKey;
+use super::super::message::Ticket;
+use super::super::time::Mono;
+use super::held::{Held, Phase};
+
+/// What is held of one tenant in one class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Images still to be made of jobs that are claimed, or about to be.
+    pub(super) claimed: u32,
+    /// The same of jobs that are held ahead.
+    pub(super) ahead: u32,
+    /// Jobs that are held ahead.
+    pub(super) jobs_ahead: u32,
+    /// Jobs.
+    pub(super) jobs: u32,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Roster {
+    /// What time it is.
+    pub(super) now: Mono,
+    jobs: BTreeMap<Ticket, Held>,
+    index: Index,
+}
+
+/// What follows from the jobs.
+#[derive(Clone, Debug, Default)]
+struct Index {
+    counts: BTreeMap<(TenantKey, u8), Counts>,
+    claimed: BTreeMap<(BatchKey, TenantKey, u8), u32>,
+    keys: BTreeMap<BatchKey, u32>,
+    ahead: BTreeSet<Ticket>,
+    waiting: BTreeSet<Ticket>,
+    with_deadline: BTreeSet<Ticket>,
+    /// Nothing is due at any job before.
+    quiet_until: Option<Mono>,
+}
+
+impl Roster {
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub(super) fn get(&self, ticket: Ticket) -> Option<&Held> {
+        self.jobs.get(&ticket)
+    }
+
+    pub(super) fn contains(&self, ticket: Ticket) -> bool {
+        self.jobs.contains_key(&ticket)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Ticket, &Held)> {
+        self.jobs.iter().map(|(ticket, held)| (*ticket, held))
+    }
+
+    /// Jobs that are held ahead.
+    pub(super) fn ahead(&self) -> impl Iterator<Item = (Ticket, &Held)> {
+        self.index.ahead.iter().filter_map(|ticket| Some((*ticket, self.jobs.get(ticket)?)))
+    }
+
+    /// Jobs with images that wait for rows.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Ticket, &Held)> {
+        self.index.waiting.iter().filter_map(|ticket| Some((*ticket, self.jobs.get(ticket)?)))
+    }
+
+    /// Jobs that end when they miss their deadline.
+    pub(super) fn with_deadline(&self) -> impl Iterator<Item = (Ticket, &Held)> {
+        self.index.with_deadline.iter().filter_map(|ticket| Some((*ticket, self.jobs.get(ticket)?)))
+    }
+
+    /// By tenant and class.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (TenantKey, u8, Counts)> {
+        self.index.counts.iter().map(|((tenant, class), counts)| (*tenant, *class, *counts))
+    }
+
+    /// Images still to be made of claimed jobs, by size, tenant and class.
+    pub(super) fn claimed(&self) -> impl Iterator<Item = (BatchKey, TenantKey, u8, u32)> {
+        self.index.claimed.iter().map(|((key, tenant, class), images)| (*key, *tenant, *class, *images))
+    }
+
+    /// How many tenants there are jobs of.
+    pub(super) fn tenants(&self) -> usize {
+        let mut tenants = self.index.counts.keys().map(|(tenant, _)| tenant);
+        let Some(mut last) = tenants.next() else { return 0 };
+        1 + tenants.filter(|tenant| std::mem::replace(&mut last, tenant) != *tenant).count()
+    }
+
+    /// Images still to be made, of the tenant with most of them.
+    pub(super) fn most_images_of_a_tenant(&self) -> u32 {
+        let (mut most, mut last, mut images) = (0, None, 0);
+        for ((tenant, _), counts) in &self.index.counts {
+            images = counts.claimed + counts.ahead + if last == Some(tenant) { images } else { 0 };
+            last = Some(tenant);
+            most = most.max(images);
+        }
+        most
+    }
+
+    /// Images still to be made, of claimed jobs of a tenant.
+    pub(super) fn claimed_of_tenant(&self, tenant: TenantKey) -> u32 {
+        self.index.counts.range((tenant, 0)..=(tenant, u8::MAX)).map(|(_, counts)| counts.claimed).sum()
+    }
+
+    /// The sizes of all jobs.
+    pub(super) fn keys(&self) -> impl Iterator<Item = BatchKey> {
+        self.index.keys.keys().copied()
+    }
+
+    /// When something may be due at one of the jobs.
+    pub(super) fn wake_at(&self) -> Option<Mono> {
+        self.index.quiet_until
+    }
+
+    pub(super) fn insert(&mut self, ticket: Ticket, held: Held) {
+        self.index.enters(ticket, &held, self.now);
+        *self.index.keys.entry(held.offer.key).or_default() += 1;
+        self.jobs.insert(ticket, held);
+    }
+
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Held> {
+        let held = self.jobs.remove(&ticket)?;
+        self.index.leaves(ticket, &held);
+        if let Entry::Occupied(mut count) = self.index.keys.entry(held.offer.key) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(held)
+    }
+
+    /// Changes a job; `None` when there is none.
+    pub(super) fn change<T>(&mut self, ticket: Ticket, change: impl FnOnce(&mut Held) -> T) -> Option<T> {
+        let held = self.jobs.get_mut(&ticket)?;
+        self.index.leaves(ticket, held);
+        let changed = change(held);
+        self.index.enters(ticket, held, self.now);
+        Some(changed)
+    }
+
+    /// A job, to note how far it is: neither what it is at nor what it still wants may change.
+    pub(super) fn noting(&mut self, ticket: Ticket) -> Option<&mut Held> {
+        self.jobs.get_mut(&ticket)
+    }
+
+    /// Shows every job to `wake`, which does what is due but changes neither what the job is at nor what it wants.
+    pub(super) fn wake(&mut self, mut wake: impl FnMut(Ticket, &mut Held)) {
+        self.index.quiet_until = None;
+        for (ticket, held) in &mut self.jobs {
+            wake(*ticket, held);
+            self.index.wake_by(held.due_at(self.now));
+        }
+    }
+
+    /// Whether all that is kept up to date is what a look at all jobs gives.
+    pub(super) fn is_consistent(&self) -> bool {
+        let mut anew = Self { now: self.now, ..Self::default() };
+        for (ticket, held) in self.iter() {
+            anew.insert(ticket, held.clone());
+        }
+        let due_in_time = match (self.index.quiet_until, anew.index.quiet_until) {
+            (Some(known), Some(due)) => known <= due,
+            (None, due) => due.is_none(),
+            (Some(_), None) => true,
+        };
+        self.index.counts == anew.index.counts
+            && self.index.keys == anew.index.keys
+            && self.index.ahead == anew.index.ahead
+            && self.index.waiting == anew.index.waiting
+            && self.index.with_deadline == anew.index.with_deadline
+            && self.index.claimed == anew.index.claimed
+            && due_in_time
+    }
+}
+
+impl Index {
+    fn enters(&mut self, ticket: Ticket, held: &Held, now: Mono) {
+        self.count(held, |count, by| count + by);
+        self.wake_by(held.due_at(now));
+        if held.phase == Phase::Ahead {
+            self.ahead.insert(ticket);
+        }
+        if held.waits_for_rows() {
+            self.waiting.insert(ticket);
+        }
+        if held.is_open() && held.ends_by().is_some() {
+            self.with_deadline.insert(ticket);
+        }
+    }
+
+    fn leaves(&mut self, ticket: Ticket, held: &Held) {
+        self.count(held, |count, by| count - by);
+        if held.phase == Phase::Ahead {
+            self.ahead.remove(&ticket);
+        }
+        if held.waits_for_rows() {
+            self.waiting.remove(&ticket);
+        }
+        if held.ends_by().is_some() {
+            self.with_deadline.remove(&ticket);
+        }
+    }
+
+    fn wake_by(&mut self, at: Mono) {
+        self.quiet_until = Some(self.quiet_until.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    fn count(&mut self, held: &Held, by: impl Fn(u32, u32) -> u32) {
+        let images = if held.is_open() { held.offer.images - held.images_decoded } else { 0 };
+        let class = held.class();
+        let counts = self.counts.entry((held.offer.tenant, class)).or_default();
+        counts.jobs = by(counts.jobs, 1);
+        if held.phase == Phase::Ahead {
+            counts.ahead = by(counts.ahead, images);
+            counts.jobs_ahead = by(counts.jobs_ahead, 1);
+        } else {
+            counts.claimed = by(counts.claimed, images);
+            let claimed = self.claimed.entry((held.offer.key, held.offer.tenant, class)).or_default();
+            *claimed = by(*claimed, images);
+            if *claimed == 0 {
+                self.claimed.remove(&(held.offer.key, held.offer.tenant, class));
+            }
+        }
+        if *counts == Counts::default() {
+            self.counts.remove(&(held.offer.tenant, class));
+        }
+    }
+}
