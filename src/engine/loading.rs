@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device};
 
 use super::clip::{Clip, Projection};
-use super::condition::{ClipEncoder, FLUX_T5_TOKENS, SD3_T5_TOKENS, TextEncoders};
+use super::condition::{ClipEncoder, FLUX_T5_TOKENS, Known, SD3_T5_TOKENS, TextEncoders};
 use super::config::{DenoiserConfig, Family, PipelineConfig};
 use super::denoiser::Denoiser;
-use super::device::{DeviceChoice, Placement, Placements, Precisions};
+use super::device::{self, DeviceChoice, Placement, Placements, Precisions};
 use super::digest::ModelDigest;
 use super::error::LoadError;
 use super::flux::FluxTransformer;
@@ -54,6 +54,10 @@ pub(crate) struct Source {
     files: BTreeMap<&'static str, Vec<PathBuf>>,
     /// The folder with LoRAs.
     pub(crate) loras: Option<PathBuf>,
+    /// As the manifest says.
+    images_in_batch_max: u32,
+    /// Held while text is encoded, with whatever LoRAs.
+    encoding: Arc<Mutex<()>>,
 }
 
 /// Loads the model in `directory`.
@@ -77,8 +81,16 @@ pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadErr
         text_encoder: options.precisions.text_encoder.or(overrides.precision.text_encoder),
         vae: options.precisions.vae.or(overrides.precision.vae),
     };
-    let placements = Placements::choose(&device, asked, stored, config.vae.force_upcast);
-    let source = Source { directory: directory.into(), config, placements, files, loras: options.loras.clone() };
+    let placements = Placements::choose(&device, &device::beside(&device)?, asked, stored, config.vae.force_upcast);
+    let source = Source {
+        directory: directory.into(),
+        config,
+        placements,
+        files,
+        loras: options.loras.clone(),
+        images_in_batch_max: manifest.limits.images_in_batch_max,
+        encoding: Arc::default(),
+    };
 
     let mut hashed = configuration_files(&source)?;
     hashed.extend(source.files.values().flatten().cloned());
@@ -199,7 +211,7 @@ impl Source {
                 DenoiserConfig::Unet(_) | DenoiserConfig::Flux(_) => 0,
             },
             force_zeros_for_empty_prompt: self.config.index.force_zeros_for_empty_prompt,
-            kept: Mutex::default(),
+            known: Known::new(self.images_in_batch_max, Arc::clone(&self.encoding)),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! whatever takes time is a task whose result comes back as a fact.
 
 mod actions;
+mod prompts;
 mod pull;
 
 use std::collections::HashMap;
@@ -49,6 +50,7 @@ use super::telemetry;
 use super::topology;
 
 use actions::Delivery;
+use prompts::Prompts;
 
 /// A job that more urgent ones pass over steps once in so long.
 const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
@@ -138,6 +140,8 @@ struct Job {
 pub(crate) struct Prepared {
     pictures: StartingPictures,
     model_digest: String,
+    /// What encoding the prompts ahead took.
+    encoding: Duration,
 }
 
 /// Tells tenants apart within one process.
@@ -169,6 +173,7 @@ struct Worker {
     metrics: Metrics,
     clock: Clock,
     engine: EngineThread,
+    prompts: Prompts,
     loading: Duration,
     loaded_unix_ms: i64,
     facts: mpsc::UnboundedSender<Fact>,
@@ -254,6 +259,7 @@ where
         store,
         records,
         clock,
+        prompts: Prompts::new(Arc::clone(&engine.prompts), clock),
         engine,
         loading,
         loaded_unix_ms: clock.unix_ms(),
@@ -337,6 +343,9 @@ impl Worker {
                         if let Some(job) = self.jobs.get_mut(&ticket) {
                             job.owned = owned;
                             job.claimed_at = self.clock.now();
+                            let encoding_ms = milliseconds(prepared.encoding);
+                            job.timings.encoding_ms += encoding_ms;
+                            job.gpu_ms += encoding_ms;
                             job.prepared = prepared;
                         }
                         if matches!(claim, Claim::Won { .. } | Claim::Unprepared { .. }) {

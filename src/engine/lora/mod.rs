@@ -4,8 +4,8 @@
 //! a model with LoRAs is a model like any other. Which LoRAs a request wants, and how long merged models are kept, is
 //! not decided here. DoRA, LoHa, LoKr and whatever else is not a plain LoRA is refused by name.
 
-mod cache;
 mod file;
+mod key;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -16,8 +16,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use crate::job::LoraName;
-pub(crate) use cache::{MergeKey, MergedCache};
 pub(crate) use file::Lora;
+pub(crate) use key::MergeKey;
 pub(crate) use names::Base;
 
 /// So many names are listed when there is no LoRA of the name that was asked for.
