@@ -1,11 +1,12 @@
-//! `profile`: how long the engine takes on this machine for each stage of an image, with no bus. Workers here find the
-//! figures where it keeps them.
+//! `profile`: how long the engine takes on this machine for each stage of an image, and how much memory, with no bus. Workers
+//! here find the figures where it keeps them.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use bytesize::ByteSize;
 use darkroom::engine::{
-    self, DeviceChoice, Engine, LoadOptions, Pipeline, Precision, Precisions, RowId, StartingPictures,
+    self, DeviceChoice, DeviceMemory, Engine, LoadOptions, Pipeline, Precision, Precisions, RowId, StartingPictures,
 };
 use darkroom::job::{Fault, ImageSpec, Task};
 use darkroom::shell::clock::Clock;
@@ -46,12 +47,39 @@ fn size(text: &str) -> Result<[u32; 2], String> {
     sides.ok_or_else(|| "must be WIDTHxHEIGHT, such as 512x512".to_owned())
 }
 
-/// Medians of one size, in milliseconds.
+/// What one size takes.
 struct Stages {
     encode_ms: f64,
     /// By number of images.
-    steps_ms: Vec<(u32, f64)>,
-    decode_ms: f64,
+    steps: Vec<(u32, Measured)>,
+    decode: Measured,
+}
+
+/// What a stage takes.
+struct Measured {
+    /// The median.
+    ms: f64,
+    /// On top of the loaded model.
+    bytes: Option<u64>,
+}
+
+impl std::fmt::Display for Measured {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{:.1} ms", self.ms)?;
+        match self.bytes {
+            Some(bytes) => write!(formatter, " and {}", ByteSize::b(bytes)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Measures stages of a model that is loaded.
+struct Stopwatch {
+    clock: Clock,
+    memory: DeviceMemory,
+    /// Memory in use when the model was loaded and had done nothing.
+    loaded_bytes: Option<u64>,
+    turns: u32,
 }
 
 pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit, Failed> {
@@ -67,17 +95,21 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     }
     let own = [manifest.defaults.width, manifest.defaults.height];
     let sizes = if options.sizes.is_empty() { vec![own] } else { options.sizes.clone() };
+    let memory = model.memory();
+    let stopwatch = Stopwatch { clock, loaded_bytes: memory.used(), memory, turns: options.turns };
     let mut text = format!("{} on {}: ready after {loading_ms:.0} ms", manifest.name, model.placement());
     let (mut steps, mut decode, mut encode_ms) = (Vec::new(), Vec::new(), 0.0);
     for [width, height] in sizes {
-        let stages = measure(&mut model, [width, height], options, clock)?;
-        let Stages { encode_ms: encode, decode_ms, steps_ms } = stages;
-        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {decode_ms:.1} ms");
-        for (images, ms) in steps_ms {
-            text += &format!(", step of {images} {ms:.1} ms");
-            steps.push(StepCost { width, height, images, ms });
+        let Stages { encode_ms: encode, steps: of_step, decode: of_decode } =
+            measure(&mut model, [width, height], &options.images, &stopwatch)?;
+        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}");
+        for (images, measured) in of_step {
+            text += &format!(", step of {images} {measured}");
+            let Measured { ms, bytes } = measured;
+            steps.push(StepCost { width, height, images, ms, bytes });
         }
-        decode.push(DecodeCost { width, height, ms: decode_ms });
+        let Measured { ms, bytes } = of_decode;
+        decode.push(DecodeCost { width, height, ms, bytes });
         encode_ms = encode;
     }
     let table = CostTable { model: manifest.name.to_string(), placement: model.placement(), steps, decode };
@@ -98,56 +130,63 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
 fn measure(
     model: &mut Pipeline,
     [width, height]: [u32; 2],
-    options: &ProfileOptions,
-    clock: Clock,
+    images: &[u32],
+    stopwatch: &Stopwatch,
 ) -> Result<Stages, Fault> {
     let defaults = model.manifest().defaults.clone();
+    let turns = stopwatch.turns + 1;
     let spec = |prompt: String| ImageSpec {
         width,
         height,
         negative_prompt: format!("not {prompt}"),
-        num_inference_steps: options.turns + 1,
+        num_inference_steps: turns,
         ..ImageSpec::with_defaults(&prompt, &defaults)
     };
-    let mut stages = Stages { encode_ms: 0.0, steps_ms: Vec::new(), decode_ms: 0.0 };
-    for images in &options.images {
+    let mut steps = Vec::new();
+    for images in images {
         let rows: Vec<RowId> = (0..u64::from(*images)).map(RowId).collect();
-        let mut steps = u32::MAX;
+        let mut steps_left = u32::MAX;
         for row in &rows {
             // Each with a prompt of its own, because prompts are encoded once.
             let spec = spec(format!("{width} {height} {images} {}", row.0));
-            steps = steps.min(model.admit(*row, &spec, &StartingPictures::default())?.steps);
+            steps_left = steps_left.min(model.admit(*row, &spec, &StartingPictures::default())?.steps);
         }
-        let turns = steps.min(options.turns + 1);
-        let took = turn_by_turn(clock, turns, |_| model.step(&rows))?;
+        steps.push((*images, stopwatch.turn_by_turn(steps_left.min(turns), |_| model.step(&rows))?));
         rows.iter().for_each(|row| model.release(*row));
-        stages.steps_ms.push((*images, took));
     }
     let row = RowId(0);
     let nothing = StartingPictures::default();
-    stages.encode_ms = turn_by_turn(clock, options.turns + 1, |turn| {
+    let encode = stopwatch.turn_by_turn(turns, |turn| {
         model.admit(row, &spec(format!("{width} {height} alone {turn}")), &nothing).map(|_| ())
     })?;
-    let steps = model.admit(row, &spec("decoded".to_owned()), &nothing)?.steps;
-    for _ in 0..steps {
+    for _ in 0..model.admit(row, &spec("decoded".to_owned()), &nothing)?.steps {
         model.step(&[row])?;
     }
-    stages.decode_ms = turn_by_turn(clock, options.turns + 1, |_| model.decode(row).map(|_| ()))?;
+    let decode = stopwatch.turn_by_turn(turns, |_| model.decode(row).map(|_| ()))?;
     model.release(row);
-    Ok(stages)
+    Ok(Stages { encode_ms: encode.ms, steps, decode })
 }
 
-/// The median of all turns but the first, in milliseconds.
-fn turn_by_turn(clock: Clock, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<f64, Fault> {
-    let mut times = Vec::new();
-    for turn in 0..turns {
-        let began = clock.now();
-        run(turn)?;
-        times.push(clock.now().since(began).as_secs_f64() * 1e3);
+impl Stopwatch {
+    /// What `run` takes, over all turns but the first, which reads weights and finds its algorithms.
+    fn turn_by_turn(&self, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<Measured, Fault> {
+        let mut times = Vec::new();
+        let mut watch = self.memory.watch();
+        for turn in 0..turns {
+            if turn == 1 {
+                watch = self.memory.watch();
+            }
+            let began = self.clock.now();
+            run(turn)?;
+            times.push(self.clock.now().since(began).as_secs_f64() * 1e3);
+        }
+        // From what the loaded model has, not from what was in use before the stage: allocators hold on to what they had.
+        let peak = watch.and_then(|watch| watch.peak());
+        let bytes = peak.zip(self.loaded_bytes).map(|(peak, loaded)| peak.saturating_sub(loaded));
+        let mut counted = if times.len() > 1 { times.split_off(1) } else { times };
+        counted.sort_by(f64::total_cmp);
+        Ok(Measured { ms: counted.get(counted.len() / 2).copied().unwrap_or_default(), bytes })
     }
-    let mut counted = if times.len() > 1 { times.split_off(1) } else { times };
-    counted.sort_by(f64::total_cmp);
-    Ok(counted.get(counted.len() / 2).copied().unwrap_or_default())
 }
 
 /// The most memory that this process ever had, where the system tells.

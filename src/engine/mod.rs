@@ -21,6 +21,7 @@ mod layers;
 mod loading;
 mod lora;
 mod manifest;
+mod memory;
 mod mmdit;
 mod picture;
 mod pipeline;
@@ -51,6 +52,7 @@ pub use image::encode;
 pub use loading::{LoadOptions, load};
 pub use lora::{LoraError, Part};
 pub use manifest::{OVERRIDES_FILE, read_manifest};
+pub use memory::{DeviceMemory, Watch};
 pub use pipeline::{Pipeline, RenderError, Rendered};
 pub use start::StartingPictures;
 pub use unet::Unet;
@@ -118,6 +120,9 @@ pub trait Engine: Send {
 
     /// Where it computes and in which number format, for people and for names of files.
     fn placement(&self) -> String;
+
+    /// The memory of the device where it computes.
+    fn memory(&self) -> DeviceMemory;
 
     /// Whether the first image pays for what is only done once, such as compiling kernels.
     fn warm_up_pays(&self) -> bool;

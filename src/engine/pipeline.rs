@@ -30,7 +30,7 @@ use super::start::{Inpainting, Pictures, Started, Starter};
 use super::tokenizer::ClipTokenizer;
 use super::unet::Unet;
 use super::vae::{Decoder, Encoder, LatentScale};
-use super::{Admitted, Engine, PromptEncoder, RgbImage, RowId, StartingPictures, image};
+use super::{Admitted, DeviceMemory, Engine, PromptEncoder, RgbImage, RowId, StartingPictures, image};
 use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, Sizes, Start};
 
 /// Previews are small and short-lived.
@@ -129,6 +129,14 @@ fn failed(error: candle_core::Error) -> Fault {
     let memory = ["out of memory", "OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|sign| message.contains(sign));
     let code = if memory { FaultCode::OutOfMemory } else { FaultCode::EngineFailed };
     Fault::retry(code, format!("the model failed: {message}"))
+}
+
+/// Why there is no model with the LoRAs of an image, as a fault.
+fn unmergeable(error: LoadError) -> Fault {
+    if let LoadError::Lora(error) = &error {
+        return invalid(format!("loras: {error}"));
+    }
+    Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
 }
 
 fn unknown(id: RowId) -> Fault {
@@ -284,17 +292,13 @@ impl Pipeline {
         };
         let files: Result<Vec<_>, LoraError> =
             loras.iter().map(|lora| Ok((lora::find(folder, &lora.name)?, lora.weight))).collect();
-        let bytes = self.source.weighted_bytes();
-        self.merged.make_room(bytes);
-        let merge = |files: &[(PathBuf, f32)]| self.source.weighted(Some(&Arc::new(self.source.lora_set(files)?)));
-        let model = files.map_err(LoadError::from).and_then(|files| merge(&files)).map_err(|error| {
-            if let LoadError::Lora(error) = &error {
-                return invalid(format!("loras: {error}"));
-            }
-            Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
-        })?;
-        let model = Arc::new(model);
-        self.merged.insert(key, Arc::clone(&model), bytes);
+        let loras =
+            files.map_err(LoadError::from).and_then(|files| self.source.lora_set(&files)).map_err(unmergeable)?;
+        // Only what stayed in its file and is changed will be copied besides what the base model has in memory.
+        let base = &self.base;
+        self.merged.make_room(base.copied_bytes + loras.changed_bytes().min(base.mapped_bytes));
+        let model = Arc::new(self.source.weighted(Some(&Arc::new(loras))).map_err(unmergeable)?);
+        self.merged.insert(key, Arc::clone(&model), model.copied_bytes);
         Ok(model)
     }
 
@@ -501,6 +505,10 @@ impl Engine for Pipeline {
 
     fn placement(&self) -> String {
         format!("{:?}, {:?}", self.device().location(), self.source.placements.denoiser.dtype)
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory::new(self.device(), self.base.mapped_bytes)
     }
 
     fn warm_up_pays(&self) -> bool {

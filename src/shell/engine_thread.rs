@@ -71,6 +71,8 @@ pub struct EngineThread {
     pub digest: ModelDigest,
     /// Where it computes and in which number format.
     pub placement: String,
+    /// Bytes that the device had left when the model was loaded, where the system tells.
+    pub memory_left: Option<u64>,
     /// Encodes prompts while the thread is at something else.
     pub prompts: Arc<dyn PromptEncoder>,
 }
@@ -108,6 +110,7 @@ where
             manifest: engine.manifest().clone(),
             digest: engine.digest().clone(),
             placement: engine.placement(),
+            memory_left: engine.memory().left(),
             prompts: engine.prompt_encoder(),
         };
         if ready.send(Ok(loaded)).is_err() {

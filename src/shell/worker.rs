@@ -55,6 +55,10 @@ use prompts::Prompts;
 /// A job that more urgent ones pass over steps once in so long.
 const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
 
+/// The share of the memory beside the model that steps may take: allocators waste some, and it is not measured while others
+/// come and go.
+const MEMORY_SHARE: f64 = 0.8;
+
 /// What a worker is told once.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -64,6 +68,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Images that step together; the model's own limit when absent.
     pub images_in_batch_max: Option<u32>,
+    /// Bytes that steps may take on top of the loaded model; most of what the device has left when absent.
+    pub memory: Option<u64>,
     /// How batches are made.
     pub policy: Policy,
     /// What `darkroom profile` measured; where it keeps it when absent.
@@ -160,6 +166,12 @@ fn known_costs(path: Option<PathBuf>, model: &str, placement: &str) -> CostModel
     })
 }
 
+/// Bytes that steps may take on top of the loaded model: what was asked for, or a safe share of what is left.
+fn memory_for_steps(asked: Option<u64>, left: Option<u64>) -> Option<u64> {
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share")]
+    asked.or_else(|| left.map(|left| (left as f64 * MEMORY_SHARE) as u64))
+}
+
 struct Worker {
     config: Config,
     manifest: ModelManifest,
@@ -213,7 +225,8 @@ where
     };
     let loading = clock.now().since(Mono::ZERO);
     let manifest = engine.manifest.clone();
-    tracing::info!(model = %manifest.name, loading_ms = loading.as_millis(), "worker.ready");
+    let memory_bytes = memory_for_steps(config.memory, engine.memory_left);
+    tracing::info!(model = %manifest.name, loading_ms = loading.as_millis(), memory_bytes, "worker.ready");
 
     let records = Records::open(&bus).await.map_err(|fault| WorkerError::Topology {
         what: format!("the bucket {}", subject::BUCKET_JOBS),

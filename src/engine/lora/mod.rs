@@ -150,6 +150,12 @@ impl LoraSet {
         self.loras.iter().any(|(lora, _)| lora.layer(part, tensor).is_some())
     }
 
+    /// Bytes, as f32, of the weights that it changes; those that several LoRAs change count more than once.
+    pub(crate) fn changed_bytes(&self) -> u64 {
+        let layers = self.loras.iter().flat_map(|(lora, _)| lora.shapes());
+        layers.map(|shape| (shape.iter().product::<usize>() * size_of::<f32>()) as u64).sum()
+    }
+
     /// What is added to `tensor` of `part`, which has `shape`: f32 on `device`, none when no LoRA changes it.
     ///
     /// # Errors
