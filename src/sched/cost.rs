@@ -101,13 +101,13 @@ impl CostModel {
     pub fn images_within(&self, key: BatchKey, bytes: u64, at_most: u32) -> u32 {
         let fit = |images: u32| self.step_bytes(key, images).is_none_or(|needed| needed <= bytes);
         // More pictures never take less.
-        let (mut most, mut too_many) = (1, at_most.saturating_add(1));
-        while too_many - most > 1 {
-            let middle = most + (too_many - most) / 2;
+        let (mut most, mut at_most) = (1, at_most.max(1));
+        while most < at_most {
+            let middle = most + (at_most - most).div_ceil(2);
             if fit(middle) {
                 most = middle;
             } else {
-                too_many = middle;
+                at_most = middle - 1;
             }
         }
         most
