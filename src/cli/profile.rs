@@ -1,6 +1,7 @@
 //! `profile`: how long the engine takes on this machine for each stage of an image, and how much memory, with no bus. Workers
 //! here find the figures where it keeps them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -12,7 +13,7 @@ use darkroom::job::{Fault, ImageSpec, Task};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::costs;
 use darkroom::wire::cost::{CostTable, DecodeCost, StepCost};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::output::Output;
 use super::{Exit, Failed};
@@ -79,6 +80,8 @@ struct Stopwatch {
     memory: DeviceMemory,
     /// Memory in use when the model was loaded and had done nothing.
     loaded_bytes: Option<u64>,
+    /// The most that this process had before the present watch, which begins anew.
+    resident_peak_bytes: Option<u64>,
     turns: u32,
 }
 
@@ -88,7 +91,7 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let load = LoadOptions { device: options.device, precisions, loras: None };
     let mut model = engine::load(&options.model, &load)?;
     let loading_ms = clock.now().as_micros() as f64 / 1e3;
-    let loaded_bytes = resident_peak_bytes();
+    let loaded_resident_peak_bytes = resident_peak_bytes();
     let manifest = model.manifest().clone();
     if !manifest.tasks.contains(&Task::TextToImage) {
         return Err(anyhow::anyhow!("the model makes no image from a prompt alone, which is what is measured").into());
@@ -96,12 +99,13 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let own = [manifest.defaults.width, manifest.defaults.height];
     let sizes = if options.sizes.is_empty() { vec![own] } else { options.sizes.clone() };
     let memory = model.memory();
-    let stopwatch = Stopwatch { clock, loaded_bytes: memory.used(), memory, turns: options.turns };
+    let loaded_bytes = memory.used();
+    let mut stopwatch = Stopwatch { clock, memory, loaded_bytes, resident_peak_bytes: None, turns: options.turns };
     let mut text = format!("{} on {}: ready after {loading_ms:.0} ms", manifest.name, model.placement());
     let (mut steps, mut decode, mut encode_ms) = (Vec::new(), Vec::new(), 0.0);
     for [width, height] in sizes {
         let Stages { encode_ms: encode, steps: of_step, decode: of_decode } =
-            measure(&mut model, [width, height], &options.images, &stopwatch)?;
+            measure(&mut model, [width, height], &options.images, &mut stopwatch)?;
         text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}");
         for (images, measured) in of_step {
             text += &format!(", step of {images} {measured}");
@@ -120,8 +124,8 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let CostTable { model: name, placement, steps, decode } = table;
     let result = json!({
         "model": name, "family": manifest.family, "placement": placement,
-        "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_bytes,
-        "resident_peak_bytes": resident_peak_bytes(), "encode_ms": encode_ms, "steps": steps, "decode": decode,
+        "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_resident_peak_bytes,
+        "resident_peak_bytes": stopwatch.resident_peak_bytes.max(resident_peak_bytes()), "encode_ms": encode_ms, "steps": steps, "decode": decode,
     });
     output.line(text, &result);
     Ok(Exit::Success)
@@ -131,7 +135,7 @@ fn measure(
     model: &mut Pipeline,
     [width, height]: [u32; 2],
     images: &[u32],
-    stopwatch: &Stopwatch,
+    stopwatch: &mut Stopwatch,
 ) -> Result<Stages, Fault> {
     let defaults = model.manifest().defaults.clone();
     let turns = stopwatch.turns + 1;
@@ -143,7 +147,8 @@ fn measure(
         ..ImageSpec::with_defaults(&prompt, &defaults)
     };
     let mut steps = Vec::new();
-    for images in images {
+    // In this order: what an allocator kept of a larger step would count as a smaller one's.
+    for images in images.iter().collect::<BTreeSet<_>>() {
         let rows: Vec<RowId> = (0..u64::from(*images)).map(RowId).collect();
         let mut steps_left = u32::MAX;
         for row in &rows {
@@ -169,11 +174,12 @@ fn measure(
 
 impl Stopwatch {
     /// What `run` takes, over all turns but the first, which reads weights and finds its algorithms.
-    fn turn_by_turn(&self, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<Measured, Fault> {
+    fn turn_by_turn(&mut self, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<Measured, Fault> {
         let mut times = Vec::new();
-        let mut watch = self.memory.watch();
+        let mut watch = None;
         for turn in 0..turns {
-            if turn == 1 {
+            if turn <= 1 {
+                self.resident_peak_bytes = self.resident_peak_bytes.max(resident_peak_bytes());
                 watch = self.memory.watch();
             }
             let began = self.clock.now();
@@ -189,10 +195,10 @@ impl Stopwatch {
     }
 }
 
-/// The most memory that this process ever had, where the system tells.
-fn resident_peak_bytes() -> Option<Value> {
+/// The most resident memory that this process had since somebody began to watch, where the system tells.
+fn resident_peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(json!(kibibytes * 1024))
+    Some(kibibytes * 1024)
 }
