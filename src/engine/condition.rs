@@ -67,10 +67,10 @@ pub(crate) struct PromptKey {
     chunks: usize,
 }
 
-/// What became of a prompt.
+/// What became of a prompt, in the CPU's memory.
 #[derive(Debug)]
 pub(crate) struct Prompt {
-    /// `(1, d, t)` in the encoders' number format, as all of it in the CPU's memory.
+    /// `(1, d, t)` in the encoders' number format.
     context: Tensor,
     /// `(1, p)`
     pooled: Tensor,

@@ -28,8 +28,9 @@ impl Prompts {
     pub(super) async fn prepare(&self, spec: ImageSpec) -> Duration {
         let Ok(turn) = Arc::clone(&self.turn).acquire_owned().await else { return Duration::ZERO };
         let (encoder, clock) = (Arc::clone(&self.encoder), self.clock);
+        let span = tracing::info_span!("job.encode_ahead");
         let encoding = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let (_turn, _span) = (turn, span.entered());
             let began = clock.now();
             let outcome = encoder.prepare(&spec);
             (outcome, clock.now().since(began))
