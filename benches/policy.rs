@@ -27,6 +27,7 @@ fn main() {
     let config = Config {
         lanes,
         images_in_batch_max: ROWS,
+        memory_bytes: None,
         images_parked_max: ROWS,
         jobs_ahead_max: 1000,
         stall_max: Duration::from_millis(500),
@@ -35,6 +36,7 @@ fn main() {
         costs,
         ack_wait: Duration::from_secs(3600),
         failures_max: 3,
+        deaths_max: 3,
         exit_when_idle: None,
         grace: Duration::from_secs(30),
     };
@@ -53,9 +55,10 @@ fn main() {
             deadline: None,
         };
         let input = Input::Delivered { ticket: Ticket(ticket), lane: 1, offer: Some(offer), pending: 0, deliveries: 1 };
-        for input in
-            [input, Input::Acted { ticket: Ticket(ticket), outcome: Acted::Claimed(Claim::Won { failures: 0 }) }]
-        {
+        for input in [
+            input,
+            Input::Acted { ticket: Ticket(ticket), outcome: Acted::Claimed(Claim::Won { failures: 0, deaths: 0 }) },
+        ] {
             scheduler.handle(now, input);
             asked = settled(&mut scheduler).or(asked);
         }

@@ -363,6 +363,70 @@ fn loras_change_images_by_name_and_weight_and_those_that_do_not_fit_are_refused(
 }
 
 #[test]
+fn prompts_that_were_encoded_ahead_are_not_encoded_again_and_make_the_same_picture() {
+    for variant in ["sd1", "sd2", "sdxl", "sd3", "flux-dev"] {
+        let directory = tiny::model(variant);
+        let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+        let kind = model.manifest().defaults.scheduler;
+        let change = |spec: &mut ImageSpec| {
+            (spec.scheduler, spec.prompt, spec.negative_prompt) = (kind, "a (red) star".into(), "red".into());
+        };
+        let asked = spec(change);
+        let expected = picture(&mut load(directory.path(), &LoadOptions::default()).unwrap(), &asked);
+
+        // While the engine steps another image, from several threads at once.
+        let other = spec(|spec| spec.scheduler = kind);
+        let other_alone = picture(&mut load(directory.path(), &LoadOptions::default()).unwrap(), &other);
+        let steps = admit(&mut model, RowId(1), &other);
+        let before = model.prompt_encoder().encoded();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                let (prompts, asked) = (model.prompt_encoder(), &asked);
+                scope.spawn(move || prompts.prepare(asked).unwrap());
+            }
+            (0..steps).for_each(|_| model.step(&[RowId(1)]).unwrap());
+        });
+        let prompts = model.prompt_encoder();
+        let encoded = if variant == "flux-dev" { 1 } else { 2 };
+        assert_eq!(prompts.encoded() - before, encoded, "{variant}: guidance takes two prompts, each once");
+        assert_eq!(picture(&mut model, &asked), expected, "{variant}");
+        assert_eq!(model.decode(RowId(1)).unwrap(), other_alone, "{variant}: the image that was stepped meanwhile");
+        assert_eq!(prompts.encoded() - before, encoded, "{variant}: admitting found what was prepared");
+        // Another prompt is encoded when it is admitted.
+        picture(&mut model, &spec(|spec| (spec.scheduler, spec.prompt) = (kind, "and".into())));
+        assert!(prompts.encoded() - before > encoded, "{variant}");
+    }
+}
+
+#[test]
+fn prompts_of_images_with_loras_are_not_encoded_ahead() {
+    let directory = tiny::model("sd1");
+    let model = load(directory.path(), &LoadOptions::default()).unwrap();
+    let prompts = model.prompt_encoder();
+    prompts.prepare(&spec(|spec| spec.loras = vec![lora("one", 1.0)])).unwrap();
+    assert_eq!(prompts.encoded(), 0);
+}
+
+#[test]
+fn prompts_of_twice_a_full_batch_are_known_until_they_are_admitted() {
+    let directory = tiny::model("sd1");
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+    let prompts = model.prompt_encoder();
+    let asked = |index: u32| {
+        let text = |what: &str| format!("{what} {}", "star ".repeat(index as usize));
+        spec(|spec| (spec.prompt, spec.negative_prompt) = (text("red"), text("and")))
+    };
+    let claimed = 2 * model.manifest().limits.images_in_batch_max;
+    (0..claimed).for_each(|index| prompts.prepare(&asked(index)).unwrap());
+    let encoded = prompts.encoded();
+    assert_eq!(encoded, u64::from(2 * claimed));
+    for index in 0..claimed {
+        admit(&mut model, RowId(index.into()), &asked(index));
+    }
+    assert_eq!(prompts.encoded(), encoded);
+}
+
+#[test]
 fn prompts_that_are_cut_off_come_with_a_warning() {
     let directory = tiny::model("sd1");
     let mut model = load(directory.path(), &LoadOptions::default()).unwrap();

@@ -1,17 +1,19 @@
-//! `profile`: how long the engine takes on this machine for each stage of an image, with no bus. Workers here find the
-//! figures where it keeps them.
+//! `profile`: how long the engine takes on this machine for each stage of an image, and how much memory, with no bus. Workers
+//! here find the figures where it keeps them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use bytesize::ByteSize;
 use darkroom::engine::{
-    self, DeviceChoice, Engine, LoadOptions, Pipeline, Precision, Precisions, RowId, StartingPictures,
+    self, DeviceChoice, DeviceMemory, Engine, LoadOptions, Pipeline, Precision, Precisions, RowId, StartingPictures,
 };
 use darkroom::job::{Fault, ImageSpec, Task};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::costs;
 use darkroom::wire::cost::{CostTable, DecodeCost, StepCost};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::output::Output;
 use super::{Exit, Failed};
@@ -46,12 +48,41 @@ fn size(text: &str) -> Result<[u32; 2], String> {
     sides.ok_or_else(|| "must be WIDTHxHEIGHT, such as 512x512".to_owned())
 }
 
-/// Medians of one size, in milliseconds.
+/// What one size takes.
 struct Stages {
     encode_ms: f64,
     /// By number of images.
-    steps_ms: Vec<(u32, f64)>,
-    decode_ms: f64,
+    steps: Vec<(u32, Measured)>,
+    decode: Measured,
+}
+
+/// What a stage takes.
+struct Measured {
+    /// The median.
+    ms: f64,
+    /// On top of the loaded model.
+    bytes: Option<u64>,
+}
+
+impl std::fmt::Display for Measured {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{:.1} ms", self.ms)?;
+        match self.bytes {
+            Some(bytes) => write!(formatter, " and {}", ByteSize::b(bytes)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Measures stages of a model that is loaded.
+struct Stopwatch {
+    clock: Clock,
+    memory: DeviceMemory,
+    /// Memory in use when the model was loaded and had done nothing.
+    loaded_bytes: Option<u64>,
+    /// The most that this process had before the present watch, which begins anew.
+    resident_peak_bytes: Option<u64>,
+    turns: u32,
 }
 
 pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit, Failed> {
@@ -60,24 +91,29 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let load = LoadOptions { device: options.device, precisions, loras: None };
     let mut model = engine::load(&options.model, &load)?;
     let loading_ms = clock.now().as_micros() as f64 / 1e3;
-    let loaded_bytes = resident_peak_bytes();
+    let loaded_resident_peak_bytes = resident_peak_bytes();
     let manifest = model.manifest().clone();
     if !manifest.tasks.contains(&Task::TextToImage) {
         return Err(anyhow::anyhow!("the model makes no image from a prompt alone, which is what is measured").into());
     }
     let own = [manifest.defaults.width, manifest.defaults.height];
     let sizes = if options.sizes.is_empty() { vec![own] } else { options.sizes.clone() };
+    let memory = model.memory();
+    let loaded_bytes = memory.used();
+    let mut stopwatch = Stopwatch { clock, memory, loaded_bytes, resident_peak_bytes: None, turns: options.turns };
     let mut text = format!("{} on {}: ready after {loading_ms:.0} ms", manifest.name, model.placement());
     let (mut steps, mut decode, mut encode_ms) = (Vec::new(), Vec::new(), 0.0);
     for [width, height] in sizes {
-        let stages = measure(&mut model, [width, height], options, clock)?;
-        let Stages { encode_ms: encode, decode_ms, steps_ms } = stages;
-        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {decode_ms:.1} ms");
-        for (images, ms) in steps_ms {
-            text += &format!(", step of {images} {ms:.1} ms");
-            steps.push(StepCost { width, height, images, ms });
+        let Stages { encode_ms: encode, steps: of_step, decode: of_decode } =
+            measure(&mut model, [width, height], &options.images, &mut stopwatch)?;
+        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}");
+        for (images, measured) in of_step {
+            text += &format!(", step of {images} {measured}");
+            let Measured { ms, bytes } = measured;
+            steps.push(StepCost { width, height, images, ms, bytes });
         }
-        decode.push(DecodeCost { width, height, ms: decode_ms });
+        let Measured { ms, bytes } = of_decode;
+        decode.push(DecodeCost { width, height, ms, bytes });
         encode_ms = encode;
     }
     let table = CostTable { model: manifest.name.to_string(), placement: model.placement(), steps, decode };
@@ -88,8 +124,8 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let CostTable { model: name, placement, steps, decode } = table;
     let result = json!({
         "model": name, "family": manifest.family, "placement": placement,
-        "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_bytes,
-        "resident_peak_bytes": resident_peak_bytes(), "encode_ms": encode_ms, "steps": steps, "decode": decode,
+        "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_resident_peak_bytes,
+        "resident_peak_bytes": stopwatch.resident_peak_bytes.max(resident_peak_bytes()), "encode_ms": encode_ms, "steps": steps, "decode": decode,
     });
     output.line(text, &result);
     Ok(Exit::Success)
@@ -98,62 +134,71 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
 fn measure(
     model: &mut Pipeline,
     [width, height]: [u32; 2],
-    options: &ProfileOptions,
-    clock: Clock,
+    images: &[u32],
+    stopwatch: &mut Stopwatch,
 ) -> Result<Stages, Fault> {
     let defaults = model.manifest().defaults.clone();
+    let turns = stopwatch.turns + 1;
     let spec = |prompt: String| ImageSpec {
         width,
         height,
         negative_prompt: format!("not {prompt}"),
-        num_inference_steps: options.turns + 1,
+        num_inference_steps: turns,
         ..ImageSpec::with_defaults(&prompt, &defaults)
     };
-    let mut stages = Stages { encode_ms: 0.0, steps_ms: Vec::new(), decode_ms: 0.0 };
-    for images in &options.images {
+    let mut steps = Vec::new();
+    // In this order: what an allocator kept of a larger step would count as a smaller one's.
+    for images in images.iter().collect::<BTreeSet<_>>() {
         let rows: Vec<RowId> = (0..u64::from(*images)).map(RowId).collect();
-        let mut steps = u32::MAX;
+        let mut steps_left = u32::MAX;
         for row in &rows {
             // Each with a prompt of its own, because prompts are encoded once.
             let spec = spec(format!("{width} {height} {images} {}", row.0));
-            steps = steps.min(model.admit(*row, &spec, &StartingPictures::default())?.steps);
+            steps_left = steps_left.min(model.admit(*row, &spec, &StartingPictures::default())?.steps);
         }
-        let turns = steps.min(options.turns + 1);
-        let took = turn_by_turn(clock, turns, |_| model.step(&rows))?;
+        steps.push((*images, stopwatch.turn_by_turn(steps_left.min(turns), |_| model.step(&rows))?));
         rows.iter().for_each(|row| model.release(*row));
-        stages.steps_ms.push((*images, took));
     }
     let row = RowId(0);
     let nothing = StartingPictures::default();
-    stages.encode_ms = turn_by_turn(clock, options.turns + 1, |turn| {
+    let encode = stopwatch.turn_by_turn(turns, |turn| {
         model.admit(row, &spec(format!("{width} {height} alone {turn}")), &nothing).map(|_| ())
     })?;
-    let steps = model.admit(row, &spec("decoded".to_owned()), &nothing)?.steps;
-    for _ in 0..steps {
+    for _ in 0..model.admit(row, &spec("decoded".to_owned()), &nothing)?.steps {
         model.step(&[row])?;
     }
-    stages.decode_ms = turn_by_turn(clock, options.turns + 1, |_| model.decode(row).map(|_| ()))?;
+    let decode = stopwatch.turn_by_turn(turns, |_| model.decode(row).map(|_| ()))?;
     model.release(row);
-    Ok(stages)
+    Ok(Stages { encode_ms: encode.ms, steps, decode })
 }
 
-/// The median of all turns but the first, in milliseconds.
-fn turn_by_turn(clock: Clock, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<f64, Fault> {
-    let mut times = Vec::new();
-    for turn in 0..turns {
-        let began = clock.now();
-        run(turn)?;
-        times.push(clock.now().since(began).as_secs_f64() * 1e3);
+impl Stopwatch {
+    /// What `run` takes, over all turns but the first, which reads weights and finds its algorithms.
+    fn turn_by_turn(&mut self, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<Measured, Fault> {
+        let mut times = Vec::new();
+        let mut watch = None;
+        for turn in 0..turns {
+            if turn <= 1 {
+                self.resident_peak_bytes = self.resident_peak_bytes.max(resident_peak_bytes());
+                watch = self.memory.watch();
+            }
+            let began = self.clock.now();
+            run(turn)?;
+            times.push(self.clock.now().since(began).as_secs_f64() * 1e3);
+        }
+        // From what the loaded model has, not from what was in use before the stage: allocators hold on to what they had.
+        let peak = watch.and_then(|watch| watch.peak());
+        let bytes = peak.zip(self.loaded_bytes).map(|(peak, loaded)| peak.saturating_sub(loaded));
+        let mut counted = if times.len() > 1 { times.split_off(1) } else { times };
+        counted.sort_by(f64::total_cmp);
+        Ok(Measured { ms: counted.get(counted.len() / 2).copied().unwrap_or_default(), bytes })
     }
-    let mut counted = if times.len() > 1 { times.split_off(1) } else { times };
-    counted.sort_by(f64::total_cmp);
-    Ok(counted.get(counted.len() / 2).copied().unwrap_or_default())
 }
 
-/// The most memory that this process ever had, where the system tells.
-fn resident_peak_bytes() -> Option<Value> {
+/// The most resident memory that this process had since somebody began to watch, where the system tells.
+fn resident_peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(json!(kibibytes * 1024))
+    Some(kibibytes * 1024)
 }

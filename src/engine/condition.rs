@@ -1,12 +1,14 @@
 //! Prompts to what the denoiser is conditioned on, by the rules of each family of pipelines.
 //!
-//! Each prompt is encoded alone, so its embedding never depends on other prompts. How text becomes tokens is `prompt`'s
-//! business.
+//! Each prompt is encoded alone, so its embedding never depends on other prompts, and is kept for whoever wants it next. How
+//! text becomes tokens is `prompt`'s business.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
+use super::cache::Cache;
 use super::clip::{Clip, Encoded};
 use super::config::Family;
 use super::mmdit;
@@ -16,7 +18,10 @@ use super::tokenizer::ClipTokenizer;
 use crate::job::{PromptOptions, Weighting};
 
 /// Embeddings that are kept: the images of a job share their prompts, and most jobs share the empty negative prompt.
-const KEPT_MAX: usize = 32;
+const KEPT_BYTES_MAX: u64 = 64 << 20;
+/// Embeddings that are kept at least, for each image of a full batch: prompt and negative prompt of those that step and of
+/// as many that wait for it, encoded ahead.
+const KEPT_PER_IMAGE: usize = 4;
 /// Tokens of zeros that stand for a T5 that a Stable Diffusion 3 does not have, as in diffusers.
 pub(crate) const SD3_T5_TOKENS: usize = 256;
 /// Tokens that FLUX.1 reads, as in diffusers.
@@ -40,8 +45,18 @@ pub(crate) struct TextEncoders {
     pub(crate) joint_attention_dim: usize,
     /// Whether an image without a negative prompt is guided away from zeros.
     pub(crate) force_zeros_for_empty_prompt: bool,
-    /// The most recently used last.
-    pub(crate) kept: Mutex<Vec<(PromptKey, Prompt)>>,
+    pub(crate) known: Known,
+}
+
+/// What was encoded before. It can be asked while a prompt is being encoded.
+#[derive(Debug)]
+pub(crate) struct Known {
+    kept: Mutex<Cache<PromptKey, Prompt>>,
+    /// Held while encoding: of two threads that want a prompt the second finds it, and the device is given one encoding at a
+    /// time. Nobody waits for it on one of rayon's threads, which encoders need.
+    encoding: Arc<Mutex<()>>,
+    /// Prompts that were encoded.
+    encoded: AtomicU64,
 }
 
 /// What a prompt's embedding depends on.
@@ -52,8 +67,8 @@ pub(crate) struct PromptKey {
     chunks: usize,
 }
 
-/// What became of a prompt.
-#[derive(Clone, Debug)]
+/// What became of a prompt, in the CPU's memory.
+#[derive(Debug)]
 pub(crate) struct Prompt {
     /// `(1, d, t)` in the encoders' number format.
     context: Tensor,
@@ -61,7 +76,8 @@ pub(crate) struct Prompt {
     pooled: Tensor,
 }
 
-/// What one image is conditioned on: one row, or with guidance two, of which the first is the negative prompt.
+/// What one image is conditioned on, in the CPU's memory: one row, or with guidance two, of which the first is the negative
+/// prompt.
 #[derive(Clone, Debug)]
 pub(crate) struct Conditioning {
     /// `(g, d, t)`
@@ -72,7 +88,48 @@ pub(crate) struct Conditioning {
     pub(crate) warnings: Vec<String>,
 }
 
+impl Known {
+    /// Nothing yet; later enough for the images of twice `images_in_batch_max`. Encoding waits for `encoding`.
+    pub(crate) fn new(images_in_batch_max: u32, encoding: Arc<Mutex<()>>) -> Self {
+        let kept_min = KEPT_PER_IMAGE.saturating_mul(images_in_batch_max as usize);
+        Self { kept: Mutex::new(Cache::new(KEPT_BYTES_MAX, kept_min)), encoding, encoded: AtomicU64::new(0) }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Cache<PromptKey, Prompt>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The prompt of `key`, made by `encode` if it is not known.
+    fn get_or_encode(&self, key: PromptKey, encode: impl FnOnce() -> Result<Prompt>) -> Result<Arc<Prompt>> {
+        if let Some(prompt) = self.kept().get(&key) {
+            return Ok(prompt);
+        }
+        let _turn = self.encoding.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(prompt) = self.kept().get(&key) {
+            return Ok(prompt);
+        }
+        let Prompt { context, pooled } = encode()?;
+        // Which also waits until the device is done.
+        let prompt =
+            Arc::new(Prompt { context: context.to_device(&Device::Cpu)?, pooled: pooled.to_device(&Device::Cpu)? });
+        self.encoded.fetch_add(1, Ordering::Relaxed);
+        self.kept().insert(key, Arc::clone(&prompt), prompt.bytes());
+        Ok(prompt)
+    }
+}
+
+impl Prompt {
+    fn bytes(&self) -> u64 {
+        [&self.context, &self.pooled].map(|part| (part.elem_count() * part.dtype().size_in_bytes()) as u64).iter().sum()
+    }
+}
+
 impl TextEncoders {
+    /// How many prompts were encoded.
+    pub(crate) fn encoded(&self) -> u64 {
+        self.known.encoded.load(Ordering::Relaxed)
+    }
+
     /// The conditioning of an image; `negative_prompt` is none without guidance.
     pub(crate) fn condition(
         &self,
@@ -103,16 +160,17 @@ impl TextEncoders {
         let positive = self.encode(prompt, tokenized, options, chunks)?;
         let negative = match (negative_prompt, negative) {
             (None, _) => {
-                return Ok(Conditioning { context: positive.context, pooled: positive.pooled, warnings });
+                let Prompt { context, pooled } = positive.as_ref();
+                return Ok(Conditioning { context: context.clone(), pooled: pooled.clone(), warnings });
             }
             (Some(_), None) => {
-                Prompt { context: positive.context.zeros_like()?, pooled: positive.pooled.zeros_like()? }
+                Arc::new(Prompt { context: positive.context.zeros_like()?, pooled: positive.pooled.zeros_like()? })
             }
             (Some(_), Some((text, tokenized))) => self.encode(text, tokenized, options, chunks)?,
         };
         Ok(Conditioning {
-            context: Tensor::cat(&[negative.context, positive.context], 0)?,
-            pooled: Tensor::cat(&[negative.pooled, positive.pooled], 0)?,
+            context: Tensor::cat(&[&negative.context, &positive.context], 0)?,
+            pooled: Tensor::cat(&[&negative.pooled, &positive.pooled], 0)?,
             warnings,
         })
     }
@@ -126,27 +184,20 @@ impl TextEncoders {
         self.clips.iter().map(one).collect()
     }
 
-    fn encode(&self, text: &str, tokenized: Vec<Tokenized>, options: PromptOptions, chunks: usize) -> Result<Prompt> {
+    fn encode(
+        &self,
+        text: &str,
+        tokenized: Vec<Tokenized>,
+        options: PromptOptions,
+        chunks: usize,
+    ) -> Result<Arc<Prompt>> {
         let key = PromptKey { text: text.to_owned(), options, chunks };
-        let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(found) = kept.iter().position(|(other, _)| *other == key) {
-            let entry = kept.remove(found);
-            let prompt = entry.1.clone();
-            kept.push(entry);
-            return Ok(prompt);
-        }
-        let encoded: Vec<Encoded> = self
-            .clips
-            .iter()
-            .zip(tokenized)
-            .map(|(encoder, tokenized)| encoder.encode(tokenized, chunks))
-            .collect::<Result<_>>()?;
-        let prompt = self.combine(&encoded, text, options)?;
-        if kept.len() == KEPT_MAX {
-            kept.remove(0);
-        }
-        kept.push((key, prompt.clone()));
-        Ok(prompt)
+        self.known.get_or_encode(key, || {
+            let clips = self.clips.iter().zip(tokenized);
+            let encoded: Vec<Encoded> =
+                clips.map(|(encoder, tokenized)| encoder.encode(tokenized, chunks)).collect::<Result<_>>()?;
+            self.combine(&encoded, text, options)
+        })
     }
 
     /// What the family takes from which encoder.

@@ -2,7 +2,7 @@
 //!
 //! It does not choose by itself between devices of a kind, and never falls back silently when one was asked for.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 
 /// Which device the caller wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +49,15 @@ impl DeviceChoice {
             Self::Auto if cfg!(feature = "cuda") => Device::cuda_if_available(0),
             Self::Auto => Ok(Device::Cpu),
         }
+    }
+}
+
+/// The same device with a queue of work and handles of its own, for what another thread computes at the same time. Tensors
+/// go from one to the other only through the CPU's memory: nothing else would make one queue wait for the other.
+pub(crate) fn beside(device: &Device) -> Result<Device, candle_core::Error> {
+    match device.location() {
+        DeviceLocation::Cuda { gpu_id } => Device::new_cuda_with_stream(gpu_id),
+        DeviceLocation::Cpu | DeviceLocation::Metal { .. } => Ok(device.clone()),
     }
 }
 
@@ -117,15 +126,21 @@ pub(crate) struct Placements {
 }
 
 impl Placements {
-    /// The placements on `device`: what `asked` says, else f32 on the CPU; elsewhere bf16 for weights that are stored so
-    /// (they do not fit into f16's range), else f16, but f32 for a VAE that `upcasts`.
-    pub(crate) fn choose(device: &Device, asked: Precisions, stored: DType, vae_upcasts: bool) -> Self {
+    /// The placements on `device`, text encoders `beside` it: what `asked` says, else f32 on the CPU; elsewhere bf16 for weights
+    /// that are stored so (they do not fit into f16's range), else f16, but f32 for a VAE that `upcasts`.
+    pub(crate) fn choose(
+        device: &Device,
+        beside: &Device,
+        asked: Precisions,
+        stored: DType,
+        vae_upcasts: bool,
+    ) -> Self {
         let unasked = match (device.is_cpu(), stored) {
             (true, _) => DType::F32,
             (false, DType::BF16) => DType::BF16,
             (false, _) => DType::F16,
         };
-        let place = |asked: Option<Precision>, unasked: DType| {
+        let place = |device: &Device, asked: Option<Precision>, unasked: DType| {
             let dtype = match asked {
                 Some(Precision::F32) => DType::F32,
                 Some(Precision::F16) => DType::F16,
@@ -136,9 +151,9 @@ impl Placements {
         };
         let vae = if unasked == DType::F16 && vae_upcasts { DType::F32 } else { unasked };
         Self {
-            denoiser: place(asked.denoiser, unasked),
-            text_encoder: place(asked.text_encoder, unasked),
-            vae: place(asked.vae, vae),
+            denoiser: place(device, asked.denoiser, unasked),
+            text_encoder: place(beside, asked.text_encoder, unasked),
+            vae: place(device, asked.vae, vae),
         }
     }
 }

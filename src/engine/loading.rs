@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device};
 
 use super::clip::{Clip, Projection};
-use super::condition::{ClipEncoder, FLUX_T5_TOKENS, SD3_T5_TOKENS, TextEncoders};
+use super::condition::{ClipEncoder, FLUX_T5_TOKENS, Known, SD3_T5_TOKENS, TextEncoders};
 use super::config::{DenoiserConfig, Family, PipelineConfig};
 use super::denoiser::Denoiser;
-use super::device::{DeviceChoice, Placement, Placements, Precisions};
+use super::device::{self, DeviceChoice, Placement, Placements, Precisions};
 use super::digest::ModelDigest;
 use super::error::LoadError;
 use super::flux::FluxTransformer;
@@ -24,7 +24,7 @@ use super::t5::{self, T5Encoder};
 use super::tokenizer::ClipTokenizer;
 use super::unet::Unet;
 use super::vae::{Decoder, Encoder, LatentScale};
-use super::weights::{self, Weights};
+use super::weights::{self, Tally, Weights};
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +42,10 @@ pub struct LoadOptions {
 pub(crate) struct Weighted {
     pub(crate) text: TextEncoders,
     pub(crate) denoiser: Denoiser,
+    /// Weights in memory of their own.
+    pub(crate) copied_bytes: u64,
+    /// Weights in mapped files, which models with other LoRAs share.
+    pub(crate) mapped_bytes: u64,
 }
 
 /// Everything that parts are built from, and built again from with LoRAs.
@@ -54,6 +58,10 @@ pub(crate) struct Source {
     files: BTreeMap<&'static str, Vec<PathBuf>>,
     /// The folder with LoRAs.
     pub(crate) loras: Option<PathBuf>,
+    /// As the manifest says.
+    images_in_batch_max: u32,
+    /// Held while text is encoded, with whatever LoRAs.
+    encoding: Arc<Mutex<()>>,
 }
 
 /// Loads the model in `directory`.
@@ -77,8 +85,16 @@ pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadErr
         text_encoder: options.precisions.text_encoder.or(overrides.precision.text_encoder),
         vae: options.precisions.vae.or(overrides.precision.vae),
     };
-    let placements = Placements::choose(&device, asked, stored, config.vae.force_upcast);
-    let source = Source { directory: directory.into(), config, placements, files, loras: options.loras.clone() };
+    let placements = Placements::choose(&device, &device::beside(&device)?, asked, stored, config.vae.force_upcast);
+    let source = Source {
+        directory: directory.into(),
+        config,
+        placements,
+        files,
+        loras: options.loras.clone(),
+        images_in_batch_max: manifest.limits.images_in_batch_max,
+        encoding: Arc::default(),
+    };
 
     let mut hashed = configuration_files(&source)?;
     hashed.extend(source.files.values().flatten().cloned());
@@ -143,12 +159,6 @@ impl Source {
         Ok(LoraSet::new(loras))
     }
 
-    /// Bytes of what LoRAs change, as its files hold it.
-    pub(crate) fn weighted_bytes(&self) -> u64 {
-        let files = self.files.iter().filter(|(part, _)| **part != "vae").flat_map(|(_, files)| files);
-        files.filter_map(|file| Some(std::fs::metadata(file).ok()?.len())).sum()
-    }
-
     /// The VAE's encoder, which only starting pictures need.
     pub(crate) fn encoder(&self) -> Result<Encoder, LoadError> {
         Encoder::new(&self.vae()?, &self.config.vae, self.placements.vae.dtype)
@@ -158,16 +168,18 @@ impl Source {
     pub(crate) fn weighted(&self, loras: Option<&Arc<LoraSet>>) -> Result<Weighted, LoadError> {
         let placement = &self.placements.denoiser;
         let Placement { device, dtype } = placement;
-        let weights = self.open(self.config.denoiser.directory(), placement, loras)?;
+        let tally = Arc::default();
+        let weights = self.open(self.config.denoiser.directory(), placement, loras)?.counted(&tally);
         let denoiser = match &self.config.denoiser {
             DenoiserConfig::Unet(config) => Denoiser::Unet(Box::new(Unet::new(&weights, config, device, *dtype)?)),
             DenoiserConfig::Sd3(config) => Denoiser::Sd3(Sd3Transformer::new(&weights, config)?),
             DenoiserConfig::Flux(config) => Denoiser::Flux(FluxTransformer::new(&weights, config)?),
         };
-        Ok(Weighted { text: self.text_encoders(loras)?, denoiser })
+        let text = self.text_encoders(loras, &tally)?;
+        Ok(Weighted { text, denoiser, copied_bytes: tally.copied(), mapped_bytes: tally.mapped() })
     }
 
-    fn text_encoders(&self, loras: Option<&Arc<LoraSet>>) -> Result<TextEncoders, LoadError> {
+    fn text_encoders(&self, loras: Option<&Arc<LoraSet>>, tally: &Arc<Tally>) -> Result<TextEncoders, LoadError> {
         let family = self.config.index.family;
         let mut clips = Vec::new();
         for (index, config) in self.config.clips.iter().enumerate() {
@@ -176,7 +188,7 @@ impl Source {
                 (Family::StableDiffusion | Family::Flux, _) | (Family::StableDiffusionXl, 0) => Projection::None,
                 (Family::StableDiffusionXl | Family::StableDiffusion3, _) => Projection::Linear,
             };
-            let weights = self.open(part, &self.placements.text_encoder, loras)?;
+            let weights = self.open(part, &self.placements.text_encoder, loras)?.counted(tally);
             let tokenizer = ClipTokenizer::read(&self.directory.join(tokenizer), config.max_position_embeddings)?;
             let clip = Clip::new(&weights, config, projection, &self.placements.text_encoder.device)?;
             clips.push(ClipEncoder { tokenizer, clip });
@@ -184,7 +196,7 @@ impl Source {
         let t5 = match (self.config.index.t5(), &self.config.t5) {
             (Some((part, tokenizer)), Some(config)) => {
                 let Placement { device, dtype } = &self.placements.text_encoder;
-                let weights = self.open(part, &on(device, t5::dtype(*dtype)), loras)?;
+                let weights = self.open(part, &on(device, t5::dtype(*dtype)), loras)?.counted(tally);
                 let tokens = if family == Family::Flux { FLUX_T5_TOKENS } else { SD3_T5_TOKENS };
                 Some(T5Encoder::new(&self.directory.join(tokenizer), &weights, config, tokens, device)?)
             }
@@ -199,7 +211,7 @@ impl Source {
                 DenoiserConfig::Unet(_) | DenoiserConfig::Flux(_) => 0,
             },
             force_zeros_for_empty_prompt: self.config.index.force_zeros_for_empty_prompt,
-            kept: Mutex::default(),
+            known: Known::new(self.images_in_batch_max, Arc::clone(&self.encoding)),
         })
     }
 }

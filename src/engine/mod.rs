@@ -3,6 +3,7 @@
 //! [`Engine`] has no tensor in its signature, so nothing outside this module knows candle. The engine does not know
 //! NATS, jobs, tenants or time: a row is one image, named by a number that the caller picked.
 
+mod cache;
 mod clip;
 mod condition;
 mod config;
@@ -20,6 +21,7 @@ mod layers;
 mod loading;
 mod lora;
 mod manifest;
+mod memory;
 mod mmdit;
 mod picture;
 mod pipeline;
@@ -37,6 +39,8 @@ mod unet;
 mod vae;
 mod weights;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::job::{Fault, ImageSpec, ModelManifest};
@@ -48,6 +52,7 @@ pub use image::encode;
 pub use loading::{LoadOptions, load};
 pub use lora::{LoraError, Part};
 pub use manifest::{OVERRIDES_FILE, read_manifest};
+pub use memory::{DeviceMemory, Watch};
 pub use pipeline::{Pipeline, RenderError, Rendered};
 pub use start::StartingPictures;
 pub use unet::Unet;
@@ -85,6 +90,20 @@ pub struct Admitted {
     pub warnings: Vec<String>,
 }
 
+/// Encodes prompts ahead of [`Engine::admit`], on whatever thread, so that it finds them done.
+///
+/// Pictures do not change by it, nor does anything fail that would not fail without.
+pub trait PromptEncoder: Send + Sync + std::fmt::Debug {
+    /// Encodes the prompts of `spec` unless they are known. Does nothing for an image with LoRAs, which may change encoders.
+    ///
+    /// # Errors
+    /// As of [`Engine::admit`], which will meet them again.
+    fn prepare(&self, spec: &ImageSpec) -> Result<(), Fault>;
+
+    /// How many prompts were encoded since the model was loaded, by whomever; those that were known do not count.
+    fn encoded(&self) -> u64;
+}
+
 /// A model that can denoise several images at once, each at its own step with its own sampler.
 ///
 /// The picture of a row is a function of its [`ImageSpec`], its starting pictures, the weights and the device, never of
@@ -102,8 +121,14 @@ pub trait Engine: Send {
     /// Where it computes and in which number format, for people and for names of files.
     fn placement(&self) -> String;
 
+    /// The memory of the device where it computes.
+    fn memory(&self) -> DeviceMemory;
+
     /// Whether the first image pays for what is only done once, such as compiling kernels.
     fn warm_up_pays(&self) -> bool;
+
+    /// What encodes prompts ahead of time, while this works on other images.
+    fn prompt_encoder(&self) -> Arc<dyn PromptEncoder>;
 
     /// Encodes prompts and starting pictures, which were prepared for `spec`, and draws the initial noise.
     ///

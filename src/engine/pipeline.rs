@@ -12,14 +12,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-#[cfg(test)]
+use super::cache::Cache;
 use super::condition::Conditioning;
 use super::config::Family;
 use super::denoiser::{Denoiser, Told};
 use super::digest::ModelDigest;
 use super::error::LoadError;
 use super::loading::{Source, Weighted};
-use super::lora::{self, LoraError, MergeKey, MergedCache};
+use super::lora::{self, LoraError, MergeKey};
 #[cfg(test)]
 use super::picture;
 use super::preview::ColourMap;
@@ -30,7 +30,7 @@ use super::start::{Inpainting, Pictures, Started, Starter};
 use super::tokenizer::ClipTokenizer;
 use super::unet::Unet;
 use super::vae::{Decoder, Encoder, LatentScale};
-use super::{Admitted, Engine, RgbImage, RowId, StartingPictures, image};
+use super::{Admitted, DeviceMemory, Engine, PromptEncoder, RgbImage, RowId, StartingPictures, image};
 use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, Sizes, Start};
 
 /// Previews are small and short-lived.
@@ -49,7 +49,7 @@ pub struct Pipeline {
     /// The model without LoRAs.
     base: Arc<Weighted>,
     /// The model with LoRAs.
-    merged: MergedCache<MergeKey, Weighted>,
+    merged: Cache<MergeKey, Weighted>,
     scale: LatentScale,
     decoder: Decoder,
     /// Loaded when the first starting picture comes.
@@ -131,6 +131,14 @@ fn failed(error: candle_core::Error) -> Fault {
     Fault::retry(code, format!("the model failed: {message}"))
 }
 
+/// Why there is no model with the LoRAs of an image, as a fault.
+fn unmergeable(error: LoadError) -> Fault {
+    if let LoadError::Lora(error) = &error {
+        return invalid(format!("loras: {error}"));
+    }
+    Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
+}
+
 fn unknown(id: RowId) -> Fault {
     Fault::retry(FaultCode::EngineFailed, format!("row {} is not in the engine", id.0))
 }
@@ -153,7 +161,7 @@ impl Pipeline {
             digest,
             source,
             base: Arc::new(base),
-            merged: MergedCache::new(MERGED_BYTES_MAX),
+            merged: Cache::new(MERGED_BYTES_MAX, 0),
             scale,
             decoder,
             encoder: None,
@@ -284,17 +292,13 @@ impl Pipeline {
         };
         let files: Result<Vec<_>, LoraError> =
             loras.iter().map(|lora| Ok((lora::find(folder, &lora.name)?, lora.weight))).collect();
-        let bytes = self.source.weighted_bytes();
-        self.merged.make_room(bytes);
-        let merge = |files: &[(PathBuf, f32)]| self.source.weighted(Some(&Arc::new(self.source.lora_set(files)?)));
-        let model = files.map_err(LoadError::from).and_then(|files| merge(&files)).map_err(|error| {
-            if let LoadError::Lora(error) = &error {
-                return invalid(format!("loras: {error}"));
-            }
-            Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
-        })?;
-        let model = Arc::new(model);
-        self.merged.insert(key, Arc::clone(&model), bytes);
+        let loras =
+            files.map_err(LoadError::from).and_then(|files| self.source.lora_set(&files)).map_err(unmergeable)?;
+        // Only what stayed in its file and is changed will be copied besides what the base model has in memory.
+        let base = &self.base;
+        self.merged.make_room(base.copied_bytes + loras.changed_bytes().min(base.mapped_bytes));
+        let model = Arc::new(self.source.weighted(Some(&Arc::new(loras))).map_err(unmergeable)?);
+        self.merged.insert(key, Arc::clone(&model), model.copied_bytes);
         Ok(model)
     }
 
@@ -345,14 +349,12 @@ impl Pipeline {
         takes_mask: bool,
         noise: Option<Tensor>,
     ) -> candle_core::Result<(Row, Vec<String>)> {
-        let guided = spec.guidance_scale > 1.0 && !model.denoiser.guidance_is_built_in();
-        let negative = guided.then_some(spec.negative_prompt.as_str());
-        let conditioning = model.text.condition(&spec.prompt, negative, spec.prompt_options)?;
+        let conditioning = model.condition(spec)?;
         let Sizes { original, crops_coords_top_left: crop, target } = spec.sizes;
         let time_ids = [original[0], original[1], crop[0], crop[1], target[0], target[1]].map(|size| size as f32);
         let told = Told { time_ids, guidance_scale: spec.guidance_scale };
         let dtype = self.source.placements.denoiser.dtype;
-        let pooled = conditioning.pooled.to_dtype(dtype)?;
+        let pooled = conditioning.pooled.to_device(self.device())?.to_dtype(dtype)?;
         let starter = Starter {
             encoder: self.encoder.as_ref(),
             scale: &self.scale,
@@ -368,7 +370,7 @@ impl Pipeline {
             trajectory,
             step: 0,
             random,
-            context: conditioning.context.to_dtype(dtype)?,
+            context: conditioning.context.to_device(self.device())?.to_dtype(dtype)?,
             vector: model.denoiser.vector(&pooled, told)?,
             model,
             guidance_scale: f64::from(spec.guidance_scale),
@@ -451,6 +453,28 @@ impl Row {
     }
 }
 
+impl Weighted {
+    /// What an image is conditioned on. Without guidance its negative prompt is not even encoded.
+    fn condition(&self, spec: &ImageSpec) -> candle_core::Result<Conditioning> {
+        let guided = spec.guidance_scale > 1.0 && !self.denoiser.guidance_is_built_in();
+        let negative = guided.then_some(spec.negative_prompt.as_str());
+        self.text.condition(&spec.prompt, negative, spec.prompt_options)
+    }
+}
+
+impl PromptEncoder for Weighted {
+    fn prepare(&self, spec: &ImageSpec) -> Result<(), Fault> {
+        if spec.loras.is_empty() {
+            self.condition(spec).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn encoded(&self) -> u64 {
+        self.text.encoded()
+    }
+}
+
 /// Classifier-free guidance over `outputs (g, c, h, w)`, of which the last row is the prompt's and the one before, if
 /// there is one, the negative prompt's: `(1, c, h, w)`. `rescale` is phi in section 3.4 of arXiv 2305.08891.
 fn guide(outputs: &Tensor, scale: f64, rescale: f64) -> candle_core::Result<Tensor> {
@@ -483,8 +507,16 @@ impl Engine for Pipeline {
         format!("{:?}, {:?}", self.device().location(), self.source.placements.denoiser.dtype)
     }
 
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory::new(self.device(), self.base.mapped_bytes)
+    }
+
     fn warm_up_pays(&self) -> bool {
         !self.device().is_cpu()
+    }
+
+    fn prompt_encoder(&self) -> Arc<dyn PromptEncoder> {
+        Arc::<Weighted>::clone(&self.base)
     }
 
     fn admit(&mut self, row: RowId, spec: &ImageSpec, pictures: &StartingPictures) -> Result<Admitted, Fault> {

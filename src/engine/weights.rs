@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Storage, Tensor};
@@ -67,6 +68,25 @@ pub(crate) fn files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
     }
 }
 
+/// Bytes of weights that were asked for, by where they are.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    copied: AtomicU64,
+    mapped: AtomicU64,
+}
+
+impl Tally {
+    /// On the device, in memory of their own.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    /// In their mapped file, which other models share.
+    pub(crate) fn mapped(&self) -> u64 {
+        self.mapped.load(Ordering::Relaxed)
+    }
+}
+
 /// A place in the weights of one part, from which names are relative.
 #[derive(Clone)]
 pub(crate) struct Weights {
@@ -76,6 +96,7 @@ pub(crate) struct Weights {
     prefix: String,
     /// What is added to the tensors.
     overlay: Option<(Arc<LoraSet>, Part)>,
+    tally: Arc<Tally>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -100,6 +121,7 @@ impl Weights {
             placement: placement.clone(),
             prefix: String::new(),
             overlay: None,
+            tally: Arc::default(),
         })
     }
 
@@ -111,6 +133,11 @@ impl Weights {
     /// The same weights, of `part`, with `loras` merged into them.
     pub(crate) fn overlaid(self, loras: Arc<LoraSet>, part: Part) -> Self {
         Self { overlay: Some((loras, part)), ..self }
+    }
+
+    /// The same weights, which `tally` counts.
+    pub(crate) fn counted(self, tally: &Arc<Tally>) -> Self {
+        Self { tally: Arc::clone(tally), ..self }
     }
 
     /// Names and shapes of all tensors, whatever this place.
@@ -144,7 +171,9 @@ impl Weights {
             Some(delta) => (loaded.to_dtype(DType::F32)? + delta)?,
             None => loaded,
         };
-        Ok(merged.to_dtype(self.placement.dtype)?)
+        let weights = merged.to_dtype(self.placement.dtype)?;
+        self.tally.copied.fetch_add((weights.elem_count() * weights.dtype().size_in_bytes()) as u64, Ordering::Relaxed);
+        Ok(weights)
     }
 
     /// The tensor `name` of `shape` to multiply with: in the file, if the CPU can take it as it lies there.
@@ -152,7 +181,9 @@ impl Weights {
         let tensor = self.check(shape, name)?;
         let Placement { device, dtype } = &self.placement;
         let overlaid = self.overlay.as_ref().is_some_and(|(loras, part)| loras.changes(*part, &tensor));
-        if device.is_cpu() && *dtype == DType::F32 && !overlaid && floats(&self.tensors, &tensor).is_some() {
+        let stays = device.is_cpu() && *dtype == DType::F32 && !overlaid;
+        if let Some(values) = floats(&self.tensors, &tensor).filter(|_| stays) {
+            self.tally.mapped.fetch_add(size_of_val(values) as u64, Ordering::Relaxed);
             return Ok(Matrix::Mapped { tensors: Arc::clone(&self.tensors), tensor });
         }
         Ok(Matrix::Loaded(self.get(shape, name)?))

@@ -38,6 +38,8 @@ pub enum FaultCode {
     FetchFailed,
     /// NATS refused or did not answer.
     BusFailed,
+    /// Workers died or stood still with this job.
+    WorkersLost,
     /// The engine thread is gone.
     EngineLost,
 }
@@ -56,6 +58,7 @@ impl FaultCode {
             Self::StoreFailed => "store_failed",
             Self::FetchFailed => "fetch_failed",
             Self::BusFailed => "bus_failed",
+            Self::WorkersLost => "workers_lost",
             Self::EngineLost => "engine_lost",
         }
     }

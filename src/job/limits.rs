@@ -19,6 +19,8 @@ pub const SEED_MAX: u64 = (1 << 53) - 1;
 pub const METADATA_BYTES_MAX: usize = 4096;
 /// Real failures after which a job is dead-lettered.
 pub const FAILURES_MAX: u32 = 3;
+/// Workers that die with a job, after which it is dead-lettered. Before the last of them it runs alone.
+pub const DEATHS_MAX: u32 = 3;
 /// The grid of widths and heights when the model demands no coarser one.
 pub const SIZE_MULTIPLE: u32 = 8;
 /// LoRAs of one job.

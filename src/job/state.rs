@@ -60,6 +60,8 @@ pub struct JobState {
     pub attempts: u32,
     /// Attempts that ended in a failure of the world; crashes and hand-overs are not failures.
     pub failures: u32,
+    /// Workers from which it was taken over, because they died or stood still for longer than their lease.
+    pub deaths: u32,
 }
 
 /// What can happen to a job.
@@ -108,7 +110,7 @@ impl fmt::Display for JobStep {
 impl JobState {
     /// The state of a job that nobody has claimed yet.
     pub fn accepted() -> Self {
-        Self { status: Status::Pending, worker: None, attempts: 0, failures: 0 }
+        Self { status: Status::Pending, worker: None, attempts: 0, failures: 0, deaths: 0 }
     }
 
     /// The state after `step`.
@@ -119,6 +121,9 @@ impl JobState {
         let ended = |status| Self { status, worker: None, ..self.clone() };
         match (self.status, step) {
             (Status::Pending | Status::Processing, JobStep::Claim { worker }) => Ok(Self {
+                deaths: self
+                    .deaths
+                    .saturating_add(u32::from(self.worker.as_ref().is_some_and(|holder| *holder != worker))),
                 status: Status::Processing,
                 worker: Some(worker),
                 attempts: self.attempts.saturating_add(1),
@@ -203,7 +208,7 @@ mod tests {
 
     fn state(status: Status) -> JobState {
         let worker = (status == Status::Processing).then(worker);
-        JobState { status, worker, attempts: 2, failures: 1 }
+        JobState { status, worker, attempts: 2, failures: 1, deaths: 0 }
     }
 
     #[test]
@@ -245,5 +250,14 @@ mod tests {
         assert_eq!(processing.next(JobStep::GiveBack).unwrap().failures, 1);
         assert_eq!(processing.next(JobStep::Claim { worker: worker() }).unwrap().attempts, 3);
         assert_eq!(processing.next(JobStep::Complete).unwrap().attempts, 2);
+    }
+
+    #[test]
+    fn only_what_is_taken_from_another_worker_counts_as_its_death() {
+        let other = || JobStep::Claim { worker: "w2".parse().unwrap() };
+        let processing = state(Status::Processing);
+        assert_eq!(processing.next(JobStep::Claim { worker: worker() }).unwrap().deaths, 0);
+        assert_eq!(processing.next(other()).unwrap().deaths, 1);
+        assert_eq!(processing.next(JobStep::GiveBack).unwrap().next(other()).unwrap().deaths, 0);
     }
 }

@@ -1,8 +1,8 @@
-//! How long the engine takes for a step and a decode, by the size of the pictures and how many are in it: as it was
-//! measured before, and as it turns out.
+//! How long the engine takes for a step and a decode, by the size of the pictures and how many are in it, as it was
+//! measured before and as it turns out; and how much memory, as it was measured.
 //!
-//! It measures nothing and picks nothing. Before anything is known its figures are guesses that suit no machine, but have
-//! the right order among each other.
+//! It measures nothing and picks nothing. Before anything is known its times are guesses that suit no machine, but have
+//! the right order among each other. Memory is not guessed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +27,9 @@ struct Shape {
     /// By number of images.
     steps_ms: BTreeMap<u32, f64>,
     decode_ms: Option<f64>,
+    /// By number of images.
+    steps_bytes: BTreeMap<u32, f64>,
+    decode_bytes: Option<f64>,
 }
 
 /// What one worker's engine takes.
@@ -44,6 +47,16 @@ impl CostModel {
     /// The same for a decode.
     pub fn measured_decode(&mut self, key: BatchKey, took: Duration) {
         self.shapes.entry(key).or_default().decode_ms = Some(milliseconds(took));
+    }
+
+    /// Takes in how many bytes a step needs on top of the loaded model, rows and all.
+    pub fn measured_step_bytes(&mut self, key: BatchKey, images: u32, bytes: u64) {
+        self.shapes.entry(key).or_default().steps_bytes.insert(images.max(1), bytes as f64);
+    }
+
+    /// The same for a decode.
+    pub fn measured_decode_bytes(&mut self, key: BatchKey, bytes: u64) {
+        self.shapes.entry(key).or_default().decode_bytes = Some(bytes as f64);
     }
 
     /// Takes in what a step at work took.
@@ -73,37 +86,62 @@ impl CostModel {
 
     /// Steps of this size, by number of images.
     pub fn steps_ms(&self, key: BatchKey) -> impl Fn(u32) -> f64 {
-        let timed = |shape: &Shape| !shape.steps_ms.is_empty();
-        let known = match self.shapes.get(&key).filter(|shape| timed(shape)) {
-            Some(shape) => Some((1.0, shape)),
-            None => self.nearest(key, timed).map(|(other, shape)| (pixels(key) / pixels(other), shape)),
-        };
+        let known = self.closest(key, |shape| !shape.steps_ms.is_empty());
         move |images: u32| {
-            let images = images.max(1);
-            match known {
-                Some((factor, shape)) => factor * interpolated(&shape.steps_ms, images),
-                None => GUESSED_STEP_MS_PER_PIXEL * pixels(key) * guessed_growth(1, images),
-            }
+            let steps =
+                known.and_then(|(ratio, shape)| Some(ratio * interpolated(&shape.steps_ms, images, guessed_growth)?));
+            steps.unwrap_or_else(|| GUESSED_STEP_MS_PER_PIXEL * pixels(key) * guessed_growth(1, images.max(1)))
         }
     }
 
     /// A decode of one picture.
     pub fn decode_ms(&self, key: BatchKey) -> f64 {
-        let known = |shape: &Shape| shape.decode_ms;
-        match self.shapes.get(&key).and_then(known) {
-            Some(decode_ms) => decode_ms,
-            None => match self.nearest(key, |shape| shape.decode_ms.is_some()) {
-                Some((other, shape)) => known(shape).unwrap_or_default() * pixels(key) / pixels(other),
-                None => GUESSED_STEPS_PER_DECODE * self.step_ms(key, 1),
-            },
-        }
+        self.known(key, |shape| shape.decode_ms).unwrap_or_else(|| GUESSED_STEPS_PER_DECODE * self.step_ms(key, 1))
     }
 
-    /// The size of which something is known that is closest in pixels.
-    fn nearest(&self, key: BatchKey, known: impl Fn(&Shape) -> bool) -> Option<(BatchKey, &Shape)> {
-        let distance = |other: &BatchKey| (pixels(*other).ln() - pixels(key).ln()).abs();
-        let candidates = self.shapes.iter().filter(|(_, shape)| known(shape)).map(|(key, shape)| (*key, shape));
-        candidates.min_by(|(one, _), (other, _)| distance(one).total_cmp(&distance(other)))
+    /// Bytes of a step of `images` pictures; none when no step's were measured.
+    pub fn step_bytes(&self, key: BatchKey, images: u32) -> Option<u64> {
+        let bytes = self.known(key, |shape| interpolated(&shape.steps_bytes, images, proportional))?;
+        Some(bytes.ceil() as u64)
+    }
+
+    /// The same for a decode of one picture.
+    pub fn decode_bytes(&self, key: BatchKey) -> Option<u64> {
+        self.known(key, |shape| shape.decode_bytes).map(|bytes| bytes.ceil() as u64)
+    }
+
+    /// The most pictures, from 1 to `at_most`, whose step takes no more than `bytes`: 1 even if it takes more, and `at_most`
+    /// when nothing is known.
+    pub fn images_within(&self, key: BatchKey, bytes: u64, at_most: u32) -> u32 {
+        let fit = |images: u32| self.step_bytes(key, images).is_none_or(|needed| needed <= bytes);
+        // More pictures never take less.
+        let (mut most, mut at_most) = (1, at_most.max(1));
+        while most < at_most {
+            let middle = most + (at_most - most).div_ceil(2);
+            if fit(middle) {
+                most = middle;
+            } else {
+                at_most = middle - 1;
+            }
+        }
+        most
+    }
+
+    /// What is known of `key`, or else of the size closest to it, in proportion to its pixels.
+    fn known(&self, key: BatchKey, of: impl Fn(&Shape) -> Option<f64>) -> Option<f64> {
+        let (ratio, shape) = self.closest(key, |shape| of(shape).is_some())?;
+        of(shape).map(|known| ratio * known)
+    }
+
+    /// The size closest to `key` of which something is known, and how many times its pixels `key` has.
+    fn closest(&self, key: BatchKey, is_known: impl Fn(&Shape) -> bool) -> Option<(f64, &Shape)> {
+        if let Some(shape) = self.shapes.get(&key).filter(|shape| is_known(shape)) {
+            return Some((1.0, shape));
+        }
+        let distance = |other: BatchKey| (pixels(other).ln() - pixels(key).ln()).abs();
+        let candidates = self.shapes.iter().filter(|(_, shape)| is_known(shape));
+        let (other, shape) = candidates.min_by(|(one, _), (other, _)| distance(**one).total_cmp(&distance(**other)))?;
+        Some((pixels(key) / pixels(*other), shape))
     }
 }
 
@@ -126,27 +164,34 @@ fn guessed_growth(from: u32, to: u32) -> f64 {
     relative(to) / relative(from)
 }
 
-/// Between known numbers of images along a line, beyond them along the last one. More images never take less.
-fn interpolated(steps_ms: &BTreeMap<u32, f64>, images: u32) -> f64 {
-    let below = steps_ms.range(..=images).next_back();
-    let above = steps_ms.range(images..).next();
-    let least = steps_ms.range(..=images).map(|(_, ms)| *ms).fold(0.0, f64::max);
+/// The same of what has no part that does not grow.
+fn proportional(from: u32, to: u32) -> f64 {
+    f64::from(to) / f64::from(from)
+}
+
+/// Between known numbers of images along a line, beyond them along the last one, from a single number by `growth`. More
+/// images never take less.
+fn interpolated(known: &BTreeMap<u32, f64>, images: u32, growth: impl Fn(u32, u32) -> f64) -> Option<f64> {
+    let images = images.max(1);
+    let below = known.range(..=images).next_back();
+    let above = known.range(images..).next();
+    let least = known.range(..=images).map(|(_, value)| *value).fold(0.0, f64::max);
     let estimate = match (below, above) {
-        (Some((from, from_ms)), Some((to, to_ms))) if to > from => {
-            from_ms + (to_ms - from_ms) * f64::from(images - from) / f64::from(to - from)
+        (Some((from, lower)), Some((to, upper))) if to > from => {
+            lower + (upper - lower) * f64::from(images - from) / f64::from(to - from)
         }
-        (Some((_, ms)), Some(_)) => *ms,
-        (Some((last, last_ms)), None) => match steps_ms.range(..last).next_back() {
-            Some((before, before_ms)) => {
-                let slope = (last_ms - before_ms) / f64::from(last - before);
-                last_ms + slope.max(0.0) * f64::from(images - last)
+        (Some((_, value)), Some(_)) => *value,
+        (Some((last, value)), None) => match known.range(..last).next_back() {
+            Some((before, value_before)) => {
+                let slope = (value - value_before) / f64::from(last - before);
+                value + slope.max(0.0) * f64::from(images - last)
             }
-            None => last_ms * guessed_growth(*last, images),
+            None => value * growth(*last, images),
         },
-        (None, Some((first, ms))) => ms * guessed_growth(*first, images),
-        (None, None) => 0.0,
+        (None, Some((first, value))) => value * growth(*first, images),
+        (None, None) => return None,
     };
-    estimate.max(least)
+    Some(estimate.max(least))
 }
 
 #[cfg(test)]
@@ -207,5 +252,53 @@ mod tests {
         costs.observed_decode(key(512), ms(10));
         costs.observed_decode(key(512), ms(20));
         assert!((costs.decode_ms(key(512)) - 12.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn bytes_are_known_as_times_are_but_never_guessed() {
+        let mut costs = CostModel::default();
+        costs.measured_step(key(512), 1, ms(100));
+        assert_eq!((costs.step_bytes(key(512), 1), costs.decode_bytes(key(512))), (None, None));
+        costs.measured_step_bytes(key(512), 2, 300);
+        for (images, expected) in [(0, 150), (1, 150), (2, 300), (4, 600)] {
+            assert_eq!(costs.step_bytes(key(512), images), Some(expected), "{images}, of one number");
+        }
+        for (images, bytes) in [(1, 200), (4, 400)] {
+            costs.measured_step_bytes(key(512), images, bytes);
+        }
+        for (images, expected) in [(1, 200), (2, 300), (3, 350), (4, 400), (6, 500)] {
+            assert_eq!(costs.step_bytes(key(512), images), Some(expected), "{images}");
+        }
+        costs.measured_decode_bytes(key(512), 1001);
+        assert_eq!((costs.step_bytes(key(1024), 4), costs.decode_bytes(key(256))), (Some(1600), Some(251)));
+        assert!((costs.step_ms(key(512), 1) - 100.0).abs() < 1e-9, "times are a matter of their own");
+    }
+
+    #[test]
+    fn more_pictures_never_take_fewer_bytes() {
+        let mut costs = CostModel::default();
+        for (images, bytes) in [(1, 500), (2, 400), (4, 450), (8, 450)] {
+            costs.measured_step_bytes(key(512), images, bytes);
+        }
+        for images in 1..20 {
+            assert_eq!(costs.step_bytes(key(512), images), Some(500));
+        }
+    }
+
+    #[test]
+    fn as_many_pictures_step_as_there_is_memory_for_but_one_always() {
+        let mut costs = CostModel::default();
+        assert_eq!(costs.images_within(key(512), 0, 8), 8, "nothing is known");
+        costs.measured_decode_bytes(key(512), 1 << 40);
+        assert_eq!(costs.images_within(key(512), 1, 8), 8, "nor of steps");
+        costs.measured_step_bytes(key(512), 1, 100);
+        costs.measured_step_bytes(key(512), 4, 400);
+        for (bytes, expected) in [(0, 1), (99, 1), (100, 1), (199, 1), (200, 2), (450, 4), (700, 7), (u64::MAX, 8)] {
+            assert_eq!(costs.images_within(key(512), bytes, 8), expected, "{bytes}");
+        }
+        assert_eq!(costs.images_within(key(1024), 800, 8), 2, "four times the pixels");
+        assert_eq!(costs.images_within(key(512), 450, 1), 1);
+        assert_eq!(costs.images_within(key(512), 450, 0), 1);
+        assert_eq!(costs.images_within(key(512), u64::MAX, u32::MAX), u32::MAX);
     }
 }

@@ -58,6 +58,8 @@ pub enum Claim {
     Won {
         /// Failures on record.
         failures: u32,
+        /// Workers that it was taken over from.
+        deaths: u32,
     },
     /// It is, but what it starts from cannot be had.
     Unprepared {

@@ -68,6 +68,8 @@ pub struct Config {
     pub lanes: Vec<Lane>,
     /// Images that step together.
     pub images_in_batch_max: u32,
+    /// Bytes that a step may take on top of the loaded model, if anybody knows.
+    pub memory_bytes: Option<u64>,
     /// Images that may wait in the engine besides, for more urgent ones.
     pub images_parked_max: u32,
     /// Jobs that may be held unclaimed, to choose from, while more wait in the stream.
@@ -84,6 +86,8 @@ pub struct Config {
     pub ack_wait: Duration,
     /// Failures after which a job is dead-lettered.
     pub failures_max: u32,
+    /// Workers lost with a job, after which it is dead-lettered; it runs alone before the last.
+    pub deaths_max: u32,
     /// End when there was nothing to do for so long.
     pub exit_when_idle: Option<Duration>,
     /// Time between the wish to end and the end.

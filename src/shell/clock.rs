@@ -27,6 +27,12 @@ impl Clock {
         self.origin + Duration::from_micros(time.as_micros())
     }
 
+    /// When it will be `unix_ms`, or now if that is over.
+    pub fn mono(&self, unix_ms: i64) -> Mono {
+        let ahead_ms = u64::try_from(unix_ms.saturating_sub(self.unix_ms())).unwrap_or(0);
+        self.now().after(Duration::from_millis(ahead_ms))
+    }
+
     /// Milliseconds since the Unix epoch.
     #[expect(clippy::disallowed_methods, reason = "the one place")]
     pub fn unix_ms(&self) -> i64 {

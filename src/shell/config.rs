@@ -51,3 +51,28 @@ pub struct FetchOptions {
 pub fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
+
+/// Reads a number of bytes as people write it: `8GiB`, `512MB`, `4096`.
+///
+/// # Errors
+/// What it must be, when it is none.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let bytes: Result<bytesize::ByteSize, _> = text.parse();
+    bytes.map(|size| size.as_u64()).map_err(|_| "must be a number of bytes, or with a unit, such as 8GiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_with_and_without_units() {
+        let accepted = [("4096", 4096), ("8GiB", 8 << 30), ("1.5 GiB", 3 << 29), ("20 mb", 20_000_000), ("0", 0)];
+        for (text, bytes) in accepted {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GiB", "-1", "8 apples", "1e9x"] {
+            assert!(parse_bytes(text).unwrap_err().contains("8GiB"), "{text}");
+        }
+    }
+}

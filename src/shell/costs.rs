@@ -33,10 +33,18 @@ pub fn read(path: &Path) -> io::Result<CostModel> {
     let took = |ms: f64| Duration::try_from_secs_f64(ms / 1e3).map_err(io::Error::other);
     let mut costs = CostModel::default();
     for step in table.steps {
-        costs.measured_step(BatchKey { width: step.width, height: step.height }, step.images, took(step.ms)?);
+        let key = BatchKey { width: step.width, height: step.height };
+        costs.measured_step(key, step.images, took(step.ms)?);
+        if let Some(bytes) = step.bytes {
+            costs.measured_step_bytes(key, step.images, bytes);
+        }
     }
     for decode in table.decode {
-        costs.measured_decode(BatchKey { width: decode.width, height: decode.height }, took(decode.ms)?);
+        let key = BatchKey { width: decode.width, height: decode.height };
+        costs.measured_decode(key, took(decode.ms)?);
+        if let Some(bytes) = decode.bytes {
+            costs.measured_decode_bytes(key, bytes);
+        }
     }
     Ok(costs)
 }
@@ -67,17 +75,32 @@ mod tests {
         let table = CostTable {
             model: "shapes".into(),
             placement: "Cpu, F32".into(),
-            steps: vec![StepCost { width: 64, height: 64, images: 1, ms: 12.5 }],
-            decode: vec![DecodeCost { width: 64, height: 64, ms: 7.0 }],
+            steps: vec![StepCost { width: 64, height: 64, images: 1, ms: 12.5, bytes: Some(1 << 20) }],
+            decode: vec![DecodeCost { width: 64, height: 64, ms: 7.0, bytes: None }],
         };
         write(&path, &table).unwrap();
         let costs = read(&path).unwrap();
         let key = BatchKey { width: 64, height: 64 };
         assert!((costs.step_ms(key, 1) - 12.5).abs() < 1e-6 && (costs.decode_ms(key) - 7.0).abs() < 1e-6);
+        assert_eq!((costs.step_bytes(key, 1), costs.decode_bytes(key)), (Some(1 << 20), None));
         std::fs::write(&path, "{}").unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("model"));
-        let negative = CostTable { steps: vec![StepCost { width: 64, height: 64, images: 1, ms: -1.0 }], ..table };
+        let step = StepCost { width: 64, height: 64, images: 1, ms: -1.0, bytes: None };
+        let negative = CostTable { steps: vec![step], ..table };
         write(&path, &negative).unwrap();
         assert!(read(&path).is_err());
+    }
+
+    #[test]
+    fn a_file_without_bytes_is_read_as_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("costs.json");
+        let old = r#"{"model": "shapes", "placement": "Cpu, F32",
+            "steps": [{"width": 64, "height": 64, "images": 1, "ms": 12.5}], "decode": []}"#;
+        std::fs::write(&path, old).unwrap();
+        let costs = read(&path).unwrap();
+        let key = BatchKey { width: 64, height: 64 };
+        assert!((costs.step_ms(key, 1) - 12.5).abs() < 1e-6);
+        assert_eq!(costs.step_bytes(key, 1), None);
     }
 }

@@ -4,10 +4,12 @@
 //! and the thread ends. The event loop never waits for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use crate::engine::{self, Admitted, Engine, ModelDigest, PictureFiles, RgbImage, RowId, StartingPictures};
+use crate::engine::{
+    self, Admitted, Engine, ModelDigest, PictureFiles, PromptEncoder, RgbImage, RowId, StartingPictures,
+};
 use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, OutputFormat, Start, Task};
 use crate::sched::{EngineReport, RowKey};
 
@@ -69,6 +71,10 @@ pub struct EngineThread {
     pub digest: ModelDigest,
     /// Where it computes and in which number format.
     pub placement: String,
+    /// Bytes that the device had left when the model was loaded, where the system tells.
+    pub memory_left: Option<u64>,
+    /// Encodes prompts while the thread is at something else.
+    pub prompts: Arc<dyn PromptEncoder>,
 }
 
 /// Starts the thread, loads the model on it with `load`, warms it up if that pays, and returns when it is ready for work.
@@ -99,15 +105,22 @@ where
                 Err(_) => return drop(ready.send(Err(StartError::Panicked))),
             }
         }
-        if ready.send(Ok((engine.manifest().clone(), engine.digest().clone(), engine.placement()))).is_err() {
+        let loaded = EngineThread {
+            commands,
+            manifest: engine.manifest().clone(),
+            digest: engine.digest().clone(),
+            placement: engine.placement(),
+            memory_left: engine.memory().left(),
+            prompts: engine.prompt_encoder(),
+        };
+        if ready.send(Ok(loaded)).is_err() {
             return;
         }
         serve(engine.as_mut(), &inbox, clock, &answer);
     };
     let spawned = std::thread::Builder::new().name("engine".to_owned()).spawn(body);
     spawned.map_err(StartError::Thread)?;
-    let (manifest, digest, placement) = loaded.await.map_err(|_| StartError::Panicked)??;
-    Ok(EngineThread { commands, manifest, digest, placement })
+    loaded.await.map_err(|_| StartError::Panicked)?
 }
 
 /// Why there is no engine.

@@ -190,7 +190,7 @@ impl Records {
     pub async fn claim(&self, request: &ClaimRequest, unix_ms: i64) -> Result<Claimed, Fault> {
         let ClaimRequest { tenant, job, digest, model, stream_sequence, delivered, worker } = request;
         let claimed = |owned: &Owned| Claimed {
-            claim: Claim::Won { failures: owned.record.state.failures },
+            claim: Claim::Won { failures: owned.record.state.failures, deaths: owned.record.state.deaths },
             owned: Some(owned.clone()),
         };
         for _ in 0..RACES_MAX {

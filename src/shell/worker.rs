@@ -4,6 +4,7 @@
 //! whatever takes time is a task whose result comes back as a fact.
 
 mod actions;
+mod prompts;
 mod pull;
 
 use std::collections::HashMap;
@@ -24,11 +25,11 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use opentelemetry::trace::TraceContextExt;
 
 use crate::engine::{Engine, RgbImage, StartingPictures};
-use crate::job::limits::FAILURES_MAX;
+use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
 use crate::job::{Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::{
-    Acted, BatchKey, Claim, CostModel, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, Policy, PullOutcome, RowKey,
-    Scheduler, TenantKey, Ticket,
+    Acted, BatchKey, Claim, CostModel, Deadline, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, Policy,
+    PullOutcome, RowKey, Scheduler, TenantKey, Ticket,
 };
 use crate::wire::event::{self, EventKind, StoredImage, Timings};
 use crate::wire::request::{Refusal, Request};
@@ -49,9 +50,20 @@ use super::telemetry;
 use super::topology;
 
 use actions::Delivery;
+use prompts::Prompts;
 
 /// A job that more urgent ones pass over steps once in so long.
 const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
+
+/// While rows could step, encoding and decoding hold them up for so long and what they are at.
+const STALL_MAX: Duration = Duration::from_millis(500);
+/// Images that may wait in the engine besides, for each that may step: a few megabytes each.
+const PARKED_PER_IMAGE: u32 = 3;
+/// Jobs that may be held unclaimed, for each image that may step: enough to find other tenants behind a flood.
+const AHEAD_PER_IMAGE: u32 = 8;
+/// The share of the memory beside the model that steps may take: allocators waste some, and it is not measured while others
+/// come and go.
+const MEMORY_SHARE: f64 = 0.8;
 
 /// What a worker is told once.
 #[derive(Clone, Debug)]
@@ -62,6 +74,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Images that step together; the model's own limit when absent.
     pub images_in_batch_max: Option<u32>,
+    /// Bytes that steps may take on top of the loaded model; most of what the device has left when absent.
+    pub memory: Option<u64>,
     /// How batches are made.
     pub policy: Policy,
     /// What `darkroom profile` measured; where it keeps it when absent.
@@ -138,6 +152,8 @@ struct Job {
 pub(crate) struct Prepared {
     pictures: StartingPictures,
     model_digest: String,
+    /// What encoding the prompts ahead took.
+    encoding: Duration,
 }
 
 /// Tells tenants apart within one process.
@@ -156,6 +172,12 @@ fn known_costs(path: Option<PathBuf>, model: &str, placement: &str) -> CostModel
     })
 }
 
+/// Bytes that steps may take on top of the loaded model: what was asked for, or a safe share of what is left.
+fn memory_for_steps(asked: Option<u64>, left: Option<u64>) -> Option<u64> {
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share")]
+    asked.or_else(|| left.map(|left| (left as f64 * MEMORY_SHARE) as u64))
+}
+
 struct Worker {
     config: Config,
     manifest: ModelManifest,
@@ -169,6 +191,7 @@ struct Worker {
     metrics: Metrics,
     clock: Clock,
     engine: EngineThread,
+    prompts: Prompts,
     loading: Duration,
     loaded_unix_ms: i64,
     facts: mpsc::UnboundedSender<Fact>,
@@ -208,7 +231,8 @@ where
     };
     let loading = clock.now().since(Mono::ZERO);
     let manifest = engine.manifest.clone();
-    tracing::info!(model = %manifest.name, loading_ms = loading.as_millis(), "worker.ready");
+    let memory_bytes = memory_for_steps(config.memory, engine.memory_left);
+    tracing::info!(model = %manifest.name, loading_ms = loading.as_millis(), memory_bytes, "worker.ready");
 
     let records = Records::open(&bus).await.map_err(|fault| WorkerError::Topology {
         what: format!("the bucket {}", subject::BUCKET_JOBS),
@@ -233,12 +257,16 @@ where
     let sched_config = crate::sched::Config {
         lanes: lanes.clone(),
         images_in_batch_max,
-        images_parked_max: images_in_batch_max,
+        memory_bytes,
+        images_parked_max: PARKED_PER_IMAGE * images_in_batch_max,
+        jobs_ahead_max: AHEAD_PER_IMAGE * images_in_batch_max,
+        stall_max: STALL_MAX,
         passed_over_max: PASSED_OVER_MAX,
         policy: config.policy,
         costs: known_costs(config.costs.clone(), manifest.name.as_str(), &engine.placement),
         ack_wait,
         failures_max: FAILURES_MAX,
+        deaths_max: DEATHS_MAX,
         exit_when_idle: config.exit_when_idle,
         grace: config.grace,
     };
@@ -254,6 +282,7 @@ where
         store,
         records,
         clock,
+        prompts: Prompts::new(Arc::clone(&engine.prompts), clock),
         engine,
         loading,
         loaded_unix_ms: clock.unix_ms(),
@@ -337,6 +366,9 @@ impl Worker {
                         if let Some(job) = self.jobs.get_mut(&ticket) {
                             job.owned = owned;
                             job.claimed_at = self.clock.now();
+                            let encoding_ms = milliseconds(prepared.encoding);
+                            job.timings.encoding_ms += encoding_ms;
+                            job.gpu_ms += encoding_ms;
                             job.prepared = prepared;
                         }
                         if matches!(claim, Claim::Won { .. } | Claim::Unprepared { .. }) {
@@ -406,11 +438,12 @@ impl Worker {
     fn delivered(&mut self, lane: usize, message: async_nats::Message) -> Option<Input> {
         let delivery = Delivery::read(&self.bus, message)?;
         let (ticket, pending) = (Ticket(delivery.stream_sequence), delivery.pending);
+        let deliveries = u64::try_from(delivery.delivered).unwrap_or(1);
         self.metrics.queue_size(&self.pulls[lane].consumer, pending);
         if let Some(job) = self.jobs.get_mut(&ticket) {
             // The server hands it to us once more: only the newest acknowledgement subject is sure to count.
             job.delivery = delivery;
-            return Some(Input::Delivered { ticket, lane, offer: None, pending });
+            return Some(Input::Delivered { ticket, lane, offer: None, pending, deliveries });
         }
         let now_unix_ms = self.clock.unix_ms();
         let queued_ms = now_unix_ms.saturating_sub(delivery.published_unix_ms).max(0);
@@ -448,6 +481,9 @@ impl Worker {
             previews: spec.previews,
             steps: spec.image.num_inference_steps,
             tenant: delivery.tenant.as_ref().map(tenant_key).unwrap_or_default(),
+            deadline: spec
+                .deadline
+                .map(|deadline| Deadline { at: self.clock.mono(deadline.unix_ms), on_late: deadline.on_late }),
         });
         let images = offer.as_ref().map_or(0, |offer| offer.images as usize);
         let job = Job {
@@ -466,7 +502,7 @@ impl Worker {
             span,
         };
         self.jobs.insert(ticket, job);
-        Some(Input::Delivered { ticket, lane, offer, pending })
+        Some(Input::Delivered { ticket, lane, offer, pending, deliveries })
     }
 
     fn engine_answered(&mut self, answer: Answer) -> Input {

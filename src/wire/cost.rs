@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Milliseconds of every stage of an image.
+/// Milliseconds of every stage of an image, and bytes where the system tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostTable {
     /// The model's name.
@@ -26,6 +26,9 @@ pub struct StepCost {
     pub images: u32,
     /// Milliseconds.
     pub ms: f64,
+    /// Memory of the device at the most, on top of the loaded model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// What decoding an image takes.
@@ -37,6 +40,9 @@ pub struct DecodeCost {
     pub height: u32,
     /// Milliseconds.
     pub ms: f64,
+    /// Memory of the device at the most, on top of the loaded model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// The table in a file.

@@ -55,6 +55,8 @@ struct RecordDocument {
     worker: Option<String>,
     attempts: u32,
     failures: u32,
+    #[serde(default)]
+    deaths: u32,
     request_digest: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     stream_sequence: Option<u64>,
@@ -93,6 +95,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         worker: record.state.worker.as_ref().map(ToString::to_string),
         attempts: record.state.attempts,
         failures: record.state.failures,
+        deaths: record.state.deaths,
         request_digest: record.request_digest.clone(),
         stream_sequence: record.stream_sequence,
         model: record.model.clone(),
@@ -122,6 +125,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
             worker: document.worker.and_then(|worker| worker.parse().ok()),
             attempts: document.attempts,
             failures: document.failures,
+            deaths: document.deaths,
         },
         request_digest: document.request_digest,
         stream_sequence: document.stream_sequence,

@@ -421,6 +421,35 @@ async fn render_reports_each_violation_on_its_own_line() {
 }
 
 #[tokio::test]
+async fn profile_tells_time_and_memory_of_each_stage_and_keeps_them() {
+    let (directory, model) = (tempfile::tempdir().unwrap(), model_directory());
+    let kept = directory.path().join("costs.json");
+    let profile = |images: &'static str, extra: &'static [&'static str]| {
+        let measured = ["--size", "128x64", "--images", images, "--turns", "2", "--device", "cpu"];
+        let files = ["profile", "--model", text(&model), "--costs", text(&kept)];
+        darkroom(extra.iter().chain(&files).chain(&measured).map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let said = profile("1,3", &["--json"]).await.expect_success();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let table: Value = serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
+    for table in [&said, &table] {
+        let stages =
+            [(&table["steps"][0], json!(1)), (&table["steps"][1], json!(3)), (&table["decode"][0], json!(null))];
+        for (stage, images) in stages {
+            assert_eq!((&stage["width"], &stage["height"], &stage["images"]), (&json!(128), &json!(64), &images));
+            assert!(stage["ms"].as_f64().unwrap() > 0.0, "{stage}");
+            // The picture alone, and what the process has in all.
+            let bytes = stage["bytes"].as_u64();
+            let plausible = 3 * 4 * 128 * 64..said["resident_peak_bytes"].as_u64().unwrap_or(u64::MAX);
+            assert!(bytes.map_or(!cfg!(target_os = "linux"), |bytes| plausible.contains(&bytes)), "{stage}");
+        }
+    }
+    let said = profile("1", &[]).await.expect_success();
+    assert!(said.contains("128x64: encode ") && said.contains("step of 1 "), "{said}");
+    assert!(!cfg!(target_os = "linux") || said.contains(" ms and "), "{said}");
+}
+
+#[tokio::test]
 async fn render_makes_the_same_bytes_each_time_and_numbers_several_images() {
     let (directory, model) = (tempfile::tempdir().unwrap(), model_directory());
     let request = directory.path().join("request.json");

@@ -43,9 +43,11 @@ async fn the_trace_of_a_request_goes_on_through_batch_store_and_event() {
     let process = span("job.process");
     assert_eq!(trace_of(process), TRACE);
     assert_eq!(process.attribute("job.id").as_deref(), Some("traced"));
-    for name in ["job.encode", "job.decode", "job.store", "job.settle"] {
+    for name in ["job.encode_ahead", "job.encode", "job.decode", "job.store", "job.settle"] {
         assert_eq!(trace_of(span(name)), TRACE, "{name}");
     }
+    let (ahead, admitted) = (&span("job.encode_ahead").span, &span("job.encode").span);
+    assert!(ahead.end_time_unix_nano <= admitted.start_time_unix_nano, "prompts were ready when it was admitted");
     let step = span("batch.step");
     assert_ne!(trace_of(step), TRACE, "a step belongs to no single job");
     assert!(

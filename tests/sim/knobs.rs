@@ -185,6 +185,7 @@ impl Knobs {
             config: Config {
                 lanes: lanes(2),
                 images_in_batch_max: 4,
+                memory_bytes: None,
                 images_parked_max: 4,
                 jobs_ahead_max: 8,
                 stall_max: Duration::from_millis(500),
@@ -193,6 +194,7 @@ impl Knobs {
                 costs: CostModel::default(),
                 ack_wait: Duration::from_secs(30),
                 failures_max: 3,
+                deaths_max: 3,
                 exit_when_idle: Some(Duration::from_secs(60)),
                 grace: Duration::from_secs(20),
             },
@@ -246,6 +248,7 @@ impl Knobs {
             config: Config {
                 lanes: lanes(random.small(1, 3)),
                 images_in_batch_max: random.small(1, 8),
+                memory_bytes: None,
                 images_parked_max: random.small(0, 8),
                 jobs_ahead_max: random.small(0, 12),
                 stall_max: random.millis(0, 400),
@@ -254,6 +257,7 @@ impl Knobs {
                 costs: CostModel::default(),
                 ack_wait: random.millis(9_000, 30_000),
                 failures_max: random.small(1, 4),
+                deaths_max: 3,
                 exit_when_idle: idle,
                 grace: if random.chance(300) { random.millis(3_200, 5_000) } else { random.millis(5_000, 30_000) },
             },

@@ -47,6 +47,7 @@ const MUST_BE_MET: &[&str] = &[
     "record: given back",
     "record: lost",
     "record: too late",
+    "record: workers lost",
     "redelivered to its holder",
     "worker: killed",
 ];

@@ -96,7 +96,11 @@ impl Oracle {
                     (Some(Action::Store), Acted::Failed(_)) => held.blamed = true,
                     (Some(Action::Claim), Acted::Claimed(claim)) => {
                         held.waiting = matches!(claim, Claim::Won { .. });
-                        held.blamed |= matches!(claim, Claim::Unprepared { .. });
+                        held.blamed |= match claim {
+                            Claim::Unprepared { .. } => true,
+                            Claim::Won { deaths, .. } => *deaths >= watch.config.deaths_max,
+                            Claim::Ended { .. } | Claim::Duplicate | Claim::Conflict | Claim::HeldElsewhere => false,
+                        };
                     }
                     (_, _) => {}
                 }
@@ -206,6 +210,9 @@ impl Oracle {
                 must!(self, store.has(body), "message {sequence} is complete without its images");
             }
             Action::Record(transition) if *outcome == Acted::Done => {
+                if matches!(transition, Transition::Fail(fault) if fault.code == FaultCode::WorkersLost) {
+                    self.met("record: workers lost");
+                }
                 if matches!(transition, Transition::Fail(fault) if fault.code == FaultCode::DeadlineExceeded) {
                     self.met("record: too late");
                 }

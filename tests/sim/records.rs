@@ -79,9 +79,9 @@ impl Records {
             let Ok(state) = found.state.next(JobStep::Claim { worker: worker.clone() }) else {
                 return (Acted::Lost, None);
             };
-            let failures = state.failures;
+            let (failures, deaths) = (state.failures, state.deaths);
             let revision = self.put(*job, Record { state, ..found });
-            return (Acted::Claimed(Claim::Won { failures }), Some(revision));
+            return (Acted::Claimed(Claim::Won { failures, deaths }), Some(revision));
         };
         (Acted::Claimed(claim), None)
     }

@@ -224,7 +224,7 @@ impl World {
         let outcome = match action {
             Action::Claim => {
                 let (mut outcome, fence) = self.records.claim(claimant);
-                if let Acted::Claimed(Claim::Won { failures }) = outcome
+                if let Acted::Claimed(Claim::Won { failures, .. }) = outcome
                     && let Some(fault) = store_fault(&self.rates(), &mut self.random)
                 {
                     outcome = Acted::Claimed(Claim::Unprepared { failures, fault });

@@ -11,7 +11,7 @@ use clap::Parser;
 use darkroom::engine::{self, Engine};
 use darkroom::job::{Pool, WorkerId};
 use darkroom::sched::Policy;
-use darkroom::shell::config::{BusOptions, FetchOptions, StoreOptions, parse_duration};
+use darkroom::shell::config::{BusOptions, FetchOptions, StoreOptions, parse_bytes, parse_duration};
 use darkroom::shell::{bus, shutdown, store, telemetry, worker};
 
 /// Turns requests on NATS JetStream into images, for one model, until there is nothing to do.
@@ -45,6 +45,9 @@ struct Options {
     /// Images denoised at the same time; the model's own limit when absent
     #[arg(long, env = "DARKROOM_BATCH")]
     batch: Option<u32>,
+    /// Memory that steps may take besides the loaded model, as `8GiB`; most of what the device has left when absent
+    #[arg(long, env = "DARKROOM_MEMORY", value_parser = parse_bytes, value_name = "BYTES")]
+    memory: Option<u64>,
     /// How batches are made: adaptive, or fixed, in which nobody joins a batch until all of it is done
     #[arg(long, env = "DARKROOM_POLICY", default_value = "adaptive", value_name = "NAME")]
     policy: Policy,
@@ -86,6 +89,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         worker: name,
         pools: options.pools,
         images_in_batch_max: options.batch,
+        memory: options.memory,
         policy: options.policy,
         costs: options.costs,
         exit_when_idle: options.exit_when_idle,

@@ -119,6 +119,11 @@ impl Lora {
         &self.path
     }
 
+    /// Shapes of the weights that it changes.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = &[usize]> {
+        self.layers.values().map(Layer::shape)
+    }
+
     pub(super) fn layer(&self, part: Part, tensor: &str) -> Option<&Layer> {
         self.layers.get(&target(part, tensor.strip_suffix(".weight")?))
     }

@@ -4,8 +4,8 @@
 //! a model with LoRAs is a model like any other. Which LoRAs a request wants, and how long merged models are kept, is
 //! not decided here. DoRA, LoHa, LoKr and whatever else is not a plain LoRA is refused by name.
 
-mod cache;
 mod file;
+mod key;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -16,8 +16,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use crate::job::LoraName;
-pub(crate) use cache::{MergeKey, MergedCache};
 pub(crate) use file::Lora;
+pub(crate) use key::MergeKey;
 pub(crate) use names::Base;
 
 /// So many names are listed when there is no LoRA of the name that was asked for.
@@ -148,6 +148,12 @@ impl LoraSet {
     /// Whether any LoRA adds to `tensor` of `part`.
     pub(crate) fn changes(&self, part: Part, tensor: &str) -> bool {
         self.loras.iter().any(|(lora, _)| lora.layer(part, tensor).is_some())
+    }
+
+    /// Bytes, as f32, of the weights that it changes; those that several LoRAs change count more than once.
+    pub(crate) fn changed_bytes(&self) -> u64 {
+        let layers = self.loras.iter().flat_map(|(lora, _)| lora.shapes());
+        layers.map(|shape| (shape.iter().product::<usize>() * size_of::<f32>()) as u64).sum()
     }
 
     /// What is added to `tensor` of `part`, which has `shape`: f32 on `device`, none when no LoRA changes it.

@@ -14,7 +14,7 @@ use crate::engine::config::{DenoiserConfig, PipelineConfig};
 use crate::engine::device::Placement;
 use crate::engine::tiny;
 use crate::engine::unet::Unet;
-use crate::engine::weights::{self, Weights};
+use crate::engine::weights::{self, Tally, Weights};
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("../../../tests/golden/lora.json")).unwrap()
@@ -119,6 +119,26 @@ fn a_lora_of_weight_zero_and_no_lora_leave_the_model_as_it_is() {
         output(model.path(), &case, LoraSet::new(loras)).flatten_all().unwrap().to_vec1().unwrap()
     };
     assert_eq!(flat(Vec::new()), flat(vec![(Arc::new(lora), 0.0)]));
+}
+
+#[test]
+fn only_what_a_lora_changes_is_copied_out_of_the_mapped_file() {
+    let model = tiny::model("sd1");
+    let directory = tempfile::tempdir().unwrap();
+    let config = PipelineConfig::read(model.path()).unwrap();
+    let lora = Lora::read(&write(directory.path(), "text-old", |_| {}), &base(model.path())).unwrap();
+    let bytes = |loras: &LoraSet| {
+        let tally = Arc::new(Tally::default());
+        let weights = part(model.path(), Part::TextEncoder).counted(&tally);
+        let weights = weights.overlaid(Arc::new(loras.clone()), Part::TextEncoder);
+        Clip::new(&weights, &config.clips[0], Projection::None, &Device::Cpu).unwrap();
+        (tally.copied(), tally.mapped())
+    };
+    let merged = LoraSet::new(vec![(Arc::new(lora), 1.0)]);
+    let changed = merged.changed_bytes();
+    assert_eq!(changed, 8 * 16 * 16 * 4, "queries, keys, values and outputs of two layers");
+    let (copied, mapped) = bytes(&LoraSet::default());
+    assert_eq!(bytes(&merged), (copied + changed, mapped - changed));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::job::{Fault, FaultClass, Priority};
+use crate::job::{Fault, FaultClass, FaultCode, Priority};
 
 use super::super::batch::BatchKey;
 use super::super::fair::TenantKey;
@@ -53,6 +53,7 @@ impl Scheduler {
             todo: VecDeque::new(),
             tries: 0,
             failures: 0,
+            runs_alone: false,
             images_admitted: 0,
             images_decoded: 0,
             steps_made: 0,
@@ -93,11 +94,16 @@ impl Scheduler {
     fn claimed(&mut self, ticket: Ticket, claim: Claim) {
         let ack = Action::Settle(Verdict::Ack);
         match claim {
-            Claim::Won { failures } => {
+            Claim::Won { failures, deaths } => {
                 self.held.change(ticket, |held| {
                     held.failures = failures;
+                    held.runs_alone = failures > 0 || deaths + 1 >= self.config.deaths_max;
                     held.phase = Phase::Active;
                 });
+                if deaths >= self.config.deaths_max {
+                    let message = format!("{deaths} workers died or stood still with this job");
+                    return self.end(ticket, Transition::Fail(Fault::reject(FaultCode::WorkersLost, message)));
+                }
                 if let Mode::Draining { .. } = self.mode {
                     self.end(ticket, Transition::GiveBack);
                 }

@@ -187,9 +187,9 @@ impl Scheduler {
             }
             Policy::Fixed | Policy::Adaptive => self.most_urgent(|_| true)?,
         };
-        let (image, key, failures) = self.held.change(ticket, |held| {
+        let (image, key, runs_alone) = self.held.change(ticket, |held| {
             held.images_admitted += 1;
-            (held.images_admitted - 1, held.offer.key, held.failures)
+            (held.images_admitted - 1, held.offer.key, held.runs_alone)
         })?;
         if image == 0 {
             self.effects.push_back(Effect::Started { ticket });
@@ -197,7 +197,7 @@ impl Scheduler {
         self.row_keys += 1;
         let row = RowKey(self.row_keys);
         // What has failed before may take a batch down with it.
-        let group = Group { key, alone: (failures > 0).then_some(row) };
+        let group = Group { key, alone: runs_alone.then_some(row) };
         let (stage, moved_at) = (RowStage::Admitting, self.now);
         self.rows.insert(row, Row { ticket, image, group, stage, step: 0, steps: 0, moved_at });
         Some(EngineWork::Admit { row, ticket, image })

@@ -39,6 +39,8 @@ pub(super) struct Held {
     pub(super) todo: VecDeque<Action>,
     pub(super) tries: u32,
     pub(super) failures: u32,
+    /// It has failed before, or may take workers down: nobody shall share a step with it.
+    pub(super) runs_alone: bool,
     pub(super) images_admitted: u32,
     pub(super) images_decoded: u32,
     pub(super) steps_made: u32,

@@ -313,7 +313,8 @@ impl Scheduler {
 
     /// Images of a size that may step together.
     pub(super) fn limit(&self, key: BatchKey) -> u32 {
-        self.config.images_in_batch_max.min(self.fits.images(key)).max(1)
+        let most = self.config.images_in_batch_max.min(self.fits.images(key)).max(1);
+        self.config.memory_bytes.map_or(most, |bytes| self.costs.images_within(key, bytes, most))
     }
 
     /// Whether more waits than is claimed.

@@ -1,5 +1,7 @@
 //! The actions of a job, each a task of its own: claim, store, record, publish, dead-letter, settle.
 
+use std::time::Duration;
+
 use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -180,7 +182,7 @@ impl Worker {
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
         let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
-        let digest = self.engine.digest.clone();
+        let (digest, prompts) = (self.engine.digest.clone(), self.prompts.clone());
         let claimed = async move {
             let mut outcome = match records.claim(&claim, unix_ms).await {
                 // A record that this build cannot read belongs to somebody else.
@@ -190,16 +192,19 @@ impl Worker {
             let mut prepared = Prepared::default();
             // Only for the owner, and before it is the engine's turn: a slow web server must not hold up a batch.
             if let Ok(Claimed { claim: won @ Claim::Won { .. }, .. }) = &mut outcome
-                && let Claim::Won { failures } = *won
+                && let Claim::Won { failures, .. } = *won
             {
                 let preparing = async {
                     if let Some(loras) = &loras {
                         loras.bring(&spec.image.loras).await?;
                     }
                     let files = fetcher.picture_files(&claim.tenant, &spec).await?;
-                    tokio::task::spawn_blocking(move || prepare(&files, &spec.image, &digest))
+                    let image = spec.image.clone();
+                    let ready = tokio::task::spawn_blocking(move || prepare(&files, &image, &digest))
                         .await
-                        .map_err(|_| Fault::retry(FaultCode::EngineFailed, "preparing the job panicked"))?
+                        .map_err(|_| Fault::retry(FaultCode::EngineFailed, "preparing the job panicked"))??;
+                    // Last, for a job that can be begun.
+                    Ok::<_, Fault>(Prepared { encoding: prompts.prepare(spec.image).await, ..ready })
                 };
                 match preparing.await {
                     Ok(ready) => prepared = ready,
@@ -337,7 +342,7 @@ impl Worker {
 fn prepare(files: &PictureFiles, spec: &ImageSpec, digest: &ModelDigest) -> Result<Prepared, Fault> {
     let pictures = StartingPictures::prepare(files, spec)?;
     match digest.wait() {
-        Ok(digest) => Ok(Prepared { pictures, model_digest: digest.to_owned() }),
+        Ok(digest) => Ok(Prepared { pictures, model_digest: digest.to_owned(), encoding: Duration::ZERO }),
         Err(error) => Err(Fault::retry(FaultCode::EngineFailed, format!("the model's files: {}", chain(error)))),
     }
 }

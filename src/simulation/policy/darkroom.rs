@@ -2,7 +2,7 @@
 //!
 //! Nothing fails here, so every claim is won and every action done.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use crate::job::{Pool, Priority};
 use crate::sched::{
@@ -26,6 +26,7 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
     Config {
         lanes: Priority::ALL.iter().map(|priority| Lane { priority: *priority, pool: Pool::Any }).collect(),
         images_in_batch_max: fleet.images_in_batch_max,
+        memory_bytes: None,
         images_parked_max: 3 * fleet.images_in_batch_max,
         jobs_ahead_max: 8 * fleet.images_in_batch_max,
         stall_max: std::time::Duration::from_millis(500),
@@ -35,6 +36,7 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
         costs: CostModel::default(),
         ack_wait: std::time::Duration::from_secs(30),
         failures_max: 3,
+        deaths_max: 3,
         exit_when_idle: None,
         grace: std::time::Duration::from_secs(20),
     }
@@ -134,7 +136,7 @@ struct World<'a> {
     latency: Latency,
     ledger: Ledger<'a>,
     /// Of jobs that were given back or are held.
-    deliveries: HashMap<u32, u64>,
+    deliveries: BTreeMap<u32, u64>,
     members: Vec<Member>,
 }
 
@@ -153,7 +155,7 @@ pub(super) fn run<'a>(fleet: &Fleet, config: Config, ledger: Ledger<'a>) -> Resu
         workers: (0..fleet.workers).map(|_| worker()).collect(),
         latency: Latency::from(&fleet.latency_ms),
         ledger,
-        deliveries: HashMap::new(),
+        deliveries: BTreeMap::new(),
         members: Vec::new(),
     };
     for worker in 0..fleet.workers {
@@ -226,7 +228,7 @@ impl World<'_> {
             }
             Event::Acted { worker, job, done } => {
                 let outcome = match done {
-                    Done::Claim => Acted::Claimed(Claim::Won { failures: 0 }),
+                    Done::Claim => Acted::Claimed(Claim::Won { failures: 0, deaths: 0 }),
                     Done::Publish => {
                         self.ledger.finish(self.now_us, job)?;
                         self.deliveries.remove(&job);

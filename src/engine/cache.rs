@@ -1,28 +1,8 @@
-//! Keeps what was made with LoRAs, as far as memory allows: the least recently used goes first.
+//! Keeps what took time to make, as far as memory allows: the least recently used goes first.
 //!
 //! It makes and measures nothing itself, and knows no time.
 
 use std::sync::Arc;
-
-use crate::job::LoraName;
-
-/// Which LoRAs with which weights: two requests with equal keys get the same model.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct MergeKey(Vec<(LoraName, u32)>);
-
-impl MergeKey {
-    /// The order of `loras` does not count, the bits of the weights do.
-    pub(crate) fn new(loras: impl IntoIterator<Item = (LoraName, f32)>) -> Self {
-        let mut loras: Vec<_> = loras.into_iter().map(|(name, weight)| (name, weight.to_bits())).collect();
-        loras.sort();
-        Self(loras)
-    }
-
-    /// Whether it is the base model itself.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
 
 #[derive(Debug)]
 struct Entry<K, V> {
@@ -31,17 +11,19 @@ struct Entry<K, V> {
     bytes: u64,
 }
 
-/// Values of up to `bytes_max` in all. What somebody still holds is never evicted and may exceed that.
+/// Values of up to `bytes_max` in all, but `entries_min` however large they are. What somebody still holds is never evicted
+/// and may exceed that.
 #[derive(Debug)]
-pub(crate) struct MergedCache<K, V> {
+pub(crate) struct Cache<K, V> {
     bytes_max: u64,
+    entries_min: usize,
     /// The most recently used last.
     entries: Vec<Entry<K, V>>,
 }
 
-impl<K: PartialEq, V> MergedCache<K, V> {
-    pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, entries: Vec::new() }
+impl<K: PartialEq, V> Cache<K, V> {
+    pub(crate) fn new(bytes_max: u64, entries_min: usize) -> Self {
+        Self { bytes_max, entries_min, entries: Vec::new() }
     }
 
     /// Bytes of all that is kept.
@@ -58,9 +40,9 @@ impl<K: PartialEq, V> MergedCache<K, V> {
         Some(value)
     }
 
-    /// Evicts until `bytes` more fit; whether they do. Asked before a value is made, so that both are never in memory.
+    /// Evicts until `bytes` more fit; whether they do. Asked before a large value is made, so that both are never in memory.
     pub(crate) fn make_room(&mut self, bytes: u64) -> bool {
-        while self.bytes().saturating_add(bytes) > self.bytes_max {
+        while self.entries.len() >= self.entries_min && self.bytes().saturating_add(bytes) > self.bytes_max {
             let Some(unused) = self.entries.iter().position(|entry| Arc::strong_count(&entry.value) == 1) else {
                 return false;
             };
@@ -81,13 +63,13 @@ impl<K: PartialEq, V> MergedCache<K, V> {
 mod tests {
     use super::*;
 
-    fn cache(bytes_max: u64, keys: &[&'static str]) -> MergedCache<&'static str, String> {
-        let mut cache = MergedCache::new(bytes_max);
+    fn cache(bytes_max: u64, keys: &[&'static str]) -> Cache<&'static str, String> {
+        let mut cache = Cache::new(bytes_max, 0);
         keys.iter().for_each(|key| cache.insert(*key, Arc::new((*key).to_owned()), 10));
         cache
     }
 
-    fn keys(cache: &MergedCache<&'static str, String>) -> Vec<&'static str> {
+    fn keys(cache: &Cache<&'static str, String>) -> Vec<&'static str> {
         cache.entries.iter().map(|entry| entry.key).collect()
     }
 
@@ -136,12 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_loras_does_not_count_but_every_bit_of_their_weights_does() {
-        let key =
-            |loras: &[(&str, f32)]| MergeKey::new(loras.iter().map(|(name, weight)| (name.parse().unwrap(), *weight)));
-        assert_eq!(key(&[("a", 1.0), ("b", 0.5)]), key(&[("b", 0.5), ("a", 1.0)]));
-        assert_ne!(key(&[("a", 1.0)]), key(&[("a", 1.0 + f32::EPSILON)]));
-        assert_ne!(key(&[("a", 1.0)]), key(&[("b", 1.0)]));
-        assert!(key(&[]).is_empty() && !key(&[("a", 0.0)]).is_empty());
+    fn so_many_are_kept_however_large_they_are() {
+        let mut cache = Cache::new(15, 2);
+        for key in ["a", "b", "c"] {
+            cache.insert(key, Arc::default(), 10);
+        }
+        assert_eq!((keys(&cache), cache.bytes()), (vec!["b", "c"], 20));
+        cache.insert("small", Arc::default(), 1);
+        assert_eq!(keys(&cache), ["c", "small"]);
     }
 }
