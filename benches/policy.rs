@@ -1,10 +1,11 @@
 //! What the scheduler itself costs: `cargo bench --no-default-features --bench policy`.
 //!
 //! One worker with 64 rows in the engine and 1,000 jobs that wait. Measured is the answer to a step: taking it in, and
-//! deciding what is next. Prints the median and the 99th percentile; it judges nothing.
+//! deciding what is next.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use darkroom::job::{Pool, Priority};
 use darkroom::sched::{
     Acted, BatchKey, Claim, Config, CostModel, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, Policy,
@@ -13,9 +14,9 @@ use darkroom::sched::{
 
 const ROWS: u32 = 64;
 const WAITING: u64 = 1000;
-const STEPS_MEASURED: usize = 2000;
 
-fn main() {
+/// A scheduler whose engine steps, and the time.
+fn busy() -> (Scheduler, Mono) {
     let lanes = Priority::ALL.iter().map(|priority| Lane { priority: *priority, pool: Pool::Any }).collect();
     let mut costs = CostModel::default();
     let sides = [512, 768, 1024];
@@ -28,7 +29,7 @@ fn main() {
         lanes,
         images_in_batch_max: ROWS,
         memory_bytes: None,
-        images_parked_max: ROWS,
+        images_parked_max: 0,
         jobs_ahead_max: 1000,
         stall_max: Duration::from_millis(500),
         passed_over_max: Duration::from_secs(3),
@@ -54,7 +55,7 @@ fn main() {
             tenant: TenantKey(ticket % 3),
             deadline: None,
         };
-        let input = Input::Delivered { ticket: Ticket(ticket), lane: 1, offer: Some(offer), pending: 0, deliveries: 1 };
+        let input = Input::Delivered { ticket: Ticket(ticket), lane: 1, offer: Some(offer), pending: 1, deliveries: 1 };
         for input in [
             input,
             Input::Acted { ticket: Ticket(ticket), outcome: Acted::Claimed(Claim::Won { failures: 0, deaths: 0 }) },
@@ -63,31 +64,44 @@ fn main() {
             asked = settled(&mut scheduler).or(asked);
         }
     }
-    let mut took = Vec::new();
-    while took.len() < STEPS_MEASURED {
-        let Some(work) = asked.take() else { break };
-        now = now.after(Duration::from_millis(40));
-        let (report, is_step) = match work {
-            EngineWork::Admit { .. } => (EngineReport::Admitted { steps: 1_000_000 }, false),
-            EngineWork::Step { .. } => (EngineReport::Stepped, true),
-            EngineWork::Decode { .. } | EngineWork::Release { .. } => break,
+    let mut rows = 0;
+    loop {
+        let report = match asked.take() {
+            Some(EngineWork::Admit { .. }) => {
+                rows += 1;
+                EngineReport::Admitted { steps: 1_000_000 }
+            }
+            Some(EngineWork::Step { .. }) => {
+                assert_eq!((rows, scheduler.jobs_held() as u64), (ROWS, WAITING + u64::from(ROWS)));
+                return (scheduler, now);
+            }
+            Some(EngineWork::Decode { .. } | EngineWork::Release { .. }) | None => {
+                unreachable!("jobs without end are admitted and step")
+            }
         };
-        #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-        let began = Instant::now();
+        now = now.after(Duration::from_millis(1));
         scheduler.handle(now, Input::Engine(Ok(report)));
         asked = settled(&mut scheduler);
-        if is_step {
-            took.push(began.elapsed());
-        }
-    }
-    took.sort();
-    let at = |share: f64| took[((took.len() as f64 * share) as usize).min(took.len() - 1)].as_secs_f64() * 1e6;
-    #[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
-    {
-        println!("{ROWS} rows, {WAITING} waiting jobs, {} steps:", took.len());
-        println!("p50 {:.1} µs, p99 {:.1} µs", at(0.5), at(0.99));
     }
 }
+
+fn step(criterion: &mut Criterion) {
+    let name = format!("step with {ROWS} rows and {WAITING} waiting jobs");
+    let (scheduler, now) = busy();
+    criterion.bench_function(&name, |bencher| {
+        bencher.iter_batched_ref(
+            || (scheduler.clone(), now),
+            |(scheduler, now)| {
+                scheduler.handle(now.after(Duration::from_millis(40)), Input::Engine(Ok(EngineReport::Stepped)));
+                settled(scheduler)
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+criterion_group!(benches, step);
+criterion_main!(benches);
 
 /// Drains the effects; what the engine is asked.
 fn settled(scheduler: &mut Scheduler) -> Option<EngineWork> {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use darkroom::job::limits::REQUEST_BYTES_MAX;
 use darkroom::job::{
-    Defaults, JobId, LongPrompt, ModelLimits, ModelManifest, PictureSource, Priority, Rng, SamplerKind, Start, Task,
-    Tenant, Weighting,
+    Deadline, Defaults, JobId, LongPrompt, ModelLimits, ModelManifest, OnLate, PictureSource, Priority, Rng,
+    SamplerKind, Start, Task, Tenant, Weighting,
 };
 use darkroom::wire::request::{Context, Refusal, Request, parse};
 use darkroom::wire::{manifest, schema};
@@ -62,7 +62,8 @@ fn every_field_arrives() {
         "priority":"normal","previews":2,"metadata":{"a":[1]},"guidance_rescale":0.7,"rng":"torch-cuda",
         "init_image":"t/inputs/a.png","mask_image":"https://example.com/m.png","strength":0.5,
         "loras":[{"name":"one","weight":-0.5},{"name":"two"}],"long_prompt":"chunk","prompt_weighting":true,
-        "original_size":[1,2],"crops_coords_top_left":[3,4],"target_size":[5,6]}"#;
+        "original_size":[1,2],"crops_coords_top_left":[3,4],"target_size":[5,6],
+        "deadline":"2030-01-31T13:00:00+01:00","on_late":"continue"}"#;
     let Request { spec, metadata, .. } = read(body).unwrap();
     let image = spec.image(0);
     assert_eq!((image.width, image.height, image.num_inference_steps, spec.num_images), (64, 96, 7, 3));
@@ -79,6 +80,7 @@ fn every_field_arrives() {
     let sizes = image.sizes;
     assert_eq!((sizes.original, sizes.crops_coords_top_left, sizes.target), ([1, 2], [3, 4], [5, 6]));
     assert_eq!(spec.output_format.extension(), "webp");
+    assert_eq!(spec.deadline, Some(Deadline { unix_ms: 1_896_091_200_000, on_late: OnLate::Continue }));
     assert_eq!(metadata.unwrap()["a"][0], 1);
 }
 
@@ -117,6 +119,11 @@ fn each_mistake_names_its_field() {
         ("output_format", br#"{"prompt":"p","output_format":"gif"}"#.to_vec()),
         ("priority", br#"{"prompt":"p","priority":"high"}"#.to_vec()),
         ("previews", br#"{"prompt":"p","previews":true}"#.to_vec()),
+        ("deadline", br#"{"prompt":"p","deadline":60}"#.to_vec()),
+        ("deadline", br#"{"prompt":"p","deadline":"in an hour"}"#.to_vec()),
+        ("deadline", br#"{"prompt":"p","deadline":"2030-01-31T12:00:00"}"#.to_vec()),
+        ("on_late", br#"{"prompt":"p","on_late":"fail"}"#.to_vec()),
+        ("on_late", br#"{"prompt":"p","deadline":"2030-01-31T12:00:00Z","on_late":"give up"}"#.to_vec()),
         ("metadata", br#"{"prompt":"p","metadata":"text"}"#.to_vec()),
         ("metadata", format!(r#"{{"prompt":"p","metadata":{{"a":"{}"}}}}"#, "x".repeat(5000)).into_bytes()),
         ("strength", br#"{"prompt":"p","init_image":"t/a.png","strength":0}"#.to_vec()),

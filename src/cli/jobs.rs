@@ -12,6 +12,7 @@ use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
 use darkroom::shell::{store, topology};
 use darkroom::wire::event::{EventKind, StoredImage};
 use darkroom::wire::request::{LoraDocument, RequestDocument};
+use darkroom::wire::time::rfc3339;
 use serde_json::{Value, json};
 
 use super::output::{Output, mark};
@@ -92,6 +93,12 @@ pub(crate) struct SubmitOptions {
     /// A small picture with the progress of every N-th step
     #[arg(long, value_name = "N")]
     previews: Option<u32>,
+    /// When it is to be done: a time in RFC 3339, or from now such as 30s. It fails when that cannot be any more
+    #[arg(long, value_name = "TIME|DURATION")]
+    deadline: Option<String>,
+    /// What becomes of a job that cannot make its deadline: fail or continue
+    #[arg(long, value_name = "NAME", requires = "deadline")]
+    on_late: Option<String>,
     /// A JSON object that comes back with the events
     #[arg(long, value_name = "JSON")]
     metadata: Option<String>,
@@ -181,6 +188,8 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
             scheduler: submit.scheduler,
             output_format: submit.output_format,
             priority: None,
+            deadline: submit.deadline.map(|text| deadline(text, Clock::start())),
+            on_late: submit.on_late,
             previews: submit.previews,
             guidance_rescale: submit.guidance_rescale,
             rng: submit.rng,
@@ -216,6 +225,17 @@ async fn picture(given: Option<&str>, tenant: &Tenant, fetch: &FetchOptions) -> 
     match given {
         None => Ok(None),
         Some(given) => picture::named(given, tenant, fetch.store.as_deref()).await.map(Some),
+    }
+}
+
+/// A time as requests have it, from one, or from how far away it is. What is neither is left to the check of the request.
+fn deadline(text: String, clock: Clock) -> String {
+    match parse_duration(&text) {
+        Ok(from_now) => {
+            let from_now_ms = i64::try_from(from_now.as_millis()).unwrap_or(i64::MAX);
+            rfc3339(clock.unix_ms().saturating_add(from_now_ms))
+        }
+        Err(_) => text,
     }
 }
 
