@@ -294,6 +294,18 @@ impl Scheduler {
         self.held.len()
     }
 
+    /// Engine time, in milliseconds, of all that held jobs still need, each image stepping alone: an upper bound of what
+    /// they take together.
+    pub fn work_left_ms(&self) -> f64 {
+        let of_job = |held: &Held| {
+            let Offer { images, key, steps, .. } = held.offer;
+            let steps = (steps.max(held.steps_of_image) * images).saturating_sub(held.steps_made);
+            let decodes = images.saturating_sub(held.images_decoded);
+            f64::from(steps) * self.costs.step_ms(key, 1) + f64::from(decodes) * self.costs.decode_ms(key)
+        };
+        self.held.values().map(of_job).sum()
+    }
+
     fn delivered(&mut self, ticket: Ticket, lane: usize, offer: Option<Offer>) {
         if let Some(held) = self.held.get_mut(&ticket) {
             // Delivered again while we have it: the server lost track, but the lease is new.
