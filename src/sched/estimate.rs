@@ -6,10 +6,12 @@
 //!
 //! It decides nothing, and nothing decides by it.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
-use crate::job::Priority;
+use crate::job::{Pool, Priority};
 
+use super::message::Lane;
 use super::time::Mono;
 
 /// What was longer ago than this hardly counts.
@@ -205,6 +207,22 @@ pub struct Ahead {
     pub more_urgent: u64,
 }
 
+/// What goes before a job of which so many of its own consumer do: more urgent ones of every pool that its workers pull, and
+/// those that are as urgent, of other pools, as far as they take turns with its own. `lanes` are all consumers of the model
+/// with what they have still to deliver, `pools` those of its workers.
+pub fn ahead(own: Lane, alike: u64, lanes: &[(Lane, u64)], pools: &[Pool]) -> Ahead {
+    let mut ahead = Ahead { alike, more_urgent: 0 };
+    for (lane, pending) in lanes {
+        let competes = lane.pool == own.pool || pools.contains(&lane.pool);
+        match lane.priority.cmp(&own.priority) {
+            Ordering::Less if competes => ahead.more_urgent += pending,
+            Ordering::Equal if competes && lane.pool != own.pool => ahead.alike += alike.min(*pending),
+            Ordering::Less | Ordering::Equal | Ordering::Greater => {}
+        }
+    }
+    ahead
+}
+
 /// The job that asks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wanted {
@@ -363,6 +381,21 @@ mod tests {
             estimate(&fleet, &Remembered::default(), Ahead::default(), wanted).end_ms
         };
         assert_eq!((end_ms(5.0), end_ms(50.0)), (Some(6000), Some(60_000)));
+    }
+
+    #[test]
+    fn pools_compete_where_workers_pull_both() {
+        let lane = |priority, pool| Lane { priority, pool };
+        let all: Vec<(Lane, u64)> = [(Priority::High, 1), (Priority::Normal, 10), (Priority::Low, 100)]
+            .into_iter()
+            .flat_map(|(priority, count)| {
+                [(lane(priority, Pool::Any), count), (lane(priority, Pool::OnDemand), 2 * count)]
+            })
+            .collect();
+        let own = lane(Priority::Normal, Pool::Any);
+        assert_eq!(ahead(own, 7, &all, &[]), Ahead { alike: 7, more_urgent: 1 });
+        assert_eq!(ahead(own, 7, &all, &[Pool::Any, Pool::OnDemand]), Ahead { alike: 14, more_urgent: 3 });
+        assert_eq!(ahead(lane(Priority::High, Pool::Any), 0, &all, Pool::ALL), Ahead::default());
     }
 
     #[test]

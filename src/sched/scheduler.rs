@@ -297,13 +297,13 @@ impl Scheduler {
     /// Engine time, in milliseconds, of all that held jobs still need, each image stepping alone: an upper bound of what
     /// they take together.
     pub fn work_left_ms(&self) -> f64 {
-        let of_job = |held: &Held| {
-            let Offer { images, key, steps, .. } = held.offer;
-            let steps = (steps.max(held.steps_of_image) * images).saturating_sub(held.steps_made);
+        let jobs = self.held.iter().map(|(_, held)| {
+            let (images, key) = (held.offer.images, held.offer.key);
+            let steps = (held.offer.steps.max(held.steps_of_image) * images).saturating_sub(held.steps_made);
             let decodes = images.saturating_sub(held.images_decoded);
             f64::from(steps) * self.costs.step_ms(key, 1) + f64::from(decodes) * self.costs.decode_ms(key)
-        };
-        self.held.values().map(of_job).sum()
+        });
+        jobs.sum()
     }
 
     fn delivered(&mut self, ticket: Ticket, lane: usize, offer: Option<Offer>) {

@@ -5,6 +5,7 @@
 
 mod actions;
 mod pull;
+mod report;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -26,6 +27,7 @@ use opentelemetry::trace::TraceContextExt;
 use crate::engine::{Engine, RgbImage, StartingPictures};
 use crate::job::limits::FAILURES_MAX;
 use crate::job::{Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
+use crate::sched::estimate::Measured;
 use crate::sched::{
     Acted, BatchKey, Claim, CostModel, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, Policy, PullOutcome, RowKey,
     Scheduler, TenantKey, Ticket,
@@ -33,6 +35,7 @@ use crate::sched::{
 use crate::wire::event::{self, EventKind, StoredImage, Timings};
 use crate::wire::request::{Refusal, Request};
 use crate::wire::subject;
+use crate::wire::worker::WorkerState;
 
 use super::bus::Bus;
 use super::clock::Clock;
@@ -49,6 +52,7 @@ use super::telemetry;
 use super::topology;
 
 use actions::Delivery;
+use report::Reports;
 
 /// A job that more urgent ones pass over steps once in so long.
 const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
@@ -128,6 +132,7 @@ struct Job {
     stored: Vec<StoredImage>,
     timings: Timings,
     gpu_ms: f64,
+    came_at: Mono,
     claimed_at: Mono,
     stepping_since: Option<Mono>,
     span: Span,
@@ -167,6 +172,7 @@ struct Worker {
     records: Records,
     events: Events,
     metrics: Metrics,
+    measured: Measured,
     clock: Clock,
     engine: EngineThread,
     loading: Duration,
@@ -244,6 +250,7 @@ where
     };
     let worker = Worker {
         metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
+        measured: Measured::new(clock.now()),
         events: Events::start(bus.clone(), clock),
         fetcher,
         loras: config.loras.clone().map(|folder| LoraFolder::new(folder, store.clone())),
@@ -276,6 +283,7 @@ impl Worker {
         stop: &CancellationToken,
     ) -> Result<Exit, WorkerError<E>> {
         let mut draining = false;
+        let mut reports = Reports::start(&self, &scheduler);
         let exit = loop {
             while let Some(effect) = scheduler.poll_effect() {
                 self.apply(effect);
@@ -288,10 +296,12 @@ impl Worker {
             if let Some(input) = self.learn(fact) {
                 scheduler.handle(self.clock.now(), input);
             }
+            reports.look(&self, &scheduler, if draining { WorkerState::Draining } else { WorkerState::Ready });
         };
         tracing::info!(?exit, "worker.exit");
         self.tasks.close();
         self.tasks.wait().await;
+        reports.end().await;
         // After the last acknowledgement: whatever is still queued goes out.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.bus.client.flush()).await;
         match exit {
@@ -376,7 +386,11 @@ impl Worker {
                                 let took = self.clock.now().since(job.claimed_at);
                                 self.metrics.generated(took, request.spec.image.num_inference_steps);
                             }
+                            let completed = owned.record.state.status == Status::Completed;
                             job.owned = Some(owned);
+                            if completed {
+                                self.ended_well(ticket);
+                            }
                         }
                         Acted::Done
                     }
@@ -461,6 +475,7 @@ impl Worker {
             stored: Vec::new(),
             timings,
             gpu_ms: 0.0,
+            came_at: self.clock.now(),
             claimed_at: self.clock.now(),
             stepping_since: None,
             span,
@@ -528,7 +543,8 @@ impl Worker {
             Effect::Act { ticket, action } => self.act(ticket, action),
             Effect::Extend { ticket } => self.extend(ticket),
             Effect::Engine(work) => self.engine_work(work),
-            Effect::Started { ticket } => self.publish_started(ticket),
+            // That is when it is admitted; the event tells of its first step, which may be later.
+            Effect::Started { .. } => {}
             Effect::Progress { ticket, step, steps, remaining, preview } => {
                 let preview = preview.and_then(|row| self.previews.remove(&row));
                 let Some(Job { request: Some(request), delivery, owned, .. }) = self.jobs.get(&ticket) else {
@@ -552,7 +568,6 @@ impl Worker {
     }
 
     fn engine_work(&mut self, work: EngineWork) {
-        let parent = |ticket: &Ticket| self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
         let (command, span) = match &work {
             EngineWork::Release { row } => {
                 self.rows.remove(row);
@@ -570,10 +585,10 @@ impl Worker {
             }
             EngineWork::Step { rows, previews } => {
                 let span = tracing::info_span!(parent: None, "batch.step", batch.size = rows.len());
-                let now = self.clock.now();
-                for ticket in rows.iter().filter_map(|row| self.rows.get(row)) {
-                    if let Some(job) = self.jobs.get_mut(ticket) {
-                        job.stepping_since.get_or_insert(now);
+                let tickets: Vec<Ticket> = rows.iter().filter_map(|row| self.rows.get(row)).copied().collect();
+                for ticket in tickets {
+                    self.begins(ticket);
+                    if let Some(job) = self.jobs.get(&ticket) {
                         let context = job.span.context();
                         span.add_link(context.span().span_context().clone());
                     }
@@ -581,7 +596,9 @@ impl Worker {
                 (Command::Step { rows: rows.clone(), previews: previews.clone() }, span)
             }
             EngineWork::Decode { row, ticket, .. } => {
-                (Command::Decode { row: *row }, tracing::info_span!(parent: parent(ticket), "job.decode"))
+                self.begins(*ticket);
+                let parent = self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
+                (Command::Decode { row: *row }, tracing::info_span!(parent: parent, "job.decode"))
             }
         };
         self.work = Some((work, span));
@@ -613,7 +630,7 @@ impl Worker {
         self.tasks.spawn(log_failure("event.accepted", stored));
     }
 
-    fn publish_started(&self, ticket: Ticket) {
+    fn publish_started(&self, ticket: Ticket, estimated_start_error_ms: Option<i64>) {
         let Some(Job { request: Some(request), delivery, owned, prepared, span, .. }) = self.jobs.get(&ticket) else {
             return;
         };
@@ -624,6 +641,7 @@ impl Worker {
             worker: self.config.worker.to_string(),
             attempt,
             model_digest: prepared.model_digest.clone(),
+            estimated_start_error_ms,
             metadata: request.metadata.clone(),
         };
         let stored =
