@@ -75,15 +75,15 @@ async fn waiting_jobs_know_their_place_and_when_they_begin() {
             ["estimated_start_ms", "estimated_time_ms"].map(|field| submitted[field].as_u64().unwrap());
         assert!(start_ms >= remembered.loading_ms && end_ms > start_ms, "{submitted} {remembered:?}");
     }
-    assert_eq!(submit(&stack, "urgent", "high").await["queue_position"], 0);
-    // The sequences of other consumers lie between, the urgent one goes before it.
-    for (job, place) in [("d", 1), ("f", 3)] {
+    for (place, job) in ["d", "e", "f"].into_iter().enumerate() {
         let pending = status(&stack, job).await;
         assert_eq!(pending["queue_position"], place, "{pending}");
         assert!(pending["estimated_time_ms"].as_u64() > pending["estimated_start_ms"].as_u64(), "{pending}");
     }
-    let watched = darkroom_watch(&stack, "e").await;
-    assert_eq!((&watched["status"], &watched["queue_position"]), (&json!("pending"), &json!(2)), "{watched}");
+    let watched = watch(&stack, "e").await;
+    assert_eq!((&watched["status"], &watched["queue_position"]), (&json!("pending"), &json!(1)), "{watched}");
+    assert_eq!(submit(&stack, "urgent", "high").await["queue_position"], 0);
+    assert_eq!(status(&stack, "d").await["queue_position"], 1, "the urgent one goes before it");
 
     let _worker = stack.worker().await;
     for job in ["d", "e", "f", "urgent"] {
@@ -93,7 +93,7 @@ async fn waiting_jobs_know_their_place_and_when_they_begin() {
 }
 
 /// The first thing that `watch` says of a job, which it does not wait for.
-async fn darkroom_watch(stack: &Stack, job: &str) -> Value {
+async fn watch(stack: &Stack, job: &str) -> Value {
     let mut command = Command::new(crate::stack::program("darkroom"));
     command.args(["--nats", &stack.nats.url(), "--json", "watch", job, "--tenant", "t", "--timeout", "100ms"]);
     let finished = run(&mut command, PATIENCE).await;

@@ -128,8 +128,8 @@ struct World<'a> {
     broker: Broker,
     workers: Vec<Worker>,
     latency: Latency,
-    ledger: Ledger<'a>,
     estimates: Estimates,
+    ledger: Ledger<'a>,
     members: Vec<Member>,
 }
 
@@ -217,18 +217,18 @@ impl World<'_> {
                 (worker, Input::PullEnded { lane: lane as usize, outcome: PullOutcome::Expired })
             }
             Event::Deliver(Delivery { worker, job }) => {
+                self.estimates.delivered(self.now_us, worker, job);
                 let of = self.ledger.job(job);
                 let (lane, offer) = (self.lane_of(of), Some(offer(of)));
                 let pending = self.broker.waiting(lane);
-                self.estimates.delivered(self.now_us, worker, job);
                 (worker, Input::Delivered { ticket: Ticket(u64::from(job)), lane, offer, pending })
             }
             Event::Acted { worker, job, done } => {
                 let outcome = match done {
                     Done::Claim => Acted::Claimed(Claim::Won { failures: 0 }),
                     Done::Publish => {
-                        self.ledger.finish(self.now_us, job)?;
                         self.estimates.finished(self.now_us, worker, job, &self.ledger);
+                        self.ledger.finish(self.now_us, job)?;
                         Acted::Done
                     }
                     Done::Other => Acted::Done,
