@@ -297,7 +297,7 @@ impl Scheduler {
     /// Engine time, in milliseconds, of all that held jobs still need, each image stepping alone: an upper bound of what
     /// they take together.
     pub fn work_left_ms(&self) -> f64 {
-        let jobs = self.held.iter().map(|(_, held)| {
+        let jobs = self.held.values().map(|held| {
             let (images, key) = (held.offer.images, held.offer.key);
             let steps = (held.offer.steps.max(held.steps_of_image) * images).saturating_sub(held.steps_made);
             let decodes = images.saturating_sub(held.images_decoded);
