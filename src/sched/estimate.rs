@@ -24,8 +24,6 @@ const SHARE_MIN: f64 = 0.1;
 /// What the jobs of one priority are like.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PriorityLoad {
-    /// Jobs that are held and have not begun.
-    pub waiting: u64,
     /// Jobs that begin in a second.
     pub begun_per_s: f64,
     /// From delivery to the first step: half of the jobs wait longer. Absent until one began.
@@ -114,18 +112,14 @@ impl Measured {
         self.megapixel_steps += megapixel_steps;
     }
 
-    /// What there is to say now, with the jobs `waiting` by priority.
-    pub fn load(&self, now: Mono, work_left_ms: f64, waiting: [u64; 3]) -> WorkerLoad {
+    /// What there is to say now.
+    pub fn load(&self, now: Mono, work_left_ms: f64) -> WorkerLoad {
         let mean = |sum: f64, count: f64| (count > 1e-3).then(|| sum / count);
         let faded = fading(now.since(self.at));
         let seconds = MEMORY.as_secs_f64() * (1.0 - fading(now.since(self.since).max(Duration::from_secs(1))));
         let mut priorities = [PriorityLoad::default(); 3];
         for (nth, of) in priorities.iter_mut().enumerate() {
-            *of = PriorityLoad {
-                waiting: waiting[nth],
-                begun_per_s: self.begun[nth] * faded / seconds,
-                begin_ms: self.begin_ms[nth],
-            };
+            *of = PriorityLoad { begun_per_s: self.begun[nth] * faded / seconds, begin_ms: self.begin_ms[nth] };
         }
         let pace = Pace {
             job_ms: mean(self.engine_ms, self.jobs),
@@ -172,7 +166,6 @@ impl Fleet {
             (count > 0.0).then(|| sum / count)
         };
         let of_priority = |nth: usize| PriorityLoad {
-            waiting: loads.iter().map(|load| load.priorities[nth].waiting).sum(),
             begun_per_s: loads.iter().map(|load| load.priorities[nth].begun_per_s).sum(),
             begin_ms: mean(&|load| load.priorities[nth].begin_ms),
         };
@@ -402,20 +395,19 @@ mod tests {
     fn measurements_are_of_the_jobs_and_fade() {
         let at = |seconds: u64| Mono::from_micros(seconds * 1_000_000);
         let mut measured = Measured::new(at(0));
-        assert_eq!(measured.load(at(0), 0.0, [0; 3]), WorkerLoad::default());
+        assert_eq!(measured.load(at(0), 0.0), WorkerLoad::default());
         for second in 1..=600 {
             measured.begun(at(second), Priority::High, Duration::from_millis(if second % 4 == 0 { 3000 } else { 40 }));
             measured.finished(at(second), 500.0, Duration::from_secs(2), 5.0);
         }
-        let now = measured.load(at(600), 7.0, [1, 0, 2]);
-        assert_eq!((now.work_left_ms, now.priorities.map(|of| of.waiting)), (7.0, [1, 0, 2]));
+        let now = measured.load(at(600), 7.0);
         let close = |found: Option<f64>, wanted: f64| found.is_some_and(|found| (found / wanted - 1.0).abs() < 0.05);
         assert!(close(now.pace.job_ms, 500.0) && close(now.pace.run_ms, 2000.0), "{now:?}");
         assert!(close(now.pace.megapixel_step_ms, 100.0), "{now:?}");
         assert!(close(Some(now.priorities[0].begun_per_s), 1.0), "{now:?}");
         assert!(now.priorities[0].begin_ms.is_some_and(|usual| usual < 60.0), "the median, not the mean: {now:?}");
         assert_eq!((now.priorities[1].begin_ms, now.priorities[1].begun_per_s), (None, 0.0));
-        let later = measured.load(at(1200), 0.0, [0; 3]);
+        let later = measured.load(at(1200), 0.0);
         assert!(later.priorities[0].begun_per_s < 0.2 && close(later.pace.job_ms, 500.0), "{later:?}");
     }
 

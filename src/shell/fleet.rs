@@ -130,7 +130,6 @@ impl Publisher {
 pub fn priority_reports(load: &WorkerLoad) -> Vec<PriorityReport> {
     let report = |(priority, of): (&Priority, &PriorityLoad)| PriorityReport {
         priority: priority.to_string(),
-        waiting: of.waiting,
         begun_per_s: of.begun_per_s,
         begin_ms: of.begin_ms,
     };
@@ -149,11 +148,7 @@ fn pace(report: &PaceReport) -> Pace {
 fn load(report: &WorkerReport) -> WorkerLoad {
     let of = |nth: usize| {
         let own = report.priorities.iter().find(|of| of.priority == Priority::ALL[nth].as_str());
-        own.map_or_else(PriorityLoad::default, |of| PriorityLoad {
-            waiting: of.waiting,
-            begun_per_s: of.begun_per_s,
-            begin_ms: of.begin_ms,
-        })
+        own.map_or_else(PriorityLoad::default, |of| PriorityLoad { begun_per_s: of.begun_per_s, begin_ms: of.begin_ms })
     };
     WorkerLoad { work_left_ms: report.work_left_ms, pace: pace(&report.pace), priorities: [of(0), of(1), of(2)] }
 }

@@ -34,8 +34,6 @@ pub struct PaceReport {
 pub struct PriorityReport {
     /// `high`, `normal` or `low`.
     pub priority: String,
-    /// Jobs that are held and have not begun.
-    pub waiting: u64,
     /// Jobs that begin in a second.
     pub begun_per_s: f64,
     /// From delivery to the first step: half of the jobs wait longer. Absent until one began.
@@ -113,7 +111,7 @@ mod tests {
     #[test]
     fn reports_read_back_and_leave_out_what_is_not_known() {
         let pace = PaceReport { job_ms: Some(12.5), ..PaceReport::default() };
-        let of_high = PriorityReport { priority: "high".into(), waiting: 1, begun_per_s: 0.25, begin_ms: None };
+        let of_high = PriorityReport { priority: "high".into(), begun_per_s: 0.25, begin_ms: None };
         let report = WorkerReport {
             worker: "w-1".into(),
             model: "shapes".into(),

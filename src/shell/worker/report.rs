@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::job::Priority;
 use crate::sched::{EngineWork, Mono, Scheduler, Ticket};
 use crate::wire::header;
 use crate::wire::worker::{WorkerReport, WorkerState};
@@ -47,14 +46,7 @@ impl Reports {
 
 impl Worker {
     fn report(&self, scheduler: &Scheduler, state: WorkerState) -> WorkerReport {
-        let waiting = |nth: usize| {
-            let waits = |job: &&Job| {
-                job.request.is_some() && job.stepping_since.is_none() && job.priority() == Priority::ALL[nth]
-            };
-            self.jobs.values().filter(waits).count() as u64
-        };
-        let waiting = [waiting(0), waiting(1), waiting(2)];
-        let load = self.measured.load(self.clock.now(), scheduler.work_left_ms(), waiting);
+        let load = self.measured.load(self.clock.now(), scheduler.work_left_ms());
         let stepping = match &self.work {
             Some((EngineWork::Step { rows, .. }, _)) => rows.len(),
             Some(_) | None => 0,
@@ -80,7 +72,7 @@ impl Worker {
         let now = self.clock.now();
         let Some(job) = self.jobs.get_mut(&ticket).filter(|job| job.stepping_since.is_none()) else { return };
         job.stepping_since = Some(now);
-        self.measured.begun(now, job.priority(), now.since(job.came_at));
+        self.measured.begun(now, job.delivery.priority, now.since(job.came_at));
         let error_ms = job.estimated_start_error_ms(self.clock.unix_ms());
         if let Some(error_ms) = error_ms {
             self.metrics.estimated_start_error(error_ms);
@@ -98,10 +90,6 @@ impl Worker {
 }
 
 impl Job {
-    fn priority(&self) -> Priority {
-        self.delivery.priority
-    }
-
     /// By how much it begins later than its client was told. Nobody told of later attempts.
     fn estimated_start_error_ms(&self, unix_ms: i64) -> Option<i64> {
         let first = self.owned.as_ref().is_none_or(|owned| owned.record.state.attempts <= 1);

@@ -184,8 +184,7 @@ impl World<'_> {
         let more_urgent = (0..lane).map(|lane| self.broker.waiting(lane)).sum();
         let ahead = Ahead { alike: self.broker.waiting(lane), more_urgent };
         let schedulers = self.workers.iter().map(|worker| &worker.scheduler);
-        let trace = self.ledger.trace;
-        let start_us = self.estimates.of(self.now_us, arrival, ahead, schedulers, |job| &trace.jobs[job as usize]);
+        let start_us = self.estimates.of(self.now_us, arrival, ahead, schedulers);
         self.ledger.estimated_start_us[job as usize] = start_us.unwrap_or(u64::MAX);
     }
 

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use crate::job::Priority;
 use crate::sched::estimate::{Ahead, Fleet, Measured, Remembered, Wanted, WorkerLoad, estimate};
 use crate::sched::{Mono, Scheduler};
 
@@ -87,15 +86,10 @@ impl Estimates {
         job: &Job,
         ahead: Ahead,
         schedulers: impl Iterator<Item = &'a Scheduler>,
-        of_job: impl Fn(u32) -> &'a Job,
     ) -> Option<u64> {
         if now_us >= self.report_at_us {
             let load = |(worker, scheduler): (&Worker, &Scheduler)| {
-                let waiting = |priority: &Priority| {
-                    worker.waiting.iter().filter(|(job, _)| of_job(*job).priority == *priority).count() as u64
-                };
-                let waiting = [0, 1, 2].map(|nth: usize| waiting(&Priority::ALL[nth]));
-                worker.measured.load(Mono::from_micros(now_us), scheduler.work_left_ms(), waiting)
+                worker.measured.load(Mono::from_micros(now_us), scheduler.work_left_ms())
             };
             let loads: Vec<WorkerLoad> = self.workers.iter().zip(schedulers).map(load).collect();
             self.fleet = Fleet::of(&loads);
