@@ -9,7 +9,7 @@ use darkroom::sched::BatchKey;
 use darkroom::simulation::costs::Costs;
 use darkroom::simulation::ledger::Ledger;
 use darkroom::simulation::policy::Policy;
-use darkroom::simulation::report::{Report, jain, percentile};
+use darkroom::simulation::report::{Report, estimate_table, jain, percentile};
 use darkroom::simulation::workload::{Job, LatencyMs, Load, Trace, Workload};
 use darkroom::simulation::{Fleet, compare, plots, simulate};
 
@@ -172,6 +172,22 @@ fn a_lonely_job_takes_its_round_trips_and_its_work() {
         assert_eq!(totals_ms(&ledger, &trace), [368], "{policy}");
         assert_eq!(ledger.started_us, [60_014_000], "{policy}");
     }
+}
+
+#[test]
+fn jobs_begin_about_when_they_were_told() {
+    let text = WORKLOAD.replace("jobs = 600", "jobs = 3000").replace("burst = 20", "burst = 1");
+    let workload = Workload::parse(&text.replace("\"saturated\"", "0.5")).unwrap();
+    let reports = compare(&workload, &costs(), &[Policy::Adaptive, Policy::One], |_, _| {}).unwrap();
+    for report in &reports {
+        let estimate = report.overall.estimate;
+        assert_eq!(estimate.is_some(), report.policy == "adaptive", "{}: only Darkroom tells", report.policy);
+        if let Some(error) = estimate {
+            assert!(error.share > 0.99 && error.close > 0.8, "load {}: {error:?}", report.load);
+            assert!(error.p50_ms < report.overall.wait.p50_ms.max(100.0), "load {}: {error:?}", report.load);
+        }
+    }
+    assert_eq!(estimate_table(&reports).lines().count(), 2 + 2 * 4, "all and three priorities at two loads");
 }
 
 #[test]

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use darkroom::job::{JobId, ModelName, Pool, Priority, Tenant};
+use darkroom::job::{JobId, ModelName, Pool, Priority, Status, Tenant};
+use darkroom::sched::estimate::Estimate;
 use darkroom::shell::bus::{self, Bus};
 use darkroom::shell::client::{self, Submission, Submitted, Watch};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
-use darkroom::shell::{store, topology};
+use darkroom::shell::{outlook, store, topology};
 use darkroom::wire::event::{EventKind, StoredImage};
 use darkroom::wire::request::{LoraDocument, RequestDocument};
 use darkroom::wire::time::rfc3339;
@@ -210,15 +211,41 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
         true => Some(Watch::start(&bus, &submission.tenant, &submission.job).await?),
         false => None,
     };
-    let Submitted { stream_sequence, pending } = client::submit(&bus, &Clock::start(), &submission).await?;
+    let Submitted { stream_sequence, pending, estimate } = client::submit(&bus, &Clock::start(), &submission).await?;
     let (job, tenant) = (submission.job.as_str(), submission.tenant.as_str());
-    output.line(job, &json!({"job": job, "tenant": tenant, "stream_sequence": stream_sequence, "pending": pending}));
+    let mut value = json!({"job": job, "tenant": tenant, "stream_sequence": stream_sequence, "pending": pending});
+    add_estimate(&mut value, estimate.as_ref());
+    output.line(job, &value);
+    if let Some(estimate) = &estimate {
+        output.note(outlook_text(estimate));
+    }
     let Some(mut watch) = watch else { return Ok(Exit::Success) };
     if stream_sequence.is_none() {
         output.note("This job was submitted before.");
         watch.catch_up().await?;
     }
     follow_to_the_end(watch, &submit.fetch, output).await
+}
+
+/// The estimate of a job that waits; null what nobody can tell.
+fn add_estimate(value: &mut Value, estimate: Option<&Estimate>) {
+    value["queue_position"] = json!(estimate.map(|estimate| estimate.position));
+    value["estimated_start_ms"] = json!(estimate.and_then(|estimate| estimate.start_ms));
+    value["estimated_time_ms"] = json!(estimate.and_then(|estimate| estimate.end_ms));
+}
+
+fn outlook_text(estimate: &Estimate) -> String {
+    let seconds = |ms: u64| format!("{:.1} s", Duration::from_millis(ms).as_secs_f64());
+    let when = match (estimate.start_ms, estimate.end_ms) {
+        (Some(start_ms), Some(end_ms)) => format!("begins in about {}, done in {}", seconds(start_ms), seconds(end_ms)),
+        (Some(start_ms), None) => format!("begins in about {}", seconds(start_ms)),
+        (None, _) => "nobody can tell yet when it begins".to_owned(),
+    };
+    match estimate.position {
+        0 => format!("It is next; {when}."),
+        1 => format!("1 job is before it; {when}."),
+        position => format!("{position} jobs are before it; {when}."),
+    }
 }
 
 async fn picture(given: Option<&str>, tenant: &Tenant, fetch: &FetchOptions) -> anyhow::Result<Option<String>> {
@@ -270,6 +297,16 @@ pub(crate) async fn watch(options: &BusOptions, watch: &WatchOptions, output: &O
     let bus = bus::connect(options, "darkroom-watch").await?;
     let mut following = Watch::start(&bus, &watch.tenant, &watch.job).await?;
     following.catch_up().await?;
+    if let Some(record) = client::status(&bus, &watch.tenant, &watch.job).await?
+        && let Some(estimate) = outlook::of_record(&bus, &record).await?
+    {
+        let mut value = json!({"job": watch.job.as_str(), "tenant": watch.tenant.as_str(), "status": "pending"});
+        add_estimate(&mut value, Some(&estimate));
+        if output.is_json() {
+            output.line("", &value);
+        }
+        output.note(outlook_text(&estimate));
+    }
     follow_to_the_end(following, &watch.fetch, output).await
 }
 
@@ -370,8 +407,15 @@ pub(crate) async fn status(options: &BusOptions, status: &StatusOptions, output:
         let error = anyhow::anyhow!("there is no job {job} of tenant {tenant}, or no worker has seen it yet");
         return Err(Failed::new(Exit::NotFound, "unknown_job", error));
     };
-    let (text, value) = describe(&format!("{tenant}.{job}"), &record);
+    let (text, mut value) = describe(&format!("{tenant}.{job}"), &record);
+    let estimate = outlook::of_record(&bus, &record).await?;
+    if record.state.status == Status::Pending {
+        add_estimate(&mut value, estimate.as_ref());
+    }
     output.line(text, &value);
+    if let Some(estimate) = estimate.filter(|_| !output.is_json()) {
+        output.line(outlook_text(&estimate), &Value::Null);
+    }
     if let Some(terminal) = record.terminal.as_ref().filter(|_| !output.is_json()) {
         for image in terminal["images"].as_array().into_iter().flatten() {
             output.line(image["url"].as_str().unwrap_or_default(), &Value::Null);
@@ -386,10 +430,10 @@ pub(crate) async fn status(options: &BusOptions, status: &StatusOptions, output:
 fn describe(key: &str, record: &darkroom::wire::record::Record) -> (String, Value) {
     let status = record.state.status;
     let colour = match status {
-        darkroom::job::Status::Completed => "32",
-        darkroom::job::Status::Failed => "31",
-        darkroom::job::Status::Cancelled => "33",
-        darkroom::job::Status::Pending | darkroom::job::Status::Processing => "36",
+        Status::Completed => "32",
+        Status::Failed => "31",
+        Status::Cancelled => "33",
+        Status::Pending | Status::Processing => "36",
     };
     let word = mark(&format!("{:10}", status.as_str()), colour);
     let text = format!("{key:48} {word} {:16} attempts {}  {}", record.model, record.state.attempts, record.updated);

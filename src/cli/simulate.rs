@@ -62,7 +62,8 @@ pub(crate) fn simulate(options: &SimulateOptions, output: &Output) -> Result<Exi
             std::fs::write(&path, svg).with_context(|| format!("writing {}", path.display()))?;
         }
     }
-    let text = format!("{}\n{}", report::table(&reports), report::group_table(&reports));
+    let tables = [report::table(&reports), report::group_table(&reports), report::estimate_table(&reports)];
+    let text = tables.join("\n");
     let value = json!({"workload": workload.name, "costs": costs.name(), "workers": workload.workers, "runs": reports});
     output.line(text.trim_end(), &value);
     Ok(Exit::Success)

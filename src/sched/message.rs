@@ -270,7 +270,7 @@ pub enum Effect {
     },
     /// Ask the engine.
     Engine(EngineWork),
-    /// Publish the `started` event.
+    /// Publish the `started` event: its first step begins, or its first decode if it needs no step.
     Started {
         /// The job.
         ticket: Ticket,

@@ -240,6 +240,16 @@ impl Scheduler {
         self.held.len()
     }
 
+    /// Engine time, in milliseconds, of all that held jobs still need, each image stepping alone: an upper bound of what
+    /// they take together.
+    pub fn work_left_ms(&self) -> f64 {
+        let jobs = self.held.iter().map(|(_, held)| {
+            let decodes = held.offer.images.saturating_sub(held.images_decoded);
+            f64::from(held.steps_left()) * self.costs.step_ms(held.offer.key, 1)
+                + f64::from(decodes) * self.costs.decode_ms(held.offer.key)
+        });
+        jobs.sum()
+    }
     fn drain(&mut self, exit: Exit) {
         let lost = matches!(exit, Exit::Fatal(_));
         match &self.mode {

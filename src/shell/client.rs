@@ -9,6 +9,8 @@ use futures_util::StreamExt;
 use serde_json::Value;
 
 use crate::job::{Fault, JobId, JobState, ModelName, Pool, Priority, Tenant};
+use crate::sched::Lane;
+use crate::sched::estimate::Estimate;
 use crate::wire::event::{self, CloudEvent, EventKind};
 use crate::wire::record::Record;
 use crate::wire::request::{Context, RequestDocument, parse};
@@ -16,6 +18,7 @@ use crate::wire::{header, subject};
 
 use super::bus::{ApiError, Bus, PublishError, chain};
 use super::clock::Clock;
+use super::outlook;
 use super::records::{Changed, Owned, Records};
 use super::topology;
 
@@ -84,6 +87,8 @@ pub struct Submitted {
     pub stream_sequence: Option<u64>,
     /// Requests of all tenants that wait before it in its consumer.
     pub pending: u64,
+    /// When it will be made, as far as one could tell before it was published.
+    pub estimate: Option<Estimate>,
 }
 
 /// Checks a request against its model, makes the job's record, and publishes. The same submission again changes nothing.
@@ -110,29 +115,61 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
 
     let records = Records::open(bus).await?;
     let fresh = Record::accepted(parsed.digest.clone(), model.as_str(), None, clock.unix_ms());
-    if let Changed::Lost | Changed::Unrecorded = records.create(tenant, job, fresh).await?
-        && let Some(Owned { record, .. }) = records.read(tenant, job).await?
+    let mut made = match records.create(tenant, job, fresh).await? {
+        Changed::Won(owned) => Some(owned),
+        Changed::Lost | Changed::Unrecorded => None,
+    };
+    if made.is_none()
+        && let Some(Owned { record, revision }) = records.read(tenant, job).await?
     {
         if record.request_digest != parsed.digest {
             return Err(SubmitError::Conflict { job: job.clone() });
         }
         // Somebody published it before us, unless nobody has seen it yet: then publishing again is the cure.
-        if record.stream_sequence.is_some() || record.state != JobState::accepted() {
-            return Ok(Submitted { stream_sequence: None, pending: 0 });
+        let before = Submitted { stream_sequence: None, pending: 0, estimate: None };
+        if record.state != JobState::accepted() {
+            return Ok(before);
+        }
+        if let Some(sequence) = record.stream_sequence {
+            if outlook::request(bus, sequence).await?.is_some() {
+                return Ok(before);
+            }
+            // Its message is gone: another one would be taken for a duplicate as long as the record names the first.
+            let nameless = Record { stream_sequence: None, ..record.clone() };
+            match records.replace(tenant, job, &Owned { record, revision }, nameless).await? {
+                Changed::Won(owned) => made = Some(owned),
+                Changed::Lost | Changed::Unrecorded => return Ok(before),
+            }
+        } else {
+            made = Some(Owned { record, revision });
         }
     }
+    let lane = Lane { priority: *priority, pool: *pool };
+    let waiting = outlook::Waiting { model, lane, megapixel_steps: outlook::megapixel_steps(&parsed.spec) };
+    // Estimates are a service: a request is not lost for want of one.
+    let (estimate, pending) = match outlook::of_new(bus, &waiting).await {
+        Ok((estimate, pending)) => (Some(estimate), pending),
+        Err(fault) => {
+            tracing::debug!(%fault, "job.estimate");
+            (None, 0)
+        }
+    };
     let mut headers = HeaderMap::new();
     headers.insert(header::MESSAGE_ID, header::message_id(tenant, job));
+    if let Some(start_ms) = estimate.and_then(|estimate| i64::try_from(estimate.start_ms?).ok()) {
+        headers.insert(header::ESTIMATED_START, clock.unix_ms().saturating_add(start_ms).to_string());
+    }
     super::telemetry::inject(&mut headers);
     let to = subject::request(model, *priority, *pool, tenant);
     let stored = publish_surely(bus, &to, &headers, body.into()).await?;
-    let consumer = subject::consumer(model, *priority, *pool);
-    let pending = topology::served(bus)
-        .await?
-        .into_iter()
-        .find(|served| served.consumer == consumer)
-        .map_or(0, |served| served.pending.saturating_sub(1));
-    Ok(Submitted { stream_sequence: Some(stored.sequence), pending })
+    // So that its place can be told later. A worker that was quicker has recorded it, and has the record.
+    if let Some(owned) = made {
+        let published = Record { stream_sequence: Some(stored.sequence), ..owned.record.clone() };
+        if let Err(fault) = records.replace(tenant, job, &owned, published).await {
+            tracing::debug!(%fault, "job.record");
+        }
+    }
+    Ok(Submitted { stream_sequence: Some(stored.sequence), pending, estimate })
 }
 
 /// Publishes until the stream confirms it: the message id makes repeating harmless.

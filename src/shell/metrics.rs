@@ -15,6 +15,7 @@ pub struct Metrics {
     queue_wait: Histogram<f64>,
     batch_size: Histogram<u64>,
     step: Histogram<f64>,
+    start_error: Histogram<f64>,
     failures: Counter<u64>,
 }
 
@@ -51,6 +52,13 @@ impl Metrics {
                 "One denoising step of a batch",
                 vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0],
             ),
+            start_error: seconds(
+                "diffusion_estimated_start_error_seconds",
+                "From the estimated to the actual first step of a job: negative when it began sooner",
+                vec![
+                    -300.0, -60.0, -30.0, -10.0, -5.0, -2.5, -1.0, -0.25, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+                ],
+            ),
             failures: meter
                 .u64_counter("diffusion_failures_total")
                 .with_description("Attempts that failed and are tried again")
@@ -86,6 +94,11 @@ impl Metrics {
     pub fn stepped(&self, images: usize, took: Duration) {
         self.batch_size.record(images as u64, &[self.model()]);
         self.step.record(took.as_secs_f64(), &[self.model()]);
+    }
+
+    /// A job began so many milliseconds later than was estimated.
+    pub fn estimated_start_error(&self, error_ms: i64) {
+        self.start_error.record(error_ms as f64 / 1e3, &[self.model()]);
     }
 
     /// An attempt failed and will be made again.

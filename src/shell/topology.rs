@@ -11,13 +11,15 @@ use crate::wire::{manifest, subject};
 
 use super::bus::{ApiError, Bus};
 
-const STREAMS: [&str; 6] = [
+const STREAMS: [&str; 8] = [
     include_str!("../../nats/streams/DARKROOM_REQ.json"),
     include_str!("../../nats/streams/DARKROOM_EV.json"),
     include_str!("../../nats/streams/DARKROOM_PROG.json"),
     include_str!("../../nats/streams/DARKROOM_DLQ.json"),
     include_str!("../../nats/streams/DARKROOM_ADV.json"),
     include_str!("../../nats/buckets/darkroom_jobs.json"),
+    include_str!("../../nats/buckets/darkroom_workers.json"),
+    include_str!("../../nats/buckets/darkroom_models.json"),
 ];
 const CONSUMER: &str = include_str!("../../nats/consumers/generate.json");
 
@@ -80,7 +82,7 @@ pub enum Mode {
     Check,
 }
 
-/// Compares the server with the files, for the streams, the bucket and the consumers of `models`.
+/// Compares the server with the files, for the streams, the buckets and the consumers of `models`.
 ///
 /// # Errors
 /// [`ApiError`] when JetStream does not answer or refuses.
@@ -119,6 +121,8 @@ pub struct Served {
     pub filter: String,
     /// Messages that nobody has yet.
     pub pending: u64,
+    /// The last sequence of the stream that it delivered.
+    pub delivered_sequence: u64,
     /// Messages that workers have.
     pub in_flight: u64,
     /// Open pulls.
@@ -145,6 +149,7 @@ pub async fn served(bus: &Bus) -> Result<Vec<Served>, ApiError> {
                 manifest,
                 filter: info["config"]["filter_subject"].as_str().unwrap_or_default().to_owned(),
                 pending: info["num_pending"].as_u64().unwrap_or_default(),
+                delivered_sequence: info["delivered"]["stream_seq"].as_u64().unwrap_or_default(),
                 in_flight: info["num_ack_pending"].as_u64().unwrap_or_default(),
                 pulls: info["num_waiting"].as_u64().unwrap_or_default(),
             });
@@ -153,6 +158,15 @@ pub async fn served(bus: &Bus) -> Result<Vec<Served>, ApiError> {
             return Ok(consumers);
         }
     }
+}
+
+/// The last sequence of the request stream.
+///
+/// # Errors
+/// [`ApiError`].
+pub async fn last_sequence(bus: &Bus) -> Result<u64, ApiError> {
+    let info = bus.api(&format!("STREAM.INFO.{}", subject::STREAM_REQUESTS), &Value::Null).await?;
+    Ok(info["state"]["last_seq"].as_u64().unwrap_or_default())
 }
 
 /// Messages in the request stream, served or not.
@@ -310,6 +324,8 @@ mod tests {
             subject::STREAM_DEAD_LETTERS.to_owned(),
             subject::STREAM_ADVISORIES.to_owned(),
             format!("KV_{}", subject::BUCKET_JOBS),
+            format!("KV_{}", subject::BUCKET_WORKERS),
+            format!("KV_{}", subject::BUCKET_MODELS),
         ];
         assert_eq!(names, expected);
     }

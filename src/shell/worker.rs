@@ -6,6 +6,7 @@
 mod actions;
 mod prompts;
 mod pull;
+mod report;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -27,6 +28,7 @@ use opentelemetry::trace::TraceContextExt;
 use crate::engine::{Engine, RgbImage, StartingPictures};
 use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
 use crate::job::{Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
+use crate::sched::estimate::Measured;
 use crate::sched::{
     Acted, BatchKey, Claim, CostModel, Deadline, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, Policy,
     PullOutcome, RowKey, Scheduler, TenantKey, Ticket,
@@ -34,6 +36,7 @@ use crate::sched::{
 use crate::wire::event::{self, EventKind, StoredImage, Timings};
 use crate::wire::request::{Refusal, Request};
 use crate::wire::subject;
+use crate::wire::worker::WorkerState;
 
 use super::bus::Bus;
 use super::clock::Clock;
@@ -51,6 +54,7 @@ use super::topology;
 
 use actions::Delivery;
 use prompts::Prompts;
+use report::Reports;
 
 /// A job that more urgent ones pass over steps once in so long.
 const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
@@ -142,6 +146,7 @@ struct Job {
     stored: Vec<StoredImage>,
     timings: Timings,
     gpu_ms: f64,
+    came_at: Mono,
     claimed_at: Mono,
     stepping_since: Option<Mono>,
     span: Span,
@@ -189,6 +194,7 @@ struct Worker {
     records: Records,
     events: Events,
     metrics: Metrics,
+    measured: Measured,
     clock: Clock,
     engine: EngineThread,
     prompts: Prompts,
@@ -272,6 +278,7 @@ where
     };
     let worker = Worker {
         metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
+        measured: Measured::new(clock.now()),
         events: Events::start(bus.clone(), clock),
         fetcher,
         loras: config.loras.clone().map(|folder| LoraFolder::new(folder, store.clone())),
@@ -305,6 +312,7 @@ impl Worker {
         stop: &CancellationToken,
     ) -> Result<Exit, WorkerError<E>> {
         let mut draining = false;
+        let mut reports = Reports::start(&self, &scheduler);
         let exit = loop {
             while let Some(effect) = scheduler.poll_effect() {
                 self.apply(effect);
@@ -317,10 +325,12 @@ impl Worker {
             if let Some(input) = self.learn(fact) {
                 scheduler.handle(self.clock.now(), input);
             }
+            reports.look(&self, &scheduler, if draining { WorkerState::Draining } else { WorkerState::Ready });
         };
         tracing::info!(?exit, "worker.exit");
         self.tasks.close();
         self.tasks.wait().await;
+        reports.end().await;
         // After the last acknowledgement: whatever is still queued goes out.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.bus.client.flush()).await;
         match exit {
@@ -408,7 +418,11 @@ impl Worker {
                                 let took = self.clock.now().since(job.claimed_at);
                                 self.metrics.generated(took, request.spec.image.num_inference_steps);
                             }
+                            let completed = owned.record.state.status == Status::Completed;
                             job.owned = Some(owned);
+                            if completed {
+                                self.ended_well(ticket);
+                            }
                         }
                         Acted::Done
                     }
@@ -497,6 +511,7 @@ impl Worker {
             stored: Vec::new(),
             timings,
             gpu_ms: 0.0,
+            came_at: self.clock.now(),
             claimed_at: self.clock.now(),
             stepping_since: None,
             span,
@@ -564,7 +579,7 @@ impl Worker {
             Effect::Act { ticket, action } => self.act(ticket, action),
             Effect::Extend { ticket } => self.extend(ticket),
             Effect::Engine(work) => self.engine_work(work),
-            Effect::Started { ticket } => self.publish_started(ticket),
+            Effect::Started { ticket } => self.begins(ticket),
             Effect::Progress { ticket, step, steps, remaining, preview } => {
                 let preview = preview.and_then(|row| self.previews.remove(&row));
                 let Some(Job { request: Some(request), delivery, owned, .. }) = self.jobs.get(&ticket) else {
@@ -588,7 +603,6 @@ impl Worker {
     }
 
     fn engine_work(&mut self, work: EngineWork) {
-        let parent = |ticket: &Ticket| self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
         let (command, span) = match &work {
             EngineWork::Release { row } => {
                 self.rows.remove(row);
@@ -606,18 +620,15 @@ impl Worker {
             }
             EngineWork::Step { rows, previews } => {
                 let span = tracing::info_span!(parent: None, "batch.step", batch.size = rows.len());
-                let now = self.clock.now();
-                for ticket in rows.iter().filter_map(|row| self.rows.get(row)) {
-                    if let Some(job) = self.jobs.get_mut(ticket) {
-                        job.stepping_since.get_or_insert(now);
-                        let context = job.span.context();
-                        span.add_link(context.span().span_context().clone());
-                    }
+                for job in rows.iter().filter_map(|row| self.jobs.get(self.rows.get(row)?)) {
+                    let context = job.span.context();
+                    span.add_link(context.span().span_context().clone());
                 }
                 (Command::Step { rows: rows.clone(), previews: previews.clone() }, span)
             }
             EngineWork::Decode { row, ticket, .. } => {
-                (Command::Decode { row: *row }, tracing::info_span!(parent: parent(ticket), "job.decode"))
+                let parent = self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
+                (Command::Decode { row: *row }, tracing::info_span!(parent: parent, "job.decode"))
             }
         };
         self.work = Some((work, span));
@@ -649,7 +660,7 @@ impl Worker {
         self.tasks.spawn(log_failure("event.accepted", stored));
     }
 
-    fn publish_started(&self, ticket: Ticket) {
+    fn publish_started(&self, ticket: Ticket, estimated_start_error_ms: Option<i64>) {
         let Some(Job { request: Some(request), delivery, owned, prepared, span, .. }) = self.jobs.get(&ticket) else {
             return;
         };
@@ -660,6 +671,7 @@ impl Worker {
             worker: self.config.worker.to_string(),
             attempt,
             model_digest: prepared.model_digest.clone(),
+            estimated_start_error_ms,
             metadata: request.metadata.clone(),
         };
         let stored =

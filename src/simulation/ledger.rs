@@ -23,6 +23,8 @@ pub struct Ledger<'a> {
     costs: &'a Costs,
     /// When the first step of each job began, in microseconds.
     pub started_us: Vec<u64>,
+    /// When that was to begin as far as one could tell when it arrived; `u64::MAX` where nobody could.
+    pub estimated_start_us: Vec<u64>,
     /// When each job's images were stored and its event published, in microseconds.
     pub finished_us: Vec<u64>,
     /// Jobs that are finished.
@@ -51,6 +53,7 @@ impl<'a> Ledger<'a> {
             trace,
             costs,
             started_us: vec![NEVER; trace.jobs.len()],
+            estimated_start_us: vec![NEVER; trace.jobs.len()],
             finished_us: vec![NEVER; trace.jobs.len()],
             jobs_finished: 0,
             busy_us: 0,

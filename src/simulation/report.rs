@@ -16,6 +16,8 @@ use super::workload::Load;
 
 /// Points of a distribution that plots need.
 const CDF_POINTS: usize = 200;
+/// An estimate that is off by no more is as good as a right one, in microseconds.
+const CLOSE_US: u64 = 1_000_000;
 
 /// Percentiles in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -43,6 +45,21 @@ pub struct Group {
     pub in_time: Option<f64>,
     /// GPU seconds spent on it, where that was counted.
     pub gpu_s: Option<f64>,
+    /// How far off the estimated starts were, where there were any.
+    pub estimate: Option<EstimateError>,
+}
+
+/// How far off the estimates were that clients got.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EstimateError {
+    /// Share of all jobs that had one.
+    pub share: f64,
+    /// Half of the jobs began closer to the estimated time, in milliseconds.
+    pub p50_ms: f64,
+    /// 19 of 20 did.
+    pub p95_ms: f64,
+    /// Share that began within a second, or a fifth of the wait, of it.
+    pub close: f64,
 }
 
 /// One run.
@@ -124,6 +141,7 @@ impl Report {
                 total: spread(members.iter().map(total).collect()),
                 in_time: (had > 0).then(|| kept as f64 / had as f64),
                 gpu_s: gpu_ns.map(|ns| ns as f64 / 1e9),
+                estimate: estimate_error(ledger, &members),
             }
         };
         let tenant = |(index, name): (u32, &String)| {
@@ -161,6 +179,23 @@ fn spread(mut values_us: Vec<u64>) -> Spread {
     values_us.sort_unstable();
     let at = |share| percentile(&values_us, share) as f64 / 1e3;
     Spread { p50_ms: at(0.5), p95_ms: at(0.95), p99_ms: at(0.99) }
+}
+
+fn estimate_error(ledger: &Ledger<'_>, members: &[usize]) -> Option<EstimateError> {
+    let (mut errors_us, mut close) = (Vec::new(), 0_usize);
+    for index in members {
+        let (estimated_us, started_us) = (ledger.estimated_start_us[*index], ledger.started_us[*index]);
+        if estimated_us == u64::MAX {
+            continue;
+        }
+        let error_us = estimated_us.abs_diff(started_us);
+        close += usize::from(error_us <= CLOSE_US.max((started_us - ledger.trace.jobs[*index].arrived_us) / 5));
+        errors_us.push(error_us);
+    }
+    let jobs = errors_us.len();
+    let Spread { p50_ms, p95_ms, .. } = spread(errors_us);
+    let of = |part: usize, all: usize| part as f64 / all as f64;
+    (jobs > 0).then(|| EstimateError { share: of(jobs, members.len()), p50_ms, p95_ms, close: of(close, jobs) })
 }
 
 /// The mean of Jain's index over the windows in which tenants competed, and how many these are.
@@ -261,9 +296,41 @@ pub fn group_table(reports: &[Report]) -> String {
     text
 }
 
+/// How far off the estimates were, one row for all jobs and for each priority of each run that made any.
+pub fn estimate_table(reports: &[Report]) -> String {
+    let mut text = String::new();
+    for report in reports {
+        for group in std::iter::once(&report.overall).chain(&report.priorities) {
+            let Some(error) = group.estimate else { continue };
+            if text.is_empty() {
+                text.push_str(
+                    "| policy | load | whose | jobs | with estimate | start off by p50 / p95 s | within 1 s or 20 % |\n\
+                     |---|---|---|---|---|---|---|\n",
+                );
+            }
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} / {} | {} |",
+                report.policy,
+                report.load,
+                group.name,
+                group.jobs,
+                share(Some(error.share)),
+                digits(error.p50_ms),
+                digits(error.p95_ms),
+                share(Some(error.close)),
+            );
+        }
+    }
+    text
+}
+
 fn seconds(spread: Spread) -> String {
-    let digits = |ms: f64| if ms < 9_995.0 { format!("{:.2}", ms / 1e3) } else { format!("{:.0}", ms / 1e3) };
     format!("{} / {} / {}", digits(spread.p50_ms), digits(spread.p95_ms), digits(spread.p99_ms))
+}
+
+fn digits(ms: f64) -> String {
+    if ms < 9_995.0 { format!("{:.2}", ms / 1e3) } else { format!("{:.0}", ms / 1e3) }
 }
 
 fn share(share: Option<f64>) -> String {

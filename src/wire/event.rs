@@ -113,6 +113,9 @@ pub struct Started {
     pub attempt: u32,
     /// SHA-256 over the model's files.
     pub model_digest: String,
+    /// By how much it begins later than was estimated when it was submitted, in milliseconds; absent when nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_start_error_ms: Option<i64>,
     /// As in the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,

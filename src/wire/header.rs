@@ -11,6 +11,13 @@ pub const CONTENT_TYPE: &str = "Content-Type";
 /// Events are structured CloudEvents.
 pub const CONTENT_TYPE_CLOUD_EVENT: &str = "application/cloudevents+json";
 
+/// Requests: when the job will begin, as far as its client can tell, in milliseconds since the Unix epoch.
+pub const ESTIMATED_START: &str = "Darkroom-Estimated-Start";
+/// NATS: what became of a key of a bucket.
+pub const KEY_OPERATION: &str = "KV-Operation";
+/// It was deleted.
+pub const KEY_DELETED: &str = "DEL";
+
 /// Dead letters: why, as a fault code.
 pub const DEAD_LETTER_CODE: &str = "Darkroom-Error-Code";
 /// Dead letters: why, as a sentence.
@@ -34,6 +41,16 @@ pub fn job_in_message_id<'a>(tenant: &Tenant, message_id: &'a str) -> &'a str {
     message_id.strip_prefix(tenant.as_str()).and_then(|rest| rest.strip_prefix('.')).unwrap_or(message_id)
 }
 
+/// Reads an estimated start. Anybody may write the header, so what cannot be an estimate is none: a time before the request
+/// was published, clocks apart, or more than a week after.
+pub fn estimated_start(text: &str, published_unix_ms: i64) -> Option<i64> {
+    const CLOCKS_APART_MS: i64 = 60_000;
+    const LATEST_MS: i64 = 7 * 24 * 3_600_000;
+    let unix_ms: i64 = text.parse().ok()?;
+    let earliest = published_unix_ms.saturating_sub(CLOCKS_APART_MS);
+    (earliest..=published_unix_ms.saturating_add(LATEST_MS)).contains(&unix_ms).then_some(unix_ms)
+}
+
 /// The id of a dead letter, so that repeating it stores nothing.
 pub fn dead_letter_id(stream_sequence: u64) -> String {
     format!("dlq-{stream_sequence}")
@@ -42,4 +59,22 @@ pub fn dead_letter_id(stream_sequence: u64) -> String {
 /// Whether a header of the original request is kept on its dead letter: NATS' own would change what the stream does.
 pub fn is_kept_on_dead_letter(name: &str) -> bool {
     !name.to_ascii_lowercase().starts_with("nats-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn estimated_starts_that_cannot_be_are_ignored() {
+        let published = 1_795_000_000_000;
+        for good in ["1795000000000", "1795000012345", "1794999999000"] {
+            assert_eq!(estimated_start(good, published), good.parse().ok());
+        }
+        for bad in ["", "soon", "1.5", "NaN", "0", "-1", "1794000000000", "9223372036854775807", "9223372036854775808"]
+        {
+            assert_eq!(estimated_start(bad, published), None, "{bad:?}");
+        }
+        assert_eq!(estimated_start("9223372036854775807", i64::MAX), Some(i64::MAX), "no overflow");
+    }
 }

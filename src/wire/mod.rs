@@ -13,3 +13,4 @@ pub mod request;
 pub mod schema;
 pub mod subject;
 pub mod time;
+pub mod worker;

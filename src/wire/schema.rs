@@ -1,10 +1,11 @@
-//! JSON schemas of requests and events, generated from the types; `nats/schema/` holds them and a test compares.
+//! JSON schemas of requests, events and reports, generated from the types; `nats/schema/` holds them and a test compares.
 
 use schemars::schema_for;
 use serde_json::Value;
 
 use super::event::{Accepted, Cancelled, CloudEvent, Completed, Failed, Progress, Started};
 use super::request::RequestDocument;
+use super::worker::{ModelReport, WorkerReport};
 
 /// Every schema with the name of its file in `nats/schema/`.
 pub fn all() -> Vec<(&'static str, Value)> {
@@ -16,5 +17,7 @@ pub fn all() -> Vec<(&'static str, Value)> {
         ("event.completed.json", schema_for!(CloudEvent<Completed>).to_value()),
         ("event.failed.json", schema_for!(CloudEvent<Failed>).to_value()),
         ("event.cancelled.json", schema_for!(CloudEvent<Cancelled>).to_value()),
+        ("worker.json", schema_for!(WorkerReport).to_value()),
+        ("model.json", schema_for!(ModelReport).to_value()),
     ]
 }

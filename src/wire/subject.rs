@@ -1,6 +1,6 @@
 //! Every subject, stream, bucket and consumer name.
 
-use crate::job::{JobId, ModelName, Pool, Priority, Tenant};
+use crate::job::{JobId, ModelName, Pool, Priority, Tenant, WorkerId};
 
 /// The stream of requests: a work queue.
 pub const STREAM_REQUESTS: &str = "DARKROOM_REQ";
@@ -16,6 +16,10 @@ pub const STREAM_ADVISORIES: &str = "DARKROOM_ADV";
 pub const PULL_GROUP: &str = "workers";
 /// The bucket with one record per job.
 pub const BUCKET_JOBS: &str = "darkroom_jobs";
+/// The bucket with one report per running worker.
+pub const BUCKET_WORKERS: &str = "darkroom_workers";
+/// The bucket with what is remembered of each model.
+pub const BUCKET_MODELS: &str = "darkroom_models";
 /// All requests.
 pub const ALL_REQUESTS: &str = "darkroom.req.>";
 
@@ -64,6 +68,26 @@ pub fn dead_letter(model: &str, tenant: &str) -> String {
 /// The key of a job's record in [`BUCKET_JOBS`].
 pub fn record_key(tenant: &Tenant, job: &JobId) -> String {
     format!("{tenant}.{job}")
+}
+
+/// Where a worker's report is put: the key `<model>.<worker>` in [`BUCKET_WORKERS`].
+pub fn worker_report(model: &ModelName, worker: &WorkerId) -> String {
+    format!("$KV.{BUCKET_WORKERS}.{model}.{worker}")
+}
+
+/// The reports of all workers of a model.
+pub fn worker_reports(model: &ModelName) -> String {
+    format!("$KV.{BUCKET_WORKERS}.{model}.*")
+}
+
+/// Where it is put how a model was: the key `<model>` in [`BUCKET_MODELS`].
+pub fn model_report(model: &ModelName) -> String {
+    format!("$KV.{BUCKET_MODELS}.{model}")
+}
+
+/// Where a bucket is asked for the values under several keys, below [`API_PREFIX`].
+pub fn values_of_bucket(bucket: &str) -> String {
+    format!("DIRECT.GET.KV_{bucket}")
 }
 
 /// A request's subject, as far as it could be read.

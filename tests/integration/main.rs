@@ -5,6 +5,7 @@
 mod bad_input;
 mod cli;
 mod contract;
+mod estimates;
 mod faults;
 mod main_job;
 mod pictures;

@@ -158,9 +158,20 @@ impl Scheduler {
         }
     }
 
-    fn next_decode(&self) -> Option<EngineWork> {
+    fn next_decode(&mut self) -> Option<EngineWork> {
         let (key, row) = self.rows.iter().find(|(_, row)| row.stage == RowStage::Finished)?;
-        Some(EngineWork::Decode { row: *key, ticket: row.ticket, image: row.image })
+        let (row, ticket, image) = (*key, row.ticket, row.image);
+        self.begins(ticket);
+        Some(EngineWork::Decode { row, ticket, image })
+    }
+
+    fn begins(&mut self, ticket: Ticket) {
+        if let Some(held) = self.held.noting(ticket)
+            && held.started_at.is_none()
+        {
+            held.started_at = Some(self.now);
+            self.effects.push_back(Effect::Started { ticket });
+        }
     }
 
     fn next_admission(&mut self) -> Option<EngineWork> {
@@ -191,9 +202,6 @@ impl Scheduler {
             held.images_admitted += 1;
             (held.images_admitted - 1, held.offer.key, held.runs_alone)
         })?;
-        if image == 0 {
-            self.effects.push_back(Effect::Started { ticket });
-        }
         self.row_keys += 1;
         let row = RowKey(self.row_keys);
         // What has failed before may take a batch down with it.
@@ -241,10 +249,7 @@ impl Scheduler {
         };
         let previews = rows.iter().copied().filter(|key| wants_preview(key)).collect();
         for key in &rows {
-            let (ticket, now) = (self.rows[key].ticket, self.now);
-            if let Some(held) = self.held.noting(ticket) {
-                held.started_at.get_or_insert(now);
-            }
+            self.begins(self.rows[key].ticket);
         }
         Some(EngineWork::Step { rows, previews })
     }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::job::{Pool, Priority};
+use crate::sched::estimate::Ahead;
 use crate::sched::{
     Acted, Action, Claim, Config, CostModel, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, Policy,
     PullOutcome, RowKey, Scheduler, TenantKey, Ticket, Verdict,
@@ -15,6 +16,7 @@ use super::super::ledger::{Ledger, Member};
 use super::super::workload::{Job, LatencyMs};
 use super::super::{Fleet, SimulationError, micros};
 use super::broker::{Broker, Delivery};
+use super::estimates::Estimates;
 
 /// What the scheduler is told under `adaptive`.
 pub(super) fn adaptive(fleet: &Fleet) -> Config {
@@ -134,6 +136,7 @@ struct World<'a> {
     broker: Broker,
     workers: Vec<Worker>,
     latency: Latency,
+    estimates: Estimates,
     ledger: Ledger<'a>,
     /// Of jobs that were given back or are held.
     deliveries: BTreeMap<u32, u64>,
@@ -154,6 +157,7 @@ pub(super) fn run<'a>(fleet: &Fleet, config: Config, ledger: Ledger<'a>) -> Resu
         broker: Broker::new(config.lanes.len(), fleet.workers),
         workers: (0..fleet.workers).map(|_| worker()).collect(),
         latency: Latency::from(&fleet.latency_ms),
+        estimates: Estimates::new(fleet.workers, ledger.trace.jobs.len()),
         ledger,
         deliveries: BTreeMap::new(),
         members: Vec::new(),
@@ -167,6 +171,7 @@ pub(super) fn run<'a>(fleet: &Fleet, config: Config, ledger: Ledger<'a>) -> Resu
         let next_at = world.events.next_at();
         if let Some((job, arrival)) = arrivals.next_if(|(_, job)| next_at.is_none_or(|at| job.arrived_us <= at)) {
             world.now_us = arrival.arrived_us;
+            world.estimate(job, arrival);
             if let Some(delivery) = world.broker.publish(world.lane_of(arrival), job) {
                 world.deliver(delivery);
             }
@@ -183,6 +188,15 @@ pub(super) fn run<'a>(fleet: &Fleet, config: Config, ledger: Ledger<'a>) -> Resu
 impl World<'_> {
     fn lane_of(&self, job: &Job) -> usize {
         self.lanes.iter().position(|lane| lane.priority == job.priority).unwrap_or(0)
+    }
+
+    fn estimate(&mut self, job: u32, arrival: &Job) {
+        let lane = self.lane_of(arrival);
+        let more_urgent = (0..lane).map(|lane| self.broker.waiting(lane)).sum();
+        let ahead = Ahead { alike: self.broker.waiting(lane), more_urgent };
+        let schedulers = self.workers.iter().map(|worker| &worker.scheduler);
+        let start_us = self.estimates.of(self.now_us, arrival, ahead, schedulers);
+        self.ledger.estimated_start_us[job as usize] = start_us.unwrap_or(u64::MAX);
     }
 
     fn after(&mut self, latency_us: u64, event: Event) {
@@ -213,6 +227,7 @@ impl World<'_> {
                 (worker, Input::PullEnded { lane: lane as usize, outcome: PullOutcome::Expired })
             }
             Event::Deliver(Delivery { worker, job }) => {
+                self.estimates.delivered(self.now_us, worker, job);
                 let of = self.ledger.job(job);
                 let (lane, offer) = (self.lane_of(of), Some(offer(of)));
                 let pending = self.broker.waiting(lane);
@@ -230,6 +245,7 @@ impl World<'_> {
                 let outcome = match done {
                     Done::Claim => Acted::Claimed(Claim::Won { failures: 0, deaths: 0 }),
                     Done::Publish => {
+                        self.estimates.finished(self.now_us, worker, job, &self.ledger);
                         self.ledger.finish(self.now_us, job)?;
                         self.deliveries.remove(&job);
                         Acted::Done
@@ -303,8 +319,9 @@ impl World<'_> {
                 self.after(latency.extend, Event::Extended { worker, job: job_of(ticket), sent_us });
             }
             Effect::Engine(work) => self.ask_engine(worker, work),
+            Effect::Forget { ticket } => self.estimates.forgotten(worker, job_of(ticket)),
             // No work is withdrawn here, and nobody watches.
-            Effect::StopPulling | Effect::Started { .. } | Effect::Progress { .. } | Effect::Forget { .. } => {}
+            Effect::StopPulling | Effect::Started { .. } | Effect::Progress { .. } => {}
         }
     }
 
@@ -315,16 +332,27 @@ impl World<'_> {
             EngineWork::Admit { row, ticket, .. } => {
                 let job = job_of(ticket);
                 own.rows.push((row, job));
-                (Question::Admit { job }, self.ledger.encode(now_us, job, 1))
+                let took_us = self.ledger.encode(now_us, job, 1);
+                self.estimates.worked([job].into_iter(), took_us);
+                (Question::Admit { job }, took_us)
             }
             EngineWork::Step { rows, .. } => {
                 self.members.clear();
                 for (_, job) in own.rows.iter().filter(|(row, _)| rows.contains(row)) {
                     self.members.push(Member { job: *job, images: 1, steps: 1 });
                 }
-                (Question::Step, self.ledger.step(now_us, &self.members, 1))
+                let took_us = self.ledger.step(now_us, &self.members, 1);
+                self.estimates.worked(self.members.iter().map(|member| member.job), took_us);
+                for member in &self.members {
+                    self.estimates.steps(now_us, worker, member.job, self.ledger.job(member.job));
+                }
+                (Question::Step, took_us)
             }
-            EngineWork::Decode { ticket, .. } => (Question::Decode, self.ledger.decode(now_us, job_of(ticket), 1)),
+            EngineWork::Decode { ticket, .. } => {
+                let took_us = self.ledger.decode(now_us, job_of(ticket), 1);
+                self.estimates.worked([job_of(ticket)].into_iter(), took_us);
+                (Question::Decode, took_us)
+            }
             EngineWork::Release { row } => return own.rows.retain(|(kept, _)| *kept != row),
         };
         own.asked = Some(question);

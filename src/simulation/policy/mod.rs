@@ -6,6 +6,7 @@
 
 mod broker;
 mod darkroom;
+mod estimates;
 mod fastapi;
 mod fcfs_steps;
 mod one;
