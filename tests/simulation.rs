@@ -10,7 +10,7 @@ use darkroom::simulation::costs::Costs;
 use darkroom::simulation::ledger::Ledger;
 use darkroom::simulation::policy::Policy;
 use darkroom::simulation::report::{Report, estimate_table, jain, percentile};
-use darkroom::simulation::workload::{Job, LatencyMs, Load, Trace, Workload};
+use darkroom::simulation::workload::{Job, LatencyMs, Load, Saturated, Trace, Workload};
 use darkroom::simulation::{Fleet, compare, plots, simulate};
 
 /// Encoding 10 ms, a step of n images 60 + 40 n ms, decoding 20 ms.
@@ -188,6 +188,80 @@ fn jobs_begin_about_when_they_were_told() {
         }
     }
     assert_eq!(estimate_table(&reports).lines().count(), 2 + 2 * 4, "all and three priorities at two loads");
+}
+
+/// One size and one priority; who floods sends most of the work.
+const FLOOD: &str = r#"
+name = "flood"
+seed = 3
+workers = 2
+jobs = 1500
+costs = "tiny"
+loads = [0.8]
+images_in_batch_max = 8
+steps = [[4, 0.5], [20, 0.5]]
+sides = [[64, 0.8], [128, 0.2]]
+[[tenants]]
+name = "quiet"
+share = 0.5
+images = [[1, 1.0]]
+steps = [[4, 1.0]]
+[[tenants]]
+name = "flood"
+share = 0.5
+burst = 60
+images = [[1, 0.5], [4, 0.5]]
+"#;
+
+/// What jobs of a kind waited, from the shortest.
+fn waits_ms(ledger: &Ledger<'_>, trace: &Trace, of: impl Fn(&Job) -> bool) -> Vec<u64> {
+    let waits = ledger.started_us.iter().zip(&trace.jobs).filter(|(_, job)| of(job));
+    let mut waits: Vec<u64> = waits.map(|(start, job)| (start - job.arrived_us) / 1000).collect();
+    waits.sort_unstable();
+    waits
+}
+
+#[test]
+fn a_tenant_that_floods_hardly_delays_another() {
+    let (workload, costs) = (Workload::parse(FLOOD).unwrap(), costs());
+    let trace = workload.trace(&costs, Load::Share(0.8)).unwrap();
+    let waits = |policy| {
+        let ledger = simulate(policy, &Fleet::from(&workload), &trace, &costs).unwrap();
+        waits_ms(&ledger, &trace, |job| job.tenant == 0)
+    };
+    let (ours, request_level) = (waits(Policy::Adaptive), waits(Policy::Triton));
+    let (ours, request_level) = (percentile(&ours, 0.95), percentile(&request_level, 0.95));
+    assert!(ours * 10 < request_level, "{ours} ms, {request_level} ms under Triton");
+}
+
+#[test]
+fn an_urgent_job_waits_for_few_steps_while_others_saturate_the_fleet() {
+    let text = FLOOD
+        .replace("[[64, 0.8], [128, 0.2]]", "[[64, 1.0]]\npriorities = [[\"high\", 0.05], [\"low\", 0.95]]")
+        .replace("loads = [0.8]", "loads = [1.2]");
+    let (workload, costs) = (Workload::parse(&text).unwrap(), costs());
+    let trace = workload.trace(&costs, Load::Share(1.2)).unwrap();
+    let ledger = simulate(Policy::Adaptive, &Fleet::from(&workload), &trace, &costs).unwrap();
+    let high = waits_ms(&ledger, &trace, |job| job.priority == Priority::High && job.tenant == 0);
+    let low = waits_ms(&ledger, &trace, |job| job.priority == Priority::Low);
+    // The longest step, of a whole batch.
+    let step_ms = 380;
+    assert!(percentile(&high, 0.99) <= 3 * step_ms, "{} ms", percentile(&high, 0.99));
+    assert!(percentile(&low, 0.5) > 20 * step_ms, "the fleet is not saturated: {} ms", percentile(&low, 0.5));
+}
+
+#[test]
+fn a_full_queue_is_done_as_fast_as_by_batches_of_requests() {
+    for text in [WORKLOAD, FLOOD] {
+        let (workload, costs) = (Workload::parse(text).unwrap(), costs());
+        let trace = workload.trace(&costs, Load::All(Saturated::Saturated)).unwrap();
+        let span_us = |policy| {
+            let ledger = simulate(policy, &Fleet::from(&workload), &trace, &costs).unwrap();
+            ledger.finished_us.iter().max().copied().unwrap()
+        };
+        let (ours, request_level) = (span_us(Policy::Adaptive), span_us(Policy::Triton));
+        assert!(ours <= request_level, "{ours} µs, {request_level} µs under Triton");
+    }
 }
 
 #[test]

@@ -71,20 +71,19 @@ impl Pulls {
 
     /// What to ask for when each consumer has so many rows `free` without a message: pairs of consumer and number.
     pub(super) fn plan(&mut self, now: Mono, free: &[u32], preference: u8) -> Vec<(usize, u32)> {
-        let mut asked: u32 = self.lanes.iter().filter(|lane| lane.filled_last).map(|lane| lane.outstanding).sum();
+        // What less urgent consumers were asked for does not count: more urgent jobs take its place.
+        let mut asked = 0;
         let mut plan = Vec::new();
         for (index, (lane, free)) in self.lanes.iter_mut().zip(free).enumerate() {
             let left = free.saturating_sub(asked);
-            if left == 0 || lane.outstanding > 0 || lane.not_before > now {
-                continue;
+            if left > 0 && lane.outstanding == 0 && lane.not_before <= now {
+                lane.outstanding = if lane.filled_last { left } else { 1 };
+                lane.preference = preference;
+                plan.push((index, lane.outstanding));
             }
-            let max = if lane.filled_last { left } else { 1 };
             if lane.filled_last {
-                asked += max;
+                asked += lane.outstanding;
             }
-            lane.outstanding = max;
-            lane.preference = preference;
-            plan.push((index, max));
         }
         plan
     }

@@ -63,8 +63,8 @@ const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
 const STALL_MAX: Duration = Duration::from_millis(500);
 /// Images that may wait in the engine besides, for each that may step: a few megabytes each.
 const PARKED_PER_IMAGE: u32 = 3;
-/// Jobs that may be held unclaimed, for each image that may step: enough to find other tenants behind a flood.
-const AHEAD_PER_IMAGE: u32 = 8;
+/// Jobs of a priority that may be held unclaimed: enough to find other tenants behind a flood.
+const JOBS_AHEAD_MAX: u32 = 256;
 /// The share of the memory beside the model that steps may take: allocators waste some, and it is not measured while others
 /// come and go.
 const MEMORY_SHARE: f64 = 0.8;
@@ -265,7 +265,7 @@ where
         images_in_batch_max,
         memory_bytes,
         images_parked_max: PARKED_PER_IMAGE * images_in_batch_max,
-        jobs_ahead_max: AHEAD_PER_IMAGE * images_in_batch_max,
+        jobs_ahead_max: JOBS_AHEAD_MAX,
         stall_max: STALL_MAX,
         passed_over_max: PASSED_OVER_MAX,
         policy: config.policy,

@@ -42,3 +42,49 @@ async fn an_urgent_job_overtakes_a_long_one_whose_picture_stays_the_same() {
     assert!(ended[1].0 < ended[0].0, "the urgent job ended at {}, the long one at {}", ended[1].0, ended[0].0);
     assert!(ended[0].1 == alone[0] && ended[1].1 == alone[1], "a picture has other bytes than alone");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_cannot_make_its_deadline_fails_at_once_unless_it_wants_to_go_on() {
+    let stack = Stack::start().await;
+    let over = "2020-01-31T12:00:00Z";
+    let body = |on_late: &str| {
+        let prompt = "a red circle on a blue background";
+        json!({"prompt": prompt, "num_inference_steps": 4, "width": 128, "height": 128, "deadline": over, "on_late": on_late})
+    };
+    for on_late in ["fail", "continue"] {
+        let body = serde_json::to_vec(&body(on_late)).unwrap();
+        stack.publish("darkroom.req.shapes.normal.any.t", Some(on_late), body).await;
+    }
+    let _worker = stack.worker().await;
+    let failed = stack.events_to_the_end("t", "fail").await;
+    let (kind, last) = failed.last().unwrap();
+    assert_eq!((*kind, &last["data"]["error"]["code"]), (EventKind::Failed, &json!("deadline_exceeded")), "{last}");
+    assert!(failed.iter().all(|(kind, _)| *kind != EventKind::Started), "no step was made for it: {failed:?}");
+    let went_on = stack.events_to_the_end("t", "continue").await;
+    assert_eq!(went_on.last().unwrap().0, EventKind::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_behind_another_tenants_flood_is_among_the_first() {
+    const FLOOD: usize = 60;
+    let stack = Stack::start().await;
+    let body = |seed: usize| {
+        let prompt = "a red circle on a blue background";
+        let body = json!({"prompt": prompt, "num_inference_steps": 20, "seed": seed, "width": 128, "height": 128});
+        serde_json::to_vec(&body).unwrap()
+    };
+    for job in 0..FLOOD {
+        stack.publish("darkroom.req.shapes.normal.any.flood", Some(&format!("flood-{job}")), body(job)).await;
+    }
+    stack.publish("darkroom.req.shapes.normal.any.quiet", Some("quiet"), body(FLOOD)).await;
+    let _worker = started(stack.worker_command().args(["--batch", "2"])).await;
+    let quiet = stack.events_to_the_end("quiet", "quiet").await;
+    assert_eq!(quiet.last().unwrap().0, EventKind::Completed);
+    // The last that came went before nearly all of the flood.
+    let mut before = 0;
+    for job in 0..FLOOD {
+        let events = stack.events_of("flood", &format!("flood-{job}")).await;
+        before += usize::from(events.iter().any(|(kind, _)| *kind == EventKind::Completed));
+    }
+    assert!(before < FLOOD / 2, "{before} of {FLOOD} jobs of the flood went before");
+}

@@ -65,6 +65,7 @@ impl Levels {
 #[derive(Clone, Copy, Debug)]
 struct Claimed {
     key: BatchKey,
+    tenant: TenantKey,
     turn: (u8, i64),
     images: u32,
 }
@@ -160,14 +161,14 @@ impl Scheduler {
             .claimed()
             .map(|(key, tenant, class, images)| Claimed {
                 key,
+                tenant,
                 turn: (self.level_of(tenant, class), self.shares.turn(tenant)),
                 images,
             })
             .collect();
-        let has_room = |held: &Held| {
-            self.is_late(held)
-                || !is_full && (self.has_room(held, &claimed) || self.now.since(held.came_at) >= STARVING)
-        };
+        // What was outranked for too long may begin, unless that takes a row from what is more urgent.
+        let starves = |held: &Held| self.now.since(held.came_at) >= STARVING && total < self.rows_max(self.level(held));
+        let has_room = |held: &Held| self.is_late(held) || !is_full && (self.has_room(held, &claimed) || starves(held));
         let ahead = self.held.ahead().filter(|(_, held)| has_room(held));
         ahead.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| ticket)
     }
@@ -180,17 +181,17 @@ impl Scheduler {
         }
         let Offer { key, tenant, .. } = held.offer;
         let turn = self.turn(held);
-        let in_front = || claimed.iter().filter(|other| other.turn <= turn);
-        let all: u32 = in_front().map(|other| other.images).sum();
-        let tenants_max =
+        let in_front = |with: &dyn Fn(&Claimed) -> bool| -> u32 {
+            claimed.iter().filter(|other| other.turn <= turn && with(other)).map(|other| other.images).sum()
+        };
+        let of_tenant_max =
             if self.held.tenants() > 1 { self.rows_max(LAST_LEVEL) } else { self.rows_max(CLASSES as u8) };
-        if self.held.claimed_of_tenant(tenant) >= tenants_max {
+        if in_front(&|other| other.tenant == tenant) >= of_tenant_max {
             false
         } else if self.pulls.are_behind() {
-            let of_key: u32 = in_front().filter(|other| other.key == key).map(|other| other.images).sum();
-            all < self.rows_max(turn.0) && of_key < self.images_useful(key)
+            in_front(&|_| true) < self.rows_max(turn.0) && in_front(&|other| other.key == key) < self.images_useful(key)
         } else {
-            all < self.images_useful_of_any()
+            in_front(&|_| true) < self.images_useful_of_any()
         }
     }
 

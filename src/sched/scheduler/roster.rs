@@ -111,11 +111,6 @@ impl Roster {
         most
     }
 
-    /// Images still to be made, of claimed jobs of a tenant.
-    pub(super) fn claimed_of_tenant(&self, tenant: TenantKey) -> u32 {
-        self.index.counts.range((tenant, 0)..=(tenant, u8::MAX)).map(|(_, counts)| counts.claimed).sum()
-    }
-
     /// The sizes of all jobs.
     pub(super) fn keys(&self) -> impl Iterator<Item = BatchKey> {
         self.index.keys.keys().copied()

@@ -30,7 +30,7 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
         images_in_batch_max: fleet.images_in_batch_max,
         memory_bytes: None,
         images_parked_max: 3 * fleet.images_in_batch_max,
-        jobs_ahead_max: 8 * fleet.images_in_batch_max,
+        jobs_ahead_max: 256,
         stall_max: std::time::Duration::from_millis(500),
         passed_over_max: std::time::Duration::from_secs(3),
         policy: Policy::Fixed,
