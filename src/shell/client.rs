@@ -14,9 +14,9 @@ use crate::wire::record::Record;
 use crate::wire::request::{Context, RequestDocument, parse};
 use crate::wire::{header, subject};
 
-use super::bus::{ApiError, Bus, PublishError, chain};
+use super::bus::{Access, ApiError, Bus, PublishError, chain};
 use super::clock::Clock;
-use super::records::{Changed, Owned, Records};
+use super::records::{self, Changed, Owned, Records};
 use super::topology;
 
 /// How often the record is looked at while events are waited for: they are the quick way, it is the sure one.
@@ -88,17 +88,28 @@ pub struct Submitted {
 
 /// Checks a request against its model, makes the job's record, and publishes. The same submission again changes nothing.
 ///
+/// A tenant's account can only publish: the worker that claims the job checks it and makes the record.
+///
 /// # Errors
 /// [`SubmitError`].
 pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result<Submitted, SubmitError> {
     let Submission { tenant, job, model, priority, pool, request } = submission;
+    let to = subject::request(model, *priority, *pool, tenant);
+    // The job's id is in the body too: the stream's memory of message ids is shared with all tenants.
+    let named = RequestDocument { id: Some(job.to_string()), ..request.clone() };
+    let body = Bytes::from(serde_json::to_vec(&named).unwrap_or_default());
+    let mut headers = HeaderMap::new();
+    super::telemetry::inject(&mut headers);
+    if bus.access().await? == Access::Tenant {
+        let stored = publish_surely(bus, &to, &headers, body).await?;
+        return Ok(Submitted { stream_sequence: Some(stored.sequence), pending: 0 });
+    }
     let Some(manifest) = topology::manifest_of(bus, model).await? else {
         let mut served: Vec<String> =
             topology::served(bus).await?.into_iter().map(|served| served.manifest.name.to_string()).collect();
         served.dedup();
         return Err(SubmitError::UnknownModel { model: model.clone(), served });
     };
-    let body = serde_json::to_vec(request).unwrap_or_default();
     let context = Context {
         manifest: &manifest,
         tenant,
@@ -108,10 +119,10 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
     };
     let parsed = parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
 
-    let records = Records::open(bus).await?;
+    let bucket = Records::open(bus).await?;
     let fresh = Record::accepted(parsed.digest.clone(), model.as_str(), None, clock.unix_ms());
-    if let Changed::Lost | Changed::Unrecorded = records.create(tenant, job, fresh).await?
-        && let Some(Owned { record, .. }) = records.read(tenant, job).await?
+    if let Changed::Lost | Changed::Unrecorded = bucket.create(tenant, job, fresh).await?
+        && let Some(Owned { record, .. }) = bucket.read(tenant, job).await?
     {
         if record.request_digest != parsed.digest {
             return Err(SubmitError::Conflict { job: job.clone() });
@@ -121,11 +132,13 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
             return Ok(Submitted { stream_sequence: None, pending: 0 });
         }
     }
-    let mut headers = HeaderMap::new();
-    headers.insert(header::MESSAGE_ID, header::message_id(tenant, job));
-    super::telemetry::inject(&mut headers);
-    let to = subject::request(model, *priority, *pool, tenant);
-    let stored = publish_surely(bus, &to, &headers, body.into()).await?;
+    let mut with_id = headers.clone();
+    with_id.insert(header::MESSAGE_ID, header::message_id(tenant, job));
+    let mut stored = publish_surely(bus, &to, &with_id, body.clone()).await?;
+    if stored.duplicate && !is_on_subject(bus, stored.sequence, &to).await {
+        // Somebody else was there with this id, or it was ours and is done: then the record absorbs it.
+        stored = publish_surely(bus, &to, &headers, body).await?;
+    }
     let consumer = subject::consumer(model, *priority, *pool);
     let pending = topology::served(bus)
         .await?
@@ -135,7 +148,13 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
     Ok(Submitted { stream_sequence: Some(stored.sequence), pending })
 }
 
-/// Publishes until the stream confirms it: the message id makes repeating harmless.
+/// Whether a request is still in the stream on that subject.
+async fn is_on_subject(bus: &Bus, sequence: u64, subject: &str) -> bool {
+    let Ok(stream) = bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await else { return false };
+    stream.direct_get(sequence).await.is_ok_and(|message| message.subject.as_str() == subject)
+}
+
+/// Publishes until the stream confirms it: the message id, and without one the job's record, makes repeating harmless.
 async fn publish_surely(
     bus: &Bus,
     to: &str,
@@ -187,7 +206,6 @@ pub enum WatchError {
 #[derive(Debug)]
 pub struct Watch {
     bus: Bus,
-    records: Records,
     tenant: Tenant,
     job: JobId,
     events: Subscriber,
@@ -208,7 +226,6 @@ impl Watch {
         bus.client.flush().await.map_err(|_| WatchError::Closed)?;
         Ok(Self {
             bus: bus.clone(),
-            records: Records::open(bus).await?,
             tenant: tenant.clone(),
             job: job.clone(),
             events,
@@ -223,7 +240,7 @@ impl Watch {
     /// # Errors
     /// [`WatchError::Unknown`] when there is no such job.
     pub async fn catch_up(&mut self) -> Result<(), WatchError> {
-        if self.records.read(&self.tenant, &self.job).await?.is_none() {
+        if records::read(&self.bus, &self.tenant, &self.job).await?.is_none() {
             return Err(WatchError::Unknown { job: self.job.clone(), tenant: self.tenant.clone() });
         }
         for kind in [EventKind::Accepted, EventKind::Started] {
@@ -264,7 +281,9 @@ impl Watch {
     }
 
     async fn stored_end(&self) -> Result<Option<Seen>, WatchError> {
-        let Some(Owned { record, .. }) = self.records.read(&self.tenant, &self.job).await? else { return Ok(None) };
+        let Some(Owned { record, .. }) = records::read(&self.bus, &self.tenant, &self.job).await? else {
+            return Ok(None);
+        };
         match EventKind::of_terminal(record.state.status) {
             Some(kind) => {
                 if let Some(seen) = self.stored(kind).await? {
@@ -340,5 +359,5 @@ pub async fn list_jobs(bus: &Bus, tenant: Option<&Tenant>, limit: usize) -> Resu
 /// # Errors
 /// A `Retry` fault when nobody answers.
 pub async fn status(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Record>, Fault> {
-    Ok(Records::open(bus).await?.read(tenant, job).await?.map(|owned| owned.record))
+    Ok(records::read(bus, tenant, job).await?.map(|owned| owned.record))
 }

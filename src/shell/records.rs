@@ -1,6 +1,7 @@
 //! Records of jobs in the bucket `darkroom_jobs`: claim, and change by compare-and-set. The revision is the fence.
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use bytes::Bytes;
 
 use crate::job::{Fault, FaultCode, JobId, JobState, JobStep, Status, Tenant, WorkerId};
@@ -73,6 +74,30 @@ fn unanswered(error: &(dyn std::error::Error + 'static)) -> Fault {
     Fault::retry(FaultCode::BusFailed, format!("the job's record: {}", chain(error)))
 }
 
+/// Reads a record as a tenant may: by its subject, without opening the bucket.
+///
+/// # Errors
+/// As [`Records::read`].
+pub async fn read(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
+    let stream = format!("KV_{}", subject::BUCKET_JOBS);
+    let stream = bus.context.get_stream_no_info(stream).await.map_err(|error| unanswered(&error))?;
+    read_from(&stream, tenant, job).await
+}
+
+async fn read_from<I>(stream: &Stream<I>, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
+    match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
+        // What marks a record that was removed has no body.
+        Ok(message) if message.payload.is_empty() => Ok(None),
+        Ok(message) => {
+            let record = record::decode(&message.payload)
+                .map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
+            Ok(Some(Owned { record, revision: message.sequence }))
+        }
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unanswered(&error)),
+    }
+}
+
 impl Records {
     /// Opens the bucket.
     ///
@@ -88,15 +113,7 @@ impl Records {
     /// # Errors
     /// A `Retry` fault when nobody answers; `Reject` when the record cannot be read.
     pub async fn read(&self, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-        let entry = self.bucket.entry(subject::record_key(tenant, job)).await.map_err(|error| unanswered(&error))?;
-        match entry {
-            Some(entry) if entry.operation == kv::Operation::Put => {
-                let record = record::decode(&entry.value)
-                    .map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
-                Ok(Some(Owned { record, revision: entry.revision }))
-            }
-            Some(_) | None => Ok(None),
-        }
+        read_from(&self.bucket.stream, tenant, job).await
     }
 
     /// Makes a record if there is none.

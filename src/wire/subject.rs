@@ -66,6 +66,11 @@ pub fn record_key(tenant: &Tenant, job: &JobId) -> String {
     format!("{tenant}.{job}")
 }
 
+/// Where a job's record is stored: the subject of [`record_key`] in [`BUCKET_JOBS`].
+pub fn record(tenant: &Tenant, job: &JobId) -> String {
+    format!("$KV.{BUCKET_JOBS}.{}", record_key(tenant, job))
+}
+
 /// A request's subject, as far as it could be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestSubject {

@@ -48,7 +48,7 @@ fn text(path: &Path) -> &str {
 }
 
 async fn connect(server: &NatsServer) -> Bus {
-    bus::connect(&BusOptions { nats: server.url(), nats_creds: None }, "test").await.unwrap()
+    bus::connect(&BusOptions::open(server.url()), "test").await.unwrap()
 }
 
 /// A server with the topology for the model that comes along.

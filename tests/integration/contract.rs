@@ -59,7 +59,7 @@ async fn a_real_server_follows_every_script() {
 }
 
 async fn connect(url: &str) -> Bus {
-    bus::connect(&BusOptions { nats: url.to_owned(), nats_creds: None }, "contract").await.unwrap()
+    bus::connect(&BusOptions::open(url), "contract").await.unwrap()
 }
 
 fn manifest(name: ModelName) -> ModelManifest {

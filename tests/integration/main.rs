@@ -11,6 +11,8 @@ mod pictures;
 mod stack;
 mod stores;
 mod telemetry;
+mod tenants;
+mod tls;
 mod up;
 mod urgency;
 
