@@ -47,7 +47,8 @@ impl Stack {
         let options = BusOptions::open(nats.url());
         let bus = bus::connect(&options, "test").await.unwrap();
         let manifest = read_manifest(&model_directory()).unwrap();
-        topology::reconcile(&bus, std::slice::from_ref(&manifest), topology::Mode::Apply).await.unwrap();
+        let models = std::slice::from_ref(&manifest);
+        topology::reconcile_with(&bus, models, nats.replicas(), topology::Mode::Apply).await.unwrap();
         Self { nats, bus, objects: tempfile::tempdir().unwrap() }
     }
 
