@@ -395,6 +395,26 @@ impl From<PublishError> for Fault {
     }
 }
 
+/// Looks, and again if nobody answers: in a cluster, what has lost its leader says nothing until it has another.
+///
+/// # Errors
+/// Those of `once`.
+pub async fn look<T, E>(
+    mut once: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, Box<dyn std::error::Error + Send + Sync>>
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut looks_left = LOOKS_MAX;
+    loop {
+        looks_left -= 1;
+        match once().await.map_err(Into::into) {
+            Err(error) if looks_left > 0 && chain(&*error).contains("timed out") => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// An error with its causes, as one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

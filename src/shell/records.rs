@@ -10,7 +10,7 @@ use crate::wire::record::{self, Record};
 use crate::wire::subject;
 use crate::wire::time::rfc3339;
 
-use super::bus::{Bus, chain};
+use super::bus::{Bus, chain, look};
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
@@ -104,7 +104,8 @@ impl Records {
     /// # Errors
     /// A `Retry` fault when it does not exist or nobody answers.
     pub async fn open(bus: &Bus) -> Result<Self, Fault> {
-        let bucket = bus.context.get_key_value(subject::BUCKET_JOBS).await.map_err(|error| unanswered(&error))?;
+        let bucket = look(async || bus.context.get_key_value(subject::BUCKET_JOBS).await);
+        let bucket = bucket.await.map_err(|error| unanswered(&*error))?;
         Ok(Self { bucket })
     }
 

@@ -4,8 +4,10 @@
 
 mod bad_input;
 mod cli;
+mod cluster;
 mod contract;
 mod faults;
+mod hostile;
 mod main_job;
 mod pictures;
 mod stack;

@@ -103,6 +103,22 @@ impl NatsServer {
         Self::start_with(Configuration::Local { arguments: Vec::new() }, temporary_directory()).await
     }
 
+    /// Starts one, whatever `DARKROOM_TEST_CLUSTER` says.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) async fn start_one() -> Self {
+        Self::start_members(1, Configuration::Local { arguments: Vec::new() }, temporary_directory()).await
+    }
+
+    /// Starts three as one cluster, whatever `DARKROOM_TEST_CLUSTER` says.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) async fn start_cluster() -> Self {
+        Self::start_members(3, Configuration::Local { arguments: Vec::new() }, temporary_directory()).await
+    }
+
     /// Starts one from a directory that `darkroom accounts` made.
     ///
     /// # Panics
@@ -125,6 +141,10 @@ impl NatsServer {
             Configuration::Local { ref arguments } if arguments.is_empty() => servers_wanted(),
             Configuration::Local { .. } | Configuration::Accounts { .. } => 1,
         };
+        Self::start_members(servers, configuration, directory).await
+    }
+
+    async fn start_members(servers: usize, configuration: Configuration, directory: TempDir) -> Self {
         let mut server = Self { directory, configuration, members: Vec::new() };
         for _ in 0..PORT_ATTEMPTS {
             let member = || Member { port: free_port_pair(), route_port: free_port_pair(), process: None };
@@ -176,7 +196,7 @@ impl NatsServer {
     }
 
     fn processes(&self) -> impl Iterator<Item = &Tethered> {
-        self.members.iter().map(|member| member.process.as_ref().expect("the server runs"))
+        self.members.iter().filter_map(|member| member.process.as_ref())
     }
 
     /// SIGKILL, to all of it at once; it is gone when this returns.
@@ -189,6 +209,12 @@ impl NatsServer {
         for mut process in self.members.iter_mut().filter_map(|member| member.process.take()) {
             process.kill();
         }
+    }
+
+    /// SIGKILL, to one server of a cluster, the first of [`Self::url`].
+    pub(crate) fn kill_first(&mut self) {
+        let mut process = self.members.first_mut().and_then(|member| member.process.take()).expect("the server runs");
+        process.kill();
     }
 
     /// Stops it where it is: connections stay open and nothing answers.
