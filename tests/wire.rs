@@ -10,7 +10,7 @@ use darkroom::job::{
     Deadline, Defaults, JobId, LongPrompt, ModelLimits, ModelManifest, OnLate, PictureSource, Priority, Rng,
     SamplerKind, Start, Task, Tenant, Weighting,
 };
-use darkroom::wire::request::{Context, Refusal, Request, parse};
+use darkroom::wire::request::{Context, Refusal, Request, id_in_body, parse};
 use darkroom::wire::{manifest, schema};
 
 fn model() -> ModelManifest {
@@ -249,5 +249,14 @@ fn the_schema_refuses_what_the_reader_refuses() {
     ] {
         assert_eq!(validator.is_valid(&serde_json::from_str(body).unwrap()), good, "schema: {body}");
         assert_eq!(read_as(body.as_bytes(), None).is_ok(), good, "reader: {body}");
+    }
+}
+
+#[test]
+fn the_id_in_a_body_is_found_without_reading_the_rest() {
+    let id = |body: &str| id_in_body(body.as_bytes()).map(|job| job.to_string());
+    assert_eq!(id(r#"{"id": "one", "prompt": 7, "no_such_field": []}"#).as_deref(), Some("one"));
+    for body in [r#"{"id": "not an id"}"#, r#"{"id": 1}"#, r#"["id"]"#, "{}", "id", ""] {
+        assert_eq!(id(body), None, "{body}");
     }
 }

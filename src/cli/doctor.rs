@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use darkroom::engine::{self, DeviceChoice, Engine};
 use darkroom::job::ModelManifest;
-use darkroom::shell::bus::{self, Bus, SERVER_VERSION_MIN, chain, version_numbers};
+use darkroom::shell::bus::{self, Access, Bus, ConnectError, SERVER_VERSION_MIN, chain, version_numbers};
 use darkroom::shell::config::{BusOptions, StoreOptions};
 use darkroom::shell::store;
 use darkroom::shell::topology::{self, Finding, Mode, Outcome};
@@ -79,7 +79,7 @@ async fn server(report: &mut Report<'_>, options: &BusOptions) -> Option<Bus> {
     let bus = match bus::connect(options, "darkroom-doctor").await {
         Ok(bus) => bus,
         Err(error) => {
-            let remedy = "start one (`local/up` does), or name the right one with --nats".to_owned();
+            let remedy = remedy(&error).to_owned();
             report.say("server", &Verdict::Problem { found: chain(&error), remedy });
             return None;
         }
@@ -96,7 +96,31 @@ async fn server(report: &mut Report<'_>, options: &BusOptions) -> Option<Bus> {
     Some(bus)
 }
 
+fn remedy(error: &ConnectError) -> &'static str {
+    match error {
+        ConnectError::Unreachable { .. } => "start one (`local/up` does), or name the right one with --nats",
+        ConnectError::Tls { .. } => {
+            "name the authority of the server's certificate with --nats-ca and the host that it is for with --nats; a server \
+             that wants a certificate of its clients gets it by --nats-cert and --nats-key; without TLS there is no --nats-ca"
+        }
+        ConnectError::Unauthorized { .. } => {
+            "name a key that the server knows with --nats-nkey (or --nats-creds), and tell the server to reload after adding it"
+        }
+        ConnectError::HalfCertificate => "name both, or neither",
+        ConnectError::Credentials { .. } => "name a file that exists and holds a seed or credentials",
+    }
+}
+
 async fn topology(report: &mut Report<'_>, bus: &Bus, manifest: Option<&ModelManifest>) {
+    if let Ok(Access::Tenant) = bus.access().await {
+        let found =
+            "none in this account: it is a tenant's, which can submit, watch and ask for its own jobs".to_owned();
+        report.say("jetstream", &Verdict::Well(found));
+        for check in ["topology", "consumers", "requests"] {
+            report.say(check, &Verdict::Skipped { because: "not for tenants to see".to_owned() });
+        }
+        return;
+    }
     match bus.api("INFO", &Value::Null).await {
         Ok(info) => {
             let streams = info["streams"].as_u64().unwrap_or_default();

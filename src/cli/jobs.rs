@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use darkroom::job::{JobId, ModelName, Pool, Priority, Status, Tenant};
 use darkroom::sched::estimate::Estimate;
-use darkroom::shell::bus::{self, Bus};
+use darkroom::shell::bus::{self, Access, Bus};
 use darkroom::shell::client::{self, Submission, Submitted, Watch};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
@@ -275,6 +275,10 @@ fn parse_lora(text: &str) -> Result<LoraDocument, String> {
 }
 
 async fn only_model(bus: &Bus) -> Result<ModelName, Failed> {
+    if bus.access().await? == Access::Tenant {
+        let error = anyhow::anyhow!("a tenant cannot ask which models are served; choose one with --model");
+        return Err(Failed::new(Exit::NotFound, "unknown_model", error));
+    }
     let mut names: Vec<ModelName> =
         topology::served(bus).await?.into_iter().map(|served| served.manifest.name).collect();
     names.sort();

@@ -1,5 +1,6 @@
 //! The command line: options, exit codes and the choice of command. It decides nothing about jobs.
 
+mod accounts;
 mod doctor;
 mod jobs;
 mod output;
@@ -78,7 +79,9 @@ enum Command {
     ///
     /// Creates what is missing, updates what may be updated, reports what differs and must not be changed, and never
     /// deletes anything.
-    #[command(after_help = "Example:\n  darkroom setup --model ./stable-diffusion-v1-5")]
+    #[command(
+        after_help = "Examples:\n  darkroom setup --model ./stable-diffusion-v1-5\n  darkroom setup --replicas 3 --model ./stable-diffusion-v1-5"
+    )]
     Setup(platform::SetupOptions),
     /// Publish a request
     #[command(
@@ -112,6 +115,12 @@ enum Command {
     Up(platform::UpOptions),
     /// Check the server, the topology, the store and the model, and say what to do
     Doctor(doctor::DoctorOptions),
+    /// Make the directory that a nats-server with accounts runs from: its configuration and the keys of the roles
+    #[command(after_help = "Example:\n  darkroom accounts --dir /etc/darkroom/nats")]
+    Accounts(accounts::AccountsOptions),
+    /// Tenants of a nats-server with accounts
+    #[command(subcommand)]
+    Tenant(accounts::TenantCommand),
     /// Write the JSON schemas of requests and events
     Schema {
         /// Where to
@@ -188,6 +197,8 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Simulate(options) => simulate::simulate(&options, output),
         Command::Up(options) => runtime.block_on(platform::up(options, output)),
         Command::Doctor(options) => runtime.block_on(doctor::doctor(&bus, options, output)),
+        Command::Accounts(options) => accounts::make(&options, output),
+        Command::Tenant(accounts::TenantCommand::Add(options)) => accounts::add_tenant(options, output),
         Command::Schema { dir } => platform::schema(&dir, output),
     };
     telemetry.flush();

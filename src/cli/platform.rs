@@ -21,6 +21,9 @@ pub(crate) struct SetupOptions {
     /// A model to serve: a diffusers directory; may be repeated
     #[arg(long, value_name = "DIR")]
     model: Vec<PathBuf>,
+    /// Copies of every stream, each on a server of its own: 1, 3 or 5; as they are, or 1, when absent
+    #[arg(long, env = "DARKROOM_REPLICAS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=5))]
+    replicas: Option<u32>,
     /// Only say what is missing or differs; exit code 1 if anything does
     #[arg(long)]
     check: bool,
@@ -83,7 +86,7 @@ pub(crate) async fn setup(bus: &BusOptions, options: &SetupOptions, output: &Out
     let manifests = manifests(&options.model)?;
     let bus = bus::connect(bus, "darkroom-setup").await?;
     let mode = if options.check { Mode::Check } else { Mode::Apply };
-    let findings = topology::reconcile(&bus, &manifests, mode).await?;
+    let findings = topology::reconcile_with(&bus, &manifests, options.replicas, mode).await?;
     for finding in &findings {
         show(finding, mode, *output);
     }

@@ -1,11 +1,12 @@
 //! The connection to NATS and what is done with single messages: publish, settle, ask.
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_nats::client::Request;
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::Context};
-use async_nats::{Client, HeaderMap, RequestErrorKind, Subject};
+use async_nats::{Client, ConnectErrorKind, HeaderMap, RequestErrorKind, Subject};
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -13,12 +14,19 @@ use crate::job::{Fault, FaultCode};
 use crate::wire::header;
 use crate::wire::subject::API_PREFIX;
 
+use super::accounts;
 use super::config::BusOptions;
 
 /// The oldest server whose work queues keep what they are given.
 pub const SERVER_VERSION_MIN: (i64, i64, i64) = (2, 12, 5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const API_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a question without an answer is asked.
+const LOOKS_MAX: u32 = 3;
+
+/// NATS' error code for an account that has no JetStream of its own.
+const NO_JETSTREAM_IN_ACCOUNT: u64 = 10039;
 
 /// NATS' error code for "the last sequence of the subject is another one".
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
@@ -44,7 +52,28 @@ pub enum ConnectError {
         #[source]
         source: async_nats::ConnectError,
     },
-    /// The credentials file cannot be used.
+    /// Somebody answers, but TLS does not come about.
+    #[error("no TLS with the NATS server at {url}")]
+    Tls {
+        /// Where, without secrets.
+        url: String,
+        /// Why.
+        #[source]
+        source: async_nats::ConnectError,
+    },
+    /// The server does not know who this is.
+    #[error("the NATS server at {url} refuses these credentials, or wants some")]
+    Unauthorized {
+        /// Where, without secrets.
+        url: String,
+        /// Why.
+        #[source]
+        source: async_nats::ConnectError,
+    },
+    /// One of a client certificate and its key without the other.
+    #[error("a client certificate needs both --nats-cert and --nats-key")]
+    HalfCertificate,
+    /// The file with the credentials or the nkey's seed cannot be used.
     #[error("the credentials file {path} cannot be read")]
     Credentials {
         /// Which.
@@ -63,6 +92,8 @@ pub enum ApiError {
     Unanswered {
         /// The request's subject.
         subject: String,
+        /// Whether an answer was waited for: somebody may be there, and what was asked may have been done.
+        timed_out: bool,
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -86,6 +117,11 @@ impl ApiError {
             Self::Refused { code, .. } => Some(*code),
             Self::Unanswered { .. } => None,
         }
+    }
+
+    /// Whether no answer came in time.
+    pub fn timed_out(&self) -> bool {
+        matches!(self, Self::Unanswered { timed_out: true, .. })
     }
 }
 
@@ -134,47 +170,108 @@ pub struct PubAck {
     pub duplicate: bool,
 }
 
+/// What kind of account a connection is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The one that the streams are in.
+    Platform,
+    /// One that reaches them by what it imports: no more than its own requests, events and records.
+    Tenant,
+}
+
 /// Connects, once: later interruptions are the client's to mend.
 ///
 /// # Errors
 /// [`ConnectError`] within a few seconds.
 pub async fn connect(options: &BusOptions, name: &str) -> Result<Bus, ConnectError> {
+    // Two are compiled in, by us and by the object stores' clients, and TLS panics where nobody has chosen. Once is enough.
+    let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
     let mut connect = async_nats::ConnectOptions::new()
         .name(name)
         .connection_timeout(CONNECT_TIMEOUT)
         .request_timeout(Some(Duration::from_secs(5)))
         .ping_interval(Duration::from_secs(10))
+        .custom_inbox_prefix(&options.nats_inbox_prefix)
         .reconnect_delay_callback(|attempt| {
             Duration::from_millis(50 * 2_u64.saturating_pow(u32::try_from(attempt).unwrap_or(u32::MAX).min(6)))
         })
-        .event_callback(|event| async move { tracing::info!(%event, "bus.connection") });
+        .event_callback(|event| async move {
+            if let async_nats::Event::ServerError(error) = event {
+                // What may not be done is answered by silence: this is the only word about it.
+                tracing::warn!(%error, "bus.refused");
+            } else {
+                tracing::info!(%event, "bus.connection");
+            }
+        });
+    let unreadable = |path: &Path| {
+        let path = path.display().to_string();
+        |source| ConnectError::Credentials { path, source }
+    };
     if let Some(path) = &options.nats_creds {
-        connect = connect
-            .credentials_file(path)
-            .await
-            .map_err(|source| ConnectError::Credentials { path: path.display().to_string(), source })?;
+        connect = connect.credentials_file(path).await.map_err(unreadable(path))?;
     }
-    let client = connect
-        .connect(&options.nats)
-        .await
-        .map_err(|source| ConnectError::Unreachable { url: without_secrets(&options.nats), source })?;
+    if let Some(path) = &options.nats_nkey {
+        let seed = std::fs::read_to_string(path).and_then(|text| accounts::seed_in(&text)).map_err(unreadable(path))?;
+        connect = connect.nkey(seed);
+    }
+    if let Some(path) = &options.nats_ca {
+        // Who names an authority does not want to be talked into a connection without one.
+        connect = connect.add_root_certificates(path.clone()).require_tls(true);
+    }
+    match (&options.nats_cert, &options.nats_key) {
+        (Some(certificate), Some(key)) => {
+            connect = connect.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
+        }
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => return Err(ConnectError::HalfCertificate),
+    }
+    let servers: Vec<&str> = options.nats.split(',').map(str::trim).collect();
+    let client = connect.connect(servers).await.map_err(|source| {
+        let url = without_secrets(&options.nats);
+        if is_tls(&source) {
+            ConnectError::Tls { url, source }
+        } else if source.kind() == ConnectErrorKind::AuthorizationViolation {
+            ConnectError::Unauthorized { url, source }
+        } else {
+            ConnectError::Unreachable { url, source }
+        }
+    })?;
     let mut context = jetstream::new(client.clone());
     context.set_timeout(Duration::from_secs(5));
     Ok(Bus { client, context })
 }
 
-/// A URL as it may be logged.
+/// Whether TLS is what failed: the client library says so only where the fault is its own.
+fn is_tls(error: &async_nats::ConnectError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        // An I/O error is transparent: what it wraps is not its source.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if wrapped.is_some_and(|wrapped| wrapped.is::<async_nats::rustls::Error>())
+            || error.is::<async_nats::rustls::Error>()
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    error.kind() == ConnectErrorKind::Tls
+}
+
+/// A URL, or several, as they may be logged.
 pub fn without_secrets(text: &str) -> String {
     if !text.contains('@') {
         return text.to_owned();
     }
-    match url::Url::parse(text) {
-        Ok(mut url) => {
+    let one = |text: &str| match (url::Url::parse(text), text.rsplit_once('@')) {
+        (Ok(mut url), _) => {
             let hidden = url.set_password(None).and_then(|()| url.set_username(""));
             if hidden.is_ok() { url.to_string() } else { "(a URL)".to_owned() }
         }
-        Err(_) => text.rsplit('@').next().unwrap_or_default().to_owned(),
-    }
+        (Err(_), Some((_, host))) => host.to_owned(),
+        // Half of a password with a comma in it looks like this.
+        (Err(_), None) => "(a URL)".to_owned(),
+    };
+    text.split(',').map(|text| one(text.trim())).collect::<Vec<_>>().join(",")
 }
 
 /// The version of a server as numbers; what is missing counts as 0.
@@ -187,19 +284,35 @@ pub fn version_numbers(version: &str) -> (i64, i64, i64) {
 impl Bus {
     /// Asks the JetStream API: `subject` is without the prefix; a null request is sent without a body.
     ///
+    /// In a cluster, what has no leader yet answers nothing, so who only looks looks again.
+    ///
     /// # Errors
     /// [`ApiError`].
     pub async fn api(&self, subject: &str, request: &Value) -> Result<Value, ApiError> {
+        let only_looks = subject.split('.').any(|token| token == "INFO" || token == "LIST");
+        let mut looks_left = if only_looks { LOOKS_MAX } else { 1 };
+        loop {
+            looks_left -= 1;
+            match self.ask(subject, request).await {
+                Err(error) if looks_left > 0 && error.timed_out() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn ask(&self, subject: &str, request: &Value) -> Result<Value, ApiError> {
         // Some requests must have a body and some must not.
         let body = if request.is_null() { Bytes::new() } else { request.to_string().into() };
-        let asked = Request::new().payload(body).timeout(Some(Duration::from_secs(5)));
-        let unanswered = |source| ApiError::Unanswered { subject: subject.to_owned(), source };
-        let answer = self
-            .client
-            .send_request(format!("{API_PREFIX}{subject}"), asked)
-            .await
-            .map_err(|error| unanswered(Box::new(error)))?;
-        let answer: Value = serde_json::from_slice(&answer.payload).map_err(|error| unanswered(Box::new(error)))?;
+        let asked = Request::new().payload(body).timeout(Some(API_TIMEOUT));
+        let answer = self.client.send_request(format!("{API_PREFIX}{subject}"), asked).await.map_err(|error| {
+            let timed_out = error.kind() == RequestErrorKind::TimedOut;
+            ApiError::Unanswered { subject: subject.to_owned(), timed_out, source: Box::new(error) }
+        })?;
+        let answer: Value = serde_json::from_slice(&answer.payload).map_err(|error| ApiError::Unanswered {
+            subject: subject.to_owned(),
+            timed_out: false,
+            source: Box::new(error),
+        })?;
         match answer.get("error") {
             None => Ok(answer),
             Some(error) => Err(ApiError::Refused {
@@ -207,6 +320,18 @@ impl Bus {
                 code: error.get("err_code").and_then(Value::as_u64).unwrap_or_default(),
                 description: error.get("description").and_then(Value::as_str).unwrap_or("unknown").to_owned(),
             }),
+        }
+    }
+
+    /// Finds out what kind of account this is: a tenant's has no JetStream of its own.
+    ///
+    /// # Errors
+    /// [`ApiError`] when nobody answers.
+    pub async fn access(&self) -> Result<Access, ApiError> {
+        match self.api("INFO", &Value::Null).await {
+            Ok(_) => Ok(Access::Platform),
+            Err(error) if error.code() == Some(NO_JETSTREAM_IN_ACCOUNT) => Ok(Access::Tenant),
+            Err(error) => Err(error),
         }
     }
 
@@ -270,6 +395,26 @@ impl From<PublishError> for Fault {
     }
 }
 
+/// Looks, and again if nobody answers: in a cluster, what has lost its leader says nothing until it has another.
+///
+/// # Errors
+/// Those of `once`.
+pub async fn look<T, E>(
+    mut once: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, Box<dyn std::error::Error + Send + Sync>>
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut looks_left = LOOKS_MAX;
+    loop {
+        looks_left -= 1;
+        match once().await.map_err(Into::into) {
+            Err(error) if looks_left > 0 && chain(&*error).contains("timed out") => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// An error with its causes, as one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -300,6 +445,8 @@ mod tests {
         assert_eq!(without_secrets("nats://me:secret@host:4222"), "nats://host:4222");
         assert!(!without_secrets("me:secret@host").contains("secret"));
         assert_eq!(without_secrets("file:///data/images"), "file:///data/images");
+        assert_eq!(without_secrets("nats://a:s@one:1,nats://b:s@two:2"), "nats://one:1,nats://two:2");
+        assert!(!without_secrets("nats://me:sec,ret@host:4222").contains("sec"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::{HeaderMap, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -16,10 +17,10 @@ use crate::wire::record::Record;
 use crate::wire::request::{Context, RequestDocument, parse};
 use crate::wire::{header, subject};
 
-use super::bus::{ApiError, Bus, PublishError, chain};
+use super::bus::{Access, ApiError, Bus, PublishError, chain};
 use super::clock::Clock;
 use super::outlook;
-use super::records::{Changed, Owned, Records};
+use super::records::{self, Changed, Owned, Records};
 use super::topology;
 
 /// How often the record is looked at while events are waited for: they are the quick way, it is the sure one.
@@ -93,17 +94,28 @@ pub struct Submitted {
 
 /// Checks a request against its model, makes the job's record, and publishes. The same submission again changes nothing.
 ///
+/// A tenant's account can only publish: the worker that claims the job checks it and makes the record.
+///
 /// # Errors
 /// [`SubmitError`].
 pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result<Submitted, SubmitError> {
     let Submission { tenant, job, model, priority, pool, request } = submission;
+    let to = subject::request(model, *priority, *pool, tenant);
+    // The job's id is in the body too: the stream's memory of message ids is shared with all tenants.
+    let named = RequestDocument { id: Some(job.to_string()), ..request.clone() };
+    let body = Bytes::from(serde_json::to_vec(&named).unwrap_or_default());
+    let mut headers = HeaderMap::new();
+    super::telemetry::inject(&mut headers);
+    if bus.access().await? == Access::Tenant {
+        let stored = publish_surely(bus, &to, &headers, body).await?;
+        return Ok(Submitted { stream_sequence: Some(stored.sequence), pending: 0, estimate: None });
+    }
     let Some(manifest) = topology::manifest_of(bus, model).await? else {
         let mut served: Vec<String> =
             topology::served(bus).await?.into_iter().map(|served| served.manifest.name.to_string()).collect();
         served.dedup();
         return Err(SubmitError::UnknownModel { model: model.clone(), served });
     };
-    let body = serde_json::to_vec(request).unwrap_or_default();
     let context = Context {
         manifest: &manifest,
         tenant,
@@ -113,37 +125,13 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
     };
     let parsed = parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
 
-    let records = Records::open(bus).await?;
+    let bucket = Records::open(bus).await?;
     let fresh = Record::accepted(parsed.digest.clone(), model.as_str(), None, clock.unix_ms());
-    let mut made = match records.create(tenant, job, fresh).await? {
-        Changed::Won(owned) => Some(owned),
-        Changed::Lost | Changed::Unrecorded => None,
+    let made = match record_to_publish(bus, &bucket, submission, fresh).await? {
+        Recorded::ToPublish(owned) => owned,
+        Recorded::Published => return Ok(Submitted { stream_sequence: None, pending: 0, estimate: None }),
     };
-    if made.is_none()
-        && let Some(Owned { record, revision }) = records.read(tenant, job).await?
-    {
-        if record.request_digest != parsed.digest {
-            return Err(SubmitError::Conflict { job: job.clone() });
-        }
-        // Somebody published it before us, unless nobody has seen it yet: then publishing again is the cure.
-        let before = Submitted { stream_sequence: None, pending: 0, estimate: None };
-        if record.state != JobState::accepted() {
-            return Ok(before);
-        }
-        if let Some(sequence) = record.stream_sequence {
-            if outlook::request(bus, sequence).await?.is_some() {
-                return Ok(before);
-            }
-            // Its message is gone: another one would be taken for a duplicate as long as the record names the first.
-            let nameless = Record { stream_sequence: None, ..record.clone() };
-            match records.replace(tenant, job, &Owned { record, revision }, nameless).await? {
-                Changed::Won(owned) => made = Some(owned),
-                Changed::Lost | Changed::Unrecorded => return Ok(before),
-            }
-        } else {
-            made = Some(Owned { record, revision });
-        }
-    }
+
     let lane = Lane { priority: *priority, pool: *pool };
     let waiting = outlook::Waiting { model, lane, megapixel_steps: outlook::megapixel_steps(&parsed.spec) };
     // Estimates are a service: a request is not lost for want of one.
@@ -154,25 +142,67 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
             (None, 0)
         }
     };
-    let mut headers = HeaderMap::new();
-    headers.insert(header::MESSAGE_ID, header::message_id(tenant, job));
     if let Some(start_ms) = estimate.and_then(|estimate| i64::try_from(estimate.start_ms?).ok()) {
         headers.insert(header::ESTIMATED_START, clock.unix_ms().saturating_add(start_ms).to_string());
     }
-    super::telemetry::inject(&mut headers);
-    let to = subject::request(model, *priority, *pool, tenant);
-    let stored = publish_surely(bus, &to, &headers, body.into()).await?;
+    let mut with_id = headers.clone();
+    with_id.insert(header::MESSAGE_ID, header::message_id(tenant, job));
+    let mut stored = publish_surely(bus, &to, &with_id, body.clone()).await?;
+    let is_there = |message: &StreamMessage| message.subject.as_str() == to;
+    if stored.duplicate && !outlook::request(bus, stored.sequence).await?.as_ref().is_some_and(is_there) {
+        // Somebody else was there with this id, or it was ours and is done: then the record absorbs it.
+        stored = publish_surely(bus, &to, &headers, body).await?;
+    }
     // So that its place can be told later. A worker that was quicker has recorded it, and has the record.
     if let Some(owned) = made {
         let published = Record { stream_sequence: Some(stored.sequence), ..owned.record.clone() };
-        if let Err(fault) = records.replace(tenant, job, &owned, published).await {
+        if let Err(fault) = bucket.replace(tenant, job, &owned, published).await {
             tracing::debug!(%fault, "job.record");
         }
     }
     Ok(Submitted { stream_sequence: Some(stored.sequence), pending, estimate })
 }
 
-/// Publishes until the stream confirms it: the message id makes repeating harmless.
+/// What a job's record says before its request is published.
+enum Recorded {
+    /// It is to be published; with the record, where it is ours to change.
+    ToPublish(Option<Owned>),
+    /// It was published before.
+    Published,
+}
+
+/// Makes the record of a job, or finds out what became of the job before.
+async fn record_to_publish(
+    bus: &Bus,
+    bucket: &Records,
+    Submission { tenant, job, .. }: &Submission,
+    fresh: Record,
+) -> Result<Recorded, SubmitError> {
+    let digest = fresh.request_digest.clone();
+    if let Changed::Won(owned) = bucket.create(tenant, job, fresh).await? {
+        return Ok(Recorded::ToPublish(Some(owned)));
+    }
+    let Some(owned) = bucket.read(tenant, job).await? else { return Ok(Recorded::ToPublish(None)) };
+    if owned.record.request_digest != digest {
+        return Err(SubmitError::Conflict { job: job.clone() });
+    }
+    if owned.record.state != JobState::accepted() {
+        return Ok(Recorded::Published);
+    }
+    // Somebody published it before us, unless nobody has seen it yet: then publishing again is the cure.
+    let Some(sequence) = owned.record.stream_sequence else { return Ok(Recorded::ToPublish(Some(owned))) };
+    if outlook::request(bus, sequence).await?.is_some() {
+        return Ok(Recorded::Published);
+    }
+    // Its message is gone: another one would be taken for a duplicate as long as the record names the first.
+    let nameless = Record { stream_sequence: None, ..owned.record.clone() };
+    match bucket.replace(tenant, job, &owned, nameless).await? {
+        Changed::Won(owned) => Ok(Recorded::ToPublish(Some(owned))),
+        Changed::Lost | Changed::Unrecorded => Ok(Recorded::Published),
+    }
+}
+
+/// Publishes until the stream confirms it: the message id, and without one the job's record, makes repeating harmless.
 async fn publish_surely(
     bus: &Bus,
     to: &str,
@@ -224,7 +254,6 @@ pub enum WatchError {
 #[derive(Debug)]
 pub struct Watch {
     bus: Bus,
-    records: Records,
     tenant: Tenant,
     job: JobId,
     events: Subscriber,
@@ -245,7 +274,6 @@ impl Watch {
         bus.client.flush().await.map_err(|_| WatchError::Closed)?;
         Ok(Self {
             bus: bus.clone(),
-            records: Records::open(bus).await?,
             tenant: tenant.clone(),
             job: job.clone(),
             events,
@@ -260,7 +288,7 @@ impl Watch {
     /// # Errors
     /// [`WatchError::Unknown`] when there is no such job.
     pub async fn catch_up(&mut self) -> Result<(), WatchError> {
-        if self.records.read(&self.tenant, &self.job).await?.is_none() {
+        if records::read(&self.bus, &self.tenant, &self.job).await?.is_none() {
             return Err(WatchError::Unknown { job: self.job.clone(), tenant: self.tenant.clone() });
         }
         for kind in [EventKind::Accepted, EventKind::Started] {
@@ -301,7 +329,9 @@ impl Watch {
     }
 
     async fn stored_end(&self) -> Result<Option<Seen>, WatchError> {
-        let Some(Owned { record, .. }) = self.records.read(&self.tenant, &self.job).await? else { return Ok(None) };
+        let Some(Owned { record, .. }) = records::read(&self.bus, &self.tenant, &self.job).await? else {
+            return Ok(None);
+        };
         match EventKind::of_terminal(record.state.status) {
             Some(kind) => {
                 if let Some(seen) = self.stored(kind).await? {
@@ -377,5 +407,5 @@ pub async fn list_jobs(bus: &Bus, tenant: Option<&Tenant>, limit: usize) -> Resu
 /// # Errors
 /// A `Retry` fault when nobody answers.
 pub async fn status(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Record>, Fault> {
-    Ok(Records::open(bus).await?.read(tenant, job).await?.map(|owned| owned.record))
+    Ok(records::read(bus, tenant, job).await?.map(|owned| owned.record))
 }

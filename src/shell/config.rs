@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::guard::AddressGuard;
 
-/// Where NATS is.
+/// Where NATS is, and who asks.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BusOptions {
-    /// URL of the NATS server: nats://, tls://, ws:// or wss://, with user and password or token where needed
+    /// URL of the NATS server, or several separated by commas: nats://, tls://, ws:// or wss://, with user and password or
+    /// token where needed
     #[arg(
         long,
         env = "NATS_URL",
@@ -21,6 +22,36 @@ pub struct BusOptions {
     /// Credentials file for NATS
     #[arg(long, env = "NATS_CREDS", value_name = "FILE", global = true)]
     pub nats_creds: Option<PathBuf>,
+    /// File with the seed of the nkey that says who this is
+    #[arg(long, env = "NATS_NKEY", value_name = "FILE", conflicts_with = "nats_creds", global = true)]
+    pub nats_nkey: Option<PathBuf>,
+    /// File with the certificates of the only authorities that the server's may be from, PEM; TLS is then demanded
+    #[arg(long, env = "NATS_CA", value_name = "FILE", global = true)]
+    pub nats_ca: Option<PathBuf>,
+    /// File with this client's own certificate, PEM, for servers that want one
+    #[arg(long, env = "NATS_CERT", value_name = "FILE", global = true)]
+    pub nats_cert: Option<PathBuf>,
+    /// File with the key of --nats-cert, PEM
+    #[arg(long, env = "NATS_KEY", value_name = "FILE", global = true)]
+    pub nats_key: Option<PathBuf>,
+    /// Beginning of the subjects that answers come to, where permissions name one
+    #[arg(long, env = "NATS_INBOX_PREFIX", default_value = "_INBOX", value_name = "SUBJECT", global = true)]
+    pub nats_inbox_prefix: String,
+}
+
+impl BusOptions {
+    /// A server that asks nobody who they are.
+    pub fn open(url: impl Into<String>) -> Self {
+        Self {
+            nats: url.into(),
+            nats_creds: None,
+            nats_nkey: None,
+            nats_ca: None,
+            nats_cert: None,
+            nats_key: None,
+            nats_inbox_prefix: "_INBOX".to_owned(),
+        }
+    }
 }
 
 /// Where images go.

@@ -16,7 +16,7 @@ use crate::job::{Fault, FaultCode, JobId};
 use crate::wire::event::{ErrorDocument, EventKind, Failed};
 use crate::wire::header;
 use crate::wire::record::Record;
-use crate::wire::request::canonical_digest;
+use crate::wire::request::{canonical_digest, id_in_body};
 use crate::wire::subject::{self, RequestSubject};
 
 use super::bus::{ApiError, Bus, chain};
@@ -185,6 +185,7 @@ impl Sweeper {
         let id = message.headers.get(header::MESSAGE_ID).map(|id| id.as_str());
         let id = id.map(|id| tenant.parse().map_or(id, |tenant| header::job_in_message_id(&tenant, id)));
         let id = id.and_then(|id| id.parse::<JobId>().ok());
+        let id = id.or_else(|| id_in_body(&message.payload));
         let job = id.unwrap_or_else(|| JobId::from_stream_sequence(message.sequence));
         let data = Failed { error: ErrorDocument::from(&fault), attempts: 0, metadata: None };
         let now = self.clock.unix_ms();

@@ -2,6 +2,7 @@
 //!
 //! It carries out what `sched` decides and translates with `wire`; it holds no policy of its own.
 
+pub mod accounts;
 pub mod bus;
 pub mod client;
 pub mod clock;

@@ -1,6 +1,7 @@
 //! Records of jobs in the bucket `darkroom_jobs`: claim, and change by compare-and-set. The revision is the fence.
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use bytes::Bytes;
 
 use crate::job::{Fault, FaultCode, JobId, JobState, JobStep, Status, Tenant, WorkerId};
@@ -9,7 +10,7 @@ use crate::wire::record::{self, Record};
 use crate::wire::subject;
 use crate::wire::time::rfc3339;
 
-use super::bus::{Bus, chain};
+use super::bus::{Bus, chain, look};
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
@@ -73,13 +74,38 @@ fn unanswered(error: &(dyn std::error::Error + 'static)) -> Fault {
     Fault::retry(FaultCode::BusFailed, format!("the job's record: {}", chain(error)))
 }
 
+/// Reads a record as a tenant may: by its subject, without opening the bucket.
+///
+/// # Errors
+/// As [`Records::read`].
+pub async fn read(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
+    let stream = format!("KV_{}", subject::BUCKET_JOBS);
+    let stream = bus.context.get_stream_no_info(stream).await.map_err(|error| unanswered(&error))?;
+    read_from(&stream, tenant, job).await
+}
+
+async fn read_from<I>(stream: &Stream<I>, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
+    match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
+        // What marks a record that was removed has no body.
+        Ok(message) if message.payload.is_empty() => Ok(None),
+        Ok(message) => {
+            let record = record::decode(&message.payload)
+                .map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
+            Ok(Some(Owned { record, revision: message.sequence }))
+        }
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unanswered(&error)),
+    }
+}
+
 impl Records {
     /// Opens the bucket.
     ///
     /// # Errors
     /// A `Retry` fault when it does not exist or nobody answers.
     pub async fn open(bus: &Bus) -> Result<Self, Fault> {
-        let bucket = bus.context.get_key_value(subject::BUCKET_JOBS).await.map_err(|error| unanswered(&error))?;
+        let bucket = look(async || bus.context.get_key_value(subject::BUCKET_JOBS).await);
+        let bucket = bucket.await.map_err(|error| unanswered(&*error))?;
         Ok(Self { bucket })
     }
 
@@ -88,15 +114,7 @@ impl Records {
     /// # Errors
     /// A `Retry` fault when nobody answers; `Reject` when the record cannot be read.
     pub async fn read(&self, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-        let entry = self.bucket.entry(subject::record_key(tenant, job)).await.map_err(|error| unanswered(&error))?;
-        match entry {
-            Some(entry) if entry.operation == kv::Operation::Put => {
-                let record = record::decode(&entry.value)
-                    .map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
-                Ok(Some(Owned { record, revision: entry.revision }))
-            }
-            Some(_) | None => Ok(None),
-        }
+        read_from(&self.bucket.stream, tenant, job).await
     }
 
     /// Makes a record if there is none.

@@ -165,7 +165,7 @@ async fn serve(
     stop: &CancellationToken,
     ready: impl FnOnce(&Addresses),
 ) -> Result<(), SupervisorError> {
-    let options = BusOptions { nats: addresses.nats.clone(), nats_creds: None };
+    let options = BusOptions::open(&addresses.nats);
     let bus = tokio::select! {
         bus = connect(&options) => bus?,
         status = server.ended() => return Err(SupervisorError::ServerEnded { status }),

@@ -3,6 +3,7 @@
 //! The files are compiled in, so that they are the one source of truth wherever the program runs.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -30,6 +31,11 @@ const CONSUMER_FIXED: [&str; 6] =
 
 const STREAM_NOT_FOUND: u64 = 10059;
 const CONSUMER_NOT_FOUND: u64 = 10014;
+/// A cluster that has not found all its servers, or its leader.
+const UNSETTLED: [u64; 2] = [10005, 10008];
+/// How often something is asked for in such a cluster, and how long between.
+const TRIES_MAX: u32 = 8;
+const TRY_EVERY: Duration = Duration::from_secs(1);
 const NAME_IN_USE: [u64; 3] = [10058, 10013, 10148];
 
 /// What was found, and done, for one stream or consumer.
@@ -87,9 +93,26 @@ pub enum Mode {
 /// # Errors
 /// [`ApiError`] when JetStream does not answer or refuses.
 pub async fn reconcile(bus: &Bus, models: &[ModelManifest], mode: Mode) -> Result<Vec<Finding>, ApiError> {
+    reconcile_with(bus, models, None, mode).await
+}
+
+/// As [`reconcile`], with so many copies of every stream, on servers of their own; consumers have as many as their
+/// stream. `None` leaves what is there: one copy where a stream is made.
+///
+/// # Errors
+/// As [`reconcile`]; also when there are fewer servers.
+pub async fn reconcile_with(
+    bus: &Bus,
+    models: &[ModelManifest],
+    replicas: Option<u32>,
+    mode: Mode,
+) -> Result<Vec<Finding>, ApiError> {
     let mut findings = Vec::new();
     for text in STREAMS {
-        let wanted = object(text);
+        let mut wanted = object(text);
+        if let Some(replicas) = replicas {
+            wanted.insert("num_replicas".to_owned(), json!(replicas));
+        }
         let name = wanted["name"].as_str().unwrap_or_default().to_owned();
         let outcome = reconcile_stream(bus, &name, &wanted, mode).await?;
         findings.push(Finding { kind: "stream", name, outcome });
@@ -198,8 +221,8 @@ async fn reconcile_stream(bus: &Bus, name: &str, wanted: &Map<String, Value>, mo
             if mode == Mode::Check {
                 return Ok(Outcome::Created);
             }
-            match bus.api(&format!("STREAM.CREATE.{name}"), &Value::Object(wanted.clone())).await {
-                Ok(_) => return Ok(Outcome::Created),
+            match change(bus, &format!("STREAM.CREATE.{name}"), &Value::Object(wanted.clone())).await {
+                Ok(()) => return Ok(Outcome::Created),
                 // Somebody else made it in the meantime: look at what they made.
                 Err(error) if error.code().is_some_and(|code| NAME_IN_USE.contains(&code)) => {
                     let info = bus.api(&format!("STREAM.INFO.{name}"), &Value::Null).await?;
@@ -213,7 +236,7 @@ async fn reconcile_stream(bus: &Bus, name: &str, wanted: &Map<String, Value>, mo
     let outcome = compare(&found, wanted, &STREAM_FIXED);
     if let (Outcome::Updated(_), Mode::Apply) = (&outcome, mode) {
         let merged = merge(found, wanted);
-        bus.api(&format!("STREAM.UPDATE.{name}"), &Value::Object(merged)).await?;
+        change(bus, &format!("STREAM.UPDATE.{name}"), &Value::Object(merged)).await?;
     }
     Ok(outcome)
 }
@@ -234,8 +257,8 @@ async fn reconcile_consumer(
                 return Ok(Outcome::Created);
             }
             let request = json!({ "stream_name": stream, "config": wanted, "action": "create" });
-            match bus.api(&create, &request).await {
-                Ok(_) => return Ok(Outcome::Created),
+            match change(bus, &create, &request).await {
+                Ok(()) => return Ok(Outcome::Created),
                 Err(error) if error.code().is_some_and(|code| NAME_IN_USE.contains(&code)) => {
                     let info = bus.api(&format!("CONSUMER.INFO.{stream}.{name}"), &Value::Null).await?;
                     info["config"].as_object().cloned().unwrap_or_default()
@@ -248,9 +271,26 @@ async fn reconcile_consumer(
     let outcome = compare(&found, wanted, &CONSUMER_FIXED);
     if let (Outcome::Updated(_), Mode::Apply) = (&outcome, mode) {
         let request = json!({ "stream_name": stream, "config": merge(found, wanted), "action": "update" });
-        bus.api(&create, &request).await?;
+        change(bus, &create, &request).await?;
     }
     Ok(outcome)
+}
+
+/// Makes or changes something; repeating it changes nothing more.
+async fn change(bus: &Bus, subject: &str, request: &Value) -> Result<(), ApiError> {
+    let mut tries = 1;
+    loop {
+        match bus.api(subject, request).await {
+            Err(error)
+                if tries < TRIES_MAX
+                    && (error.timed_out() || error.code().is_some_and(|code| UNSETTLED.contains(&code))) =>
+            {
+                tokio::time::sleep(TRY_EVERY).await;
+                tries += 1;
+            }
+            outcome => return outcome.map(|_| ()),
+        }
+    }
 }
 
 /// The configuration of one consumer: the file with its placeholders filled, and the model's manifest.

@@ -259,6 +259,12 @@ pub fn canonical_digest(body: &[u8]) -> String {
     hexadecimal(&Sha256::digest(&canonical))
 }
 
+/// The job that a body names, for answers to requests that are not read any further.
+pub fn id_in_body(body: &[u8]) -> Option<JobId> {
+    let fields: Value = serde_json::from_slice(body).ok()?;
+    fields.get("id")?.as_str()?.parse().ok()
+}
+
 /// Lower-case hexadecimal digits.
 pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {

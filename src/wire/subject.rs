@@ -90,6 +90,11 @@ pub fn values_of_bucket(bucket: &str) -> String {
     format!("DIRECT.GET.KV_{bucket}")
 }
 
+/// Where a job's record is stored: the subject of [`record_key`] in [`BUCKET_JOBS`].
+pub fn record(tenant: &Tenant, job: &JobId) -> String {
+    format!("$KV.{BUCKET_JOBS}.{}", record_key(tenant, job))
+}
+
 /// A request's subject, as far as it could be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestSubject {

@@ -121,7 +121,7 @@ async def main():
 
     seen = []
     report = {"job": options.job}
-    client = await nats.connect(options.nats, name="main_job.py", allow_reconnect=False)
+    client = await nats.connect(options.nats.split(","), name="main_job.py", allow_reconnect=False)
     try:
         await asyncio.wait_for(follow(client, options, seen), options.timeout)
         seen = in_order(seen)

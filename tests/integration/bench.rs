@@ -61,7 +61,7 @@ async fn first_image() {
         let up = Background::start(&mut command);
         let line = up.wait_for_line(|line| line.contains("ready"), PATIENCE).await;
         let line: Value = serde_json::from_str(&line).unwrap();
-        let options = BusOptions { nats: line["nats"].as_str().unwrap().to_owned(), nats_creds: None };
+        let options = BusOptions::open(line["nats"].as_str().unwrap());
         let bus = bus::connect(&options, "bench").await.unwrap();
         let (took, _) = one_job(&bus, &format!("first-{round}"), 20).await;
         samples.push(took.as_secs_f64());

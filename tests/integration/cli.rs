@@ -22,9 +22,14 @@ async fn darkroom<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item =
     run(Command::new(program("darkroom")).args(arguments), PATIENCE).await
 }
 
-/// The same against one server.
+/// The same against one server, or as many as `url` names.
 async fn darkroom_at(url: &str, arguments: &[&str]) -> Finished {
-    darkroom(["--nats", url].iter().chain(arguments)).await
+    let mut command = Command::new(program("darkroom"));
+    let servers = url.split(',').count();
+    if servers > 1 {
+        command.env("DARKROOM_REPLICAS", servers.to_string());
+    }
+    run(command.args(["--nats", url]).args(arguments), PATIENCE).await
 }
 
 /// Asserts how a command ended and, in any order, what its output holds.
@@ -48,7 +53,7 @@ fn text(path: &Path) -> &str {
 }
 
 async fn connect(server: &NatsServer) -> Bus {
-    bus::connect(&BusOptions { nats: server.url(), nats_creds: None }, "test").await.unwrap()
+    bus::connect(&BusOptions::open(server.url()), "test").await.unwrap()
 }
 
 /// A server with the topology for the model that comes along.

@@ -39,7 +39,9 @@ const ASKED_MAX: u32 = 3;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_server_follows_every_script() {
     let shared = NatsServer::start().await;
-    topology::reconcile(&connect(&shared.url()).await, &[], topology::Mode::Apply).await.unwrap();
+    topology::reconcile_with(&connect(&shared.url()).await, &[], shared.replicas(), topology::Mode::Apply)
+        .await
+        .unwrap();
     let url = shared.url();
     let runs = SCRIPTS.iter().enumerate().map(async |(number, script)| {
         let mut verdict = Ok(());
@@ -59,7 +61,7 @@ async fn a_real_server_follows_every_script() {
 }
 
 async fn connect(url: &str) -> Bus {
-    bus::connect(&BusOptions { nats: url.to_owned(), nats_creds: None }, "contract").await.unwrap()
+    bus::connect(&BusOptions::open(url), "contract").await.unwrap()
 }
 
 fn manifest(name: ModelName) -> ModelManifest {
@@ -174,7 +176,8 @@ struct Real {
 impl Real {
     async fn new(server: Option<NatsServer>, url: String, model: ModelName, script: &Script) -> Self {
         let bus = connect(&url).await;
-        topology::reconcile(&bus, &[manifest(model.clone())], topology::Mode::Apply).await.unwrap();
+        let replicas = server.as_ref().and_then(NatsServer::replicas);
+        topology::reconcile_with(&bus, &[manifest(model.clone())], replicas, topology::Mode::Apply).await.unwrap();
         let lanes: Vec<_> = topology::lanes().collect();
         let queue = Self { server, url, bus, model, lanes, workers: BTreeMap::new(), began: Instant::now() };
         for lane in 0..queue.lanes.len() {
@@ -199,7 +202,9 @@ impl Real {
         let (stream, consumer) = (subject::STREAM_REQUESTS, self.consumer(lane));
         let filter = config["filter_subject"].as_str().unwrap().to_owned();
         let request = json!({ "stream_name": stream, "config": config, "action": "update" });
-        self.bus.api(&format!("CONSUMER.CREATE.{stream}.{consumer}.{filter}"), &request).await.unwrap();
+        // A cluster that makes hundreds of consumers takes its time.
+        let update = format!("CONSUMER.CREATE.{stream}.{consumer}.{filter}");
+        eventually("the consumer's ack_wait", PATIENCE, async || self.bus.api(&update, &request).await.ok()).await;
     }
 
     async fn worker(&mut self, worker: u32) -> &mut Worker {

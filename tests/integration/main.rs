@@ -4,14 +4,18 @@
 
 mod bad_input;
 mod cli;
+mod cluster;
 mod contract;
 mod estimates;
 mod faults;
+mod hostile;
 mod main_job;
 mod pictures;
 mod stack;
 mod stores;
 mod telemetry;
+mod tenants;
+mod tls;
 mod up;
 mod urgency;
 

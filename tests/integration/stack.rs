@@ -44,10 +44,11 @@ pub(crate) struct Stack {
 impl Stack {
     pub(crate) async fn start() -> Self {
         let nats = NatsServer::start().await;
-        let options = BusOptions { nats: nats.url(), nats_creds: None };
+        let options = BusOptions::open(nats.url());
         let bus = bus::connect(&options, "test").await.unwrap();
         let manifest = read_manifest(&model_directory()).unwrap();
-        topology::reconcile(&bus, std::slice::from_ref(&manifest), topology::Mode::Apply).await.unwrap();
+        let models = std::slice::from_ref(&manifest);
+        topology::reconcile_with(&bus, models, nats.replicas(), topology::Mode::Apply).await.unwrap();
         Self { nats, bus, objects: tempfile::tempdir().unwrap() }
     }
 

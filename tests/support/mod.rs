@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "each test uses the part it needs")]
 
+pub(crate) mod certificates;
 pub(crate) mod http;
 pub(crate) mod nats;
 pub(crate) mod otlp;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use super::certificates::Certificates;
 use super::process::Tethered;
 use super::{LOOK_EVERY, checkout, eventually};
 
@@ -60,13 +61,37 @@ pub(crate) fn free_port_pair() -> u16 {
     }
 }
 
-/// A running nats-server with `nats/local.conf`. Killed when dropped.
+/// What a server is configured by.
+#[derive(Debug)]
+enum Configuration {
+    /// `nats/local.conf`.
+    Local { arguments: Vec<&'static str> },
+    /// The `server.conf` of its own directory, with TLS, for clients that have a certificate or for all.
+    Accounts { certificates: Certificates, verify: bool },
+}
+
+/// A running nats-server, or a cluster of them where `DARKROOM_TEST_CLUSTER` says how many. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct NatsServer {
     directory: TempDir,
+    configuration: Configuration,
+    members: Vec<Member>,
+}
+
+/// One process of it.
+#[derive(Debug)]
+struct Member {
+    /// For clients; the one after it is for browsers.
     port: u16,
-    arguments: Vec<&'static str>,
+    /// For the other members.
+    route_port: u16,
     process: Option<Tethered>,
+}
+
+/// How many servers a test gets that does not ask for less.
+fn servers_wanted() -> usize {
+    let wanted = std::env::var("DARKROOM_TEST_CLUSTER").ok();
+    wanted.map_or(1, |text| text.parse().expect("DARKROOM_TEST_CLUSTER is a number of servers"))
 }
 
 impl NatsServer {
@@ -75,7 +100,31 @@ impl NatsServer {
     /// # Panics
     /// If it does not, with its log.
     pub(crate) async fn start() -> Self {
-        Self::start_with(Vec::new()).await
+        Self::start_with(Configuration::Local { arguments: Vec::new() }, temporary_directory()).await
+    }
+
+    /// Starts one, whatever `DARKROOM_TEST_CLUSTER` says.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) async fn start_one() -> Self {
+        Self::start_members(1, Configuration::Local { arguments: Vec::new() }, temporary_directory()).await
+    }
+
+    /// Starts three as one cluster, whatever `DARKROOM_TEST_CLUSTER` says.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) async fn start_cluster() -> Self {
+        Self::start_members(3, Configuration::Local { arguments: Vec::new() }, temporary_directory()).await
+    }
+
+    /// Starts one from a directory that `darkroom accounts` made.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) async fn start_with_accounts(directory: TempDir, certificates: Certificates, verify: bool) -> Self {
+        Self::start_with(Configuration::Accounts { certificates, verify }, directory).await
     }
 
     /// As [`Self::start`], of a server that somebody forgot to give JetStream.
@@ -83,51 +132,99 @@ impl NatsServer {
     /// # Panics
     /// As there.
     pub(crate) async fn start_without_jetstream() -> Self {
-        Self::start_with(vec!["--jetstream=false"]).await
+        let configuration = Configuration::Local { arguments: vec!["--jetstream=false"] };
+        Self::start_with(configuration, temporary_directory()).await
     }
 
-    async fn start_with(arguments: Vec<&'static str>) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut server = Self { directory, port: 0, arguments, process: None };
+    async fn start_with(configuration: Configuration, directory: TempDir) -> Self {
+        let servers = match configuration {
+            Configuration::Local { ref arguments } if arguments.is_empty() => servers_wanted(),
+            Configuration::Local { .. } | Configuration::Accounts { .. } => 1,
+        };
+        Self::start_members(servers, configuration, directory).await
+    }
+
+    async fn start_members(servers: usize, configuration: Configuration, directory: TempDir) -> Self {
+        let mut server = Self { directory, configuration, members: Vec::new() };
         for _ in 0..PORT_ATTEMPTS {
-            server.port = free_port_pair();
+            let member = || Member { port: free_port_pair(), route_port: free_port_pair(), process: None };
+            server.members = std::iter::repeat_with(member).take(servers).collect();
             if server.launch().await {
                 return server;
             }
+            server.kill();
         }
         panic!("the nats-server does not start\n{}", server.log());
     }
 
-    /// For NATS clients.
+    /// For NATS clients: every server, separated by commas.
     pub(crate) fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        let urls: Vec<String> = self.members.iter().map(|member| format!("nats://127.0.0.1:{}", member.port)).collect();
+        urls.join(",")
+    }
+
+    /// Copies that its streams are to have.
+    pub(crate) fn replicas(&self) -> Option<u32> {
+        (self.members.len() > 1).then(|| u32::try_from(self.members.len()).expect("few servers"))
     }
 
     /// For browsers.
     pub(crate) fn websocket_url(&self) -> String {
-        format!("ws://127.0.0.1:{}", self.port + 1)
+        let scheme = if matches!(self.configuration, Configuration::Local { .. }) { "ws" } else { "wss" };
+        format!("{scheme}://127.0.0.1:{}", self.port() + 1)
     }
 
-    /// The port of [`Self::url`]; the one after it is that of [`Self::websocket_url`].
+    /// Where its configuration, log and store are.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Makes it read its configuration again, and waits until it has.
+    ///
+    /// # Panics
+    /// If it does not take it, with its log.
+    pub(crate) async fn reload(&self) {
+        let reloads = || self.log().matches("Reloaded server configuration").count();
+        let before = reloads();
+        self.processes().for_each(|process| process.signal(Signal::HUP));
+        eventually("the server has reloaded", START, async || (reloads() > before).then_some(())).await;
+    }
+
+    /// The first port of [`Self::url`]; the one after it is that of [`Self::websocket_url`].
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.members.first().expect("a server").port
     }
 
-    /// SIGKILL; it is gone when this returns.
+    fn processes(&self) -> impl Iterator<Item = &Tethered> {
+        self.members.iter().filter_map(|member| member.process.as_ref())
+    }
+
+    /// SIGKILL, to all of it at once; it is gone when this returns.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
+        // Before any is waited for: who is left would notice, and say so.
+        self.members
+            .iter()
+            .filter_map(|member| member.process.as_ref())
+            .for_each(|process| process.signal(Signal::KILL));
+        for mut process in self.members.iter_mut().filter_map(|member| member.process.take()) {
             process.kill();
         }
     }
 
+    /// SIGKILL, to one server of a cluster, the first of [`Self::url`].
+    pub(crate) fn kill_first(&mut self) {
+        let mut process = self.members.first_mut().and_then(|member| member.process.take()).expect("the server runs");
+        process.kill();
+    }
+
     /// Stops it where it is: connections stay open and nothing answers.
     pub(crate) fn pause(&self) {
-        self.process.as_ref().expect("the server runs").signal(Signal::STOP);
+        self.processes().for_each(|process| process.signal(Signal::STOP));
     }
 
     /// Undoes [`Self::pause`].
     pub(crate) fn resume(&self) {
-        self.process.as_ref().expect("the server runs").signal(Signal::CONT);
+        self.processes().for_each(|process| process.signal(Signal::CONT));
     }
 
     /// Starts it again on the same ports and store, after SIGKILL if it still runs, and waits until it answers.
@@ -141,62 +238,155 @@ impl NatsServer {
 
     /// What it said since the first start.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        let of =
+            |index| std::fs::read_to_string(self.directory.path().join(format!("log-{index}"))).unwrap_or_default();
+        (0..self.members.len()).map(of).collect()
     }
 
-    /// Starts the process and waits until it answers; false if it ended instead.
-    async fn launch(&mut self) -> bool {
-        let log = self.directory.path().join("log");
-        let log = OpenOptions::new().create(true).append(true).open(log).expect("the log can be written");
-        // The server reads the value as configuration: quoted, any path is one value.
-        let store = self.directory.path().join("store").display().to_string();
-        let store = format!("\"{}\"", store.replace('\\', "\\\\").replace('"', "\\\""));
-        let mut command = Command::new(program());
+    /// Gives a command the variables that its configuration reads.
+    pub(crate) fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        self.environment_of(0, command)
+    }
+
+    fn environment_of<'a>(&self, index: usize, command: &'a mut Command) -> &'a mut Command {
+        if let Configuration::Accounts { certificates, verify } = &self.configuration {
+            command
+                .env("DARKROOM_NATS_HOST", "127.0.0.1")
+                .env("DARKROOM_NATS_CERT", quoted(&certificates.server.certificate))
+                .env("DARKROOM_NATS_KEY", quoted(&certificates.server.key))
+                .env("DARKROOM_NATS_CA", quoted(&certificates.authority))
+                .env("DARKROOM_NATS_VERIFY", verify.to_string())
+                .env("DARKROOM_NATS_ORIGINS", format!("[{ORIGIN:?}]"));
+        }
+        let Member { port, route_port, .. } = self.members[index];
+        let route = |member: &Member| format!("\"nats://127.0.0.1:{}\"", member.route_port);
+        let routes: Vec<String> = self.members.iter().map(route).collect();
         command
-            .arg("-c")
-            .arg(checkout().join("nats/local.conf"))
-            .args(&self.arguments)
-            .env("DARKROOM_NATS_PORT", self.port.to_string())
-            .env("DARKROOM_NATS_WEBSOCKET_PORT", (self.port + 1).to_string())
-            .env("DARKROOM_NATS_STORE", store)
+            .env("DARKROOM_NATS_NAME", format!("test-{index}"))
+            .env("DARKROOM_NATS_PORT", port.to_string())
+            .env("DARKROOM_NATS_WEBSOCKET_PORT", (port + 1).to_string())
+            .env("DARKROOM_NATS_CLUSTER_PORT", route_port.to_string())
+            .env("DARKROOM_NATS_ROUTES", format!("[{}]", routes.join(", ")))
+            .env("DARKROOM_NATS_STORE", quoted(&self.directory.path().join(format!("store-{index}"))))
+    }
+
+    /// What its TLS is made of.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub(crate) fn certificates(&self) -> &Certificates {
+        match &self.configuration {
+            Configuration::Accounts { certificates, .. } => certificates,
+            Configuration::Local { .. } => panic!("a server without TLS"),
+        }
+    }
+
+    /// Starts the processes and waits until they answer; false if one ended instead.
+    async fn launch(&mut self) -> bool {
+        for index in 0..self.members.len() {
+            self.members[index].process = Some(self.spawn(index));
+        }
+        let is_cluster = self.members.len() > 1;
+        for member in &mut self.members {
+            let (port, process) = (member.port, member.process.as_mut().expect("just started"));
+            let ready = timeout(START, async {
+                loop {
+                    // Another server may answer on a port that ours could not get.
+                    if process.ended().is_some() {
+                        return false;
+                    }
+                    let answers = match self.configuration {
+                        Configuration::Local { .. } if is_cluster => has_leader(port).await,
+                        Configuration::Local { .. } => answers(port).await,
+                        Configuration::Accounts { .. } => greets(port).await,
+                    };
+                    if answers && TcpStream::connect((Ipv4Addr::LOCALHOST, port + 1)).await.is_ok() {
+                        return process.ended().is_none();
+                    }
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            });
+            if !ready.await.unwrap_or(false) {
+                self.kill();
+                return false;
+            }
+        }
+        true
+    }
+
+    fn spawn(&self, index: usize) -> Tethered {
+        let log = self.directory.path().join(format!("log-{index}"));
+        let log = OpenOptions::new().create(true).append(true).open(log).expect("the log can be written");
+        let mut command = Command::new(program());
+        match &self.configuration {
+            Configuration::Local { .. } if self.members.len() > 1 => {
+                command.arg("-c").arg(checkout().join("nats/cluster/local.conf"));
+            }
+            Configuration::Local { arguments } => {
+                command.arg("-c").arg(checkout().join("nats/local.conf")).args(arguments);
+            }
+            Configuration::Accounts { .. } => {
+                command.arg("-c").arg(self.directory.path().join("server.conf"));
+            }
+        }
+        self.environment_of(index, &mut command)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file handle"))
             .stderr(log);
-        let mut process = Tethered::start(&mut command, Duration::ZERO).expect("the nats-server can be started");
-        let ready = timeout(START, async {
-            loop {
-                // Another server may answer on a port that ours could not get.
-                if process.ended().is_some() {
-                    return false;
-                }
-                if answers(self.port).await && TcpStream::connect((Ipv4Addr::LOCALHOST, self.port + 1)).await.is_ok() {
-                    return process.ended().is_none();
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        });
-        let ready = ready.await.unwrap_or(false);
-        if ready {
-            self.process = Some(process);
-        }
-        ready
+        Tethered::start(&mut command, Duration::ZERO).expect("the nats-server can be started")
     }
+}
+
+/// The page that may connect to a server with accounts.
+pub(crate) const ORIGIN: &str = "https://app.example.com";
+
+fn temporary_directory() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+/// A path as the server reads it from a variable: as configuration, in which any path in quotes is one value.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// Whether a NATS server says who it is there, which it does before TLS.
+async fn greets(port: u16) -> bool {
+    let exchange = async {
+        let mut line = String::new();
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
+        BufReader::new(stream).read_line(&mut line).await.ok()?;
+        line.starts_with("INFO ").then_some(())
+    };
+    matches!(timeout(Duration::from_secs(1), exchange).await, Ok(Some(())))
 }
 
 /// Whether a NATS server answers a PING there.
 async fn answers(port: u16) -> bool {
+    says(port, "PING\r\n", |line| line == "PONG").await
+}
+
+/// Whether JetStream answers there, which it does in a cluster that has a leader.
+async fn has_leader(port: u16) -> bool {
+    let ask = "SUB _INBOX.leader 1\r\nPUB $JS.API.STREAM.NAMES _INBOX.leader 0\r\n\r\n";
+    says(port, ask, |line| line.starts_with('{') && !line.contains("\"error\"")).await
+}
+
+/// Whether a NATS server answers `words` with a line for which `is_answer` holds.
+async fn says(port: u16, words: &str, is_answer: impl Fn(&str) -> bool) -> bool {
     let exchange = async {
         let mut stream = BufReader::new(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?);
         let mut line = String::new();
         stream.read_line(&mut line).await.ok()?;
-        stream.write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n").await.ok()?;
-        while line.trim_end() != "PONG" {
+        stream.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{words}").as_bytes()).await.ok()?;
+        loop {
             line.clear();
             if stream.read_line(&mut line).await.ok()? == 0 {
                 return None;
             }
+            if is_answer(line.trim_end()) {
+                return Some(());
+            }
         }
-        Some(())
     };
     matches!(timeout(Duration::from_secs(1), exchange).await, Ok(Some(())))
 }
