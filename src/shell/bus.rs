@@ -23,7 +23,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const API_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often a question without an answer is asked.
-const LOOKS_MAX: u32 = 3;
+const LOOKS_MAX: u62 = 3;
+/// And waits so long where nobody is there who could answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// NATS' error code for an account that has no JetStream of its own.
 const NO_JETSTREAM_IN_ACCOUNT: u64 = 10039;
@@ -410,6 +412,8 @@ where
         looks_left -= 1;
         match once().await.map_err(Into::into) {
             Err(error) if looks_left > 0 && chain(&*error).contains("timed out") => {}
+            // Whoever should answer is not there, which is said at once.
+            Err(error) if looks_left > 0 && chain(&*error).contains("503") => tokio::time::sleep(LOOK_AGAIN).await,
             outcome => return outcome,
         }
     }

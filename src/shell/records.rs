@@ -85,17 +85,17 @@ pub async fn read(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Owne
 }
 
 async fn read_from<I>(stream: &Stream<I>, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-    match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
-        // What marks a record that was removed has no body.
-        Ok(message) if message.payload.is_empty() => Ok(None),
-        Ok(message) => {
-            let record = record::decode(&message.payload)
-                .map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
-            Ok(Some(Owned { record, revision: message.sequence }))
-        }
+    let message = look(async || match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
+        Ok(message) => Ok(Some(message)),
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unanswered(&error)),
-    }
+        Err(error) => Err(error),
+    });
+    // What marks a record that was removed has no body.
+    let message = message.await.map_err(|error| unanswered(&*error))?.filter(|message| !message.payload.is_empty());
+    let Some(message) = message else { return Ok(None) };
+    let record =
+        record::decode(&message.payload).map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
+    Ok(Some(Owned { record, revision: message.sequence }))
 }
 
 impl Records {

@@ -83,7 +83,7 @@ pub(crate) const BUGS: &[(Bug, &str)] = &[
     (Bug::StaleTermRefused, "so does a termination"),
     (Bug::StaleNakRefused, "giving back by whoever had the message before takes it from its holder"),
     (Bug::StaleExtensionRefused, "an extension by whoever had the message before extends its holder's lease"),
-    (Bug::DeliveriesLimited, "deliveries have no limit in the model"),
+    (Bug::DeliveriesLimited, "deliveries have no limit"),
     (
         Bug::ForgottenCountsStay,
         "forgotten deliveries come again at once, in order, before what is newer, counted from one",

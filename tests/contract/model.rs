@@ -217,8 +217,6 @@ impl Modelled {
 }
 
 impl Queue for Modelled {
-    const IS_MODEL: bool = true;
-
     fn now(&self) -> Duration {
         self.now.since(Mono::ZERO)
     }

@@ -144,13 +144,6 @@ pub(crate) enum Step {
     },
     /// The messages that the stream has.
     Stored(&'static [u32]),
-    /// Where the model is deliberately another: both ways, and why.
-    Apart {
-        #[allow(dead_code, reason = "for whoever reads the script")]
-        why: &'static str,
-        model: &'static [Self],
-        server: &'static [Self],
-    },
 }
 
 pub(crate) const fn publish(lane: usize, message: u32) -> Step {
@@ -208,9 +201,6 @@ pub(crate) const fn in_time(mark: &'static str, millis: u64) -> Step {
 
 /// A work queue with one consumer per lane and the workers that use it.
 pub(crate) trait Queue {
-    /// Which side of [`Step::Apart`] is played.
-    const IS_MODEL: bool;
-
     /// Time since some beginning.
     fn now(&self) -> Duration;
     async fn publish(&mut self, lane: usize, message: u32);
@@ -316,7 +306,6 @@ async fn one<Q: Queue>(
         Step::HeardOrNot { worker, message, word, heard, unheard } => {
             return Ok(if queue.say(worker, message, word).await { heard } else { unheard });
         }
-        Step::Apart { model, server, .. } => return Ok(if Q::IS_MODEL { model } else { server }),
     }
     Ok(&[])
 }

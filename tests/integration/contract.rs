@@ -241,8 +241,6 @@ impl Real {
 }
 
 impl Queue for Real {
-    const IS_MODEL: bool = false;
-
     fn now(&self) -> Duration {
         self.began.elapsed()
     }

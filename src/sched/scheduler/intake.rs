@@ -26,10 +26,10 @@ use super::{Policy, Scheduler};
 const PREFERENCE_MAX: u8 = 9;
 /// How long a message is away that is given back to whoever is idle: their pulls are open already.
 const HAND_BACK: Duration = Duration::from_millis(50);
-/// So many are given back at once.
-const HANDED_BACK_MAX: usize = 4;
+/// One of so many is given back at once.
+const HANDED_BACK_SHARE: usize = 8;
 /// While they come back, others are given back only so often in the end.
-const HAND_BACK_EVERY_MAX: Duration = Duration::from_secs(16);
+const HAND_BACK_EVERY_MAX: Duration = Duration::from_secs(2);
 /// Jobs that are held ahead are looked at so often when there is no room for any.
 const LOOK_AHEAD_EVERY: Duration = Duration::from_millis(250);
 const LAST_LEVEL: u8 = 2 * CLASSES as u8 - 1;
@@ -166,21 +166,36 @@ impl Scheduler {
                 images,
             })
             .collect();
-        // What was outranked for too long may begin, unless that takes a row from what is more urgent.
-        let starves = |held: &Held| self.now.since(held.came_at) >= STARVING && total < self.rows_max(self.level(held));
-        let has_room = |held: &Held| self.is_late(held) || !is_full && (self.has_room(held, &claimed) || starves(held));
-        let ahead = self.held.ahead().filter(|(_, held)| has_room(held));
-        ahead.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| ticket)
+        if self.now >= self.look_ahead_at {
+            // What was outranked for too long may begin, unless that takes a row from what is more urgent.
+            let starves =
+                |held: &Held| self.now.since(held.came_at) >= STARVING && total < self.rows_max(self.level(held));
+            let has_room = |held: &Held| {
+                self.is_late(held) || !is_full && (self.has_room(held, self.turn(held), &claimed) || starves(held))
+            };
+            let ahead = self.held.ahead().filter(|(_, held)| has_room(held));
+            return ahead.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| ticket);
+        }
+        let mut best: Option<(Rank, Ticket)> = None;
+        for ((_, tenant, class), mut jobs) in self.held.ahead_by_kind() {
+            // They are equal in all that decides whether there is room.
+            let turn = (self.level_of(tenant, class), self.shares.turn(tenant));
+            let Some((ticket, first)) = jobs.next().filter(|(_, held)| self.has_room(held, turn, &claimed)) else {
+                continue;
+            };
+            let ranked = std::iter::once((ticket, first)).chain(jobs).map(|(ticket, held)| (self.rank(held), ticket));
+            best = best.into_iter().chain(ranked).min();
+        }
+        best.map(|(_, ticket)| ticket)
     }
 
-    /// Whether a job would get rows soon enough to be claimed now, by what goes before it or with it. While more waits,
+    /// Whether a job whose turn this is would get rows soon enough to be claimed now, by what goes before it or with it. While more waits,
     /// batches of several sizes form side by side, but no tenant takes all rows, so that there is one for whoever comes.
-    fn has_room(&self, held: &Held, claimed: &[Claimed]) -> bool {
+    fn has_room(&self, held: &Held, turn: (u8, i64), claimed: &[Claimed]) -> bool {
         if self.config.policy == Policy::Fixed {
             return true;
         }
         let Offer { key, tenant, .. } = held.offer;
-        let turn = self.turn(held);
         let in_front = |with: &dyn Fn(&Claimed) -> bool| -> u32 {
             claimed.iter().filter(|other| other.turn <= turn && with(other)).map(|other| other.images).sum()
         };
@@ -211,7 +226,7 @@ impl Scheduler {
         let in_vain = |held: &Held| self.now.since(held.came_at) >= AHEAD_MAX && self.pulls.pending(held.lane) == 0;
         let mut last: Vec<_> = self.held.ahead().filter(|(_, held)| in_vain(held)).collect();
         last.sort_by_cached_key(|(_, held)| Reverse(self.rank(held)));
-        last.truncate(HANDED_BACK_MAX);
+        last.truncate(last.len().div_ceil(HANDED_BACK_SHARE));
         let tickets: Vec<(Ticket, usize)> = last.into_iter().map(|(ticket, held)| (ticket, held.lane)).collect();
         for (ticket, lane) in tickets {
             self.pulls.given_back(lane);

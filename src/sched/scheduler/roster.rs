@@ -25,6 +25,9 @@ pub(super) struct Counts {
     pub(super) jobs: u32,
 }
 
+/// What jobs are equal in that are claimed for the same reasons: size, tenant, class.
+pub(super) type Kind = (BatchKey, TenantKey, u8);
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Roster {
@@ -38,9 +41,9 @@ pub(super) struct Roster {
 #[derive(Clone, Debug, Default)]
 struct Index {
     counts: BTreeMap<(TenantKey, u8), Counts>,
-    claimed: BTreeMap<(BatchKey, TenantKey, u8), u32>,
+    claimed: BTreeMap<Kind, u32>,
     keys: BTreeMap<BatchKey, u32>,
-    ahead: BTreeSet<Ticket>,
+    ahead: BTreeMap<Kind, BTreeSet<Ticket>>,
     waiting: BTreeSet<Ticket>,
     with_deadline: BTreeSet<Ticket>,
     /// Nothing is due at any job before.
@@ -70,7 +73,15 @@ impl Roster {
 
     /// Jobs that are held ahead.
     pub(super) fn ahead(&self) -> impl Iterator<Item = (Ticket, &Held)> {
-        self.index.ahead.iter().filter_map(|ticket| Some((*ticket, self.jobs.get(ticket)?)))
+        self.index.ahead.values().flatten().filter_map(|ticket| Some((*ticket, self.jobs.get(ticket)?)))
+    }
+
+    /// The same, by kind.
+    pub(super) fn ahead_by_kind(&self) -> impl Iterator<Item = (Kind, impl Iterator<Item = (Ticket, &Held)>)> {
+        self.index
+            .ahead
+            .iter()
+            .map(|(kind, tickets)| (*kind, tickets.iter().filter_map(|ticket| Some((*ticket, self.jobs.get(ticket)?)))))
     }
 
     /// Jobs with images that wait for rows.
@@ -183,12 +194,16 @@ impl Roster {
     }
 }
 
+fn kind(held: &Held) -> Kind {
+    (held.offer.key, held.offer.tenant, held.class())
+}
+
 impl Index {
     fn enters(&mut self, ticket: Ticket, held: &Held, now: Mono) {
         self.count(held, |count, by| count + by);
         self.wake_by(held.due_at(now));
         if held.phase == Phase::Ahead {
-            self.ahead.insert(ticket);
+            self.ahead.entry(kind(held)).or_default().insert(ticket);
         }
         if held.waits_for_rows() {
             self.waiting.insert(ticket);
@@ -200,8 +215,13 @@ impl Index {
 
     fn leaves(&mut self, ticket: Ticket, held: &Held) {
         self.count(held, |count, by| count - by);
-        if held.phase == Phase::Ahead {
-            self.ahead.remove(&ticket);
+        if held.phase == Phase::Ahead
+            && let Entry::Occupied(mut tickets) = self.ahead.entry(kind(held))
+        {
+            tickets.get_mut().remove(&ticket);
+            if tickets.get().is_empty() {
+                tickets.remove();
+            }
         }
         if held.waits_for_rows() {
             self.waiting.remove(&ticket);
@@ -225,10 +245,10 @@ impl Index {
             counts.jobs_ahead = by(counts.jobs_ahead, 1);
         } else {
             counts.claimed = by(counts.claimed, images);
-            let claimed = self.claimed.entry((held.offer.key, held.offer.tenant, class)).or_default();
+            let claimed = self.claimed.entry(kind(held)).or_default();
             *claimed = by(*claimed, images);
             if *claimed == 0 {
-                self.claimed.remove(&(held.offer.key, held.offer.tenant, class));
+                self.claimed.remove(&kind(held));
             }
         }
         if *counts == Counts::default() {
