@@ -23,9 +23,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const API_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often a question without an answer is asked.
-const LOOKS_MAX: u32 = 6;
+pub(crate) const LOOKS_MAX: u32 = 6;
 /// And waits so long where nobody is there who could answer.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// NATS' error code for an account that has no JetStream of its own.
 const NO_JETSTREAM_IN_ACCOUNT: u64 = 10039;

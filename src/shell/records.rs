@@ -10,7 +10,7 @@ use crate::wire::record::{self, Record};
 use crate::wire::subject;
 use crate::wire::time::rfc3339;
 
-use super::bus::{Bus, chain, look};
+use super::bus::{Bus, LOOK_AGAIN, LOOKS_MAX, chain, look};
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
@@ -85,14 +85,21 @@ pub async fn read(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Owne
 }
 
 async fn read_from<I>(stream: &Stream<I>, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-    let message = look(async || match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
-        Ok(message) => Ok(Some(message)),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    });
-    // What marks a record that was removed has no body.
-    let message = message.await.map_err(|error| unanswered(&*error))?.filter(|message| !message.payload.is_empty());
-    let Some(message) = message else { return Ok(None) };
+    let mut looks_left = LOOKS_MAX;
+    let message = loop {
+        looks_left -= 1;
+        match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
+            Ok(message) => break message,
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+            // Without a leader nobody is there who could answer, which is said at once.
+            Err(error) if looks_left > 0 && chain(&error).contains("503") => tokio::time::sleep(LOOK_AGAIN).await,
+            Err(error) => return Err(unanswered(&error)),
+        }
+    };
+    if message.payload.is_empty() {
+        // What marks a record that was removed has no body.
+        return Ok(None);
+    }
     let record =
         record::decode(&message.payload).map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
     Ok(Some(Owned { record, revision: message.sequence }))
