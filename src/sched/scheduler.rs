@@ -277,6 +277,7 @@ impl Scheduler {
             Mode::Draining { deadline, .. } if self.now >= *deadline => self.give_back(|_| true),
             Mode::Draining { .. } => {}
         }
+        self.fail_late();
         if matches!(self.mode, Mode::Running) {
             self.take_in();
         }

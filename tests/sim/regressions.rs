@@ -10,4 +10,5 @@ pub(crate) const FOUND: &[(&str, u64, &str)] = &[
     ("2026-11-23", 600, "an extension after the lease was taken for one in time"),
     ("2026-11-23", 160, "what takes the engine down was never suspected in a batch"),
     ("2026-11-23", 43, "a job whose rows do not stand together was failed twice"),
+    ("2026-11-25", 6779, "a worker that was to end stepped a job past its deadline"),
 ];

@@ -137,9 +137,8 @@ impl Scheduler {
         self.useful.retain(|other, _| *other != key && costs.is_known(*other));
     }
 
-    /// Claims what there is room for, the most urgent first, and gives back or fails what it is no use to hold.
+    /// Claims what there is room for, the most urgent first, and gives back what it is no use to hold.
     pub(super) fn take_in(&mut self) {
-        self.fail_late();
         while let Some(ticket) = self.next_claim() {
             self.begin(ticket, VecDeque::from([Action::Claim]));
             self.count_levels();
@@ -249,7 +248,7 @@ impl Scheduler {
     }
 
     /// A job that cannot make its deadline any more is not worth another step.
-    fn fail_late(&mut self) {
+    pub(super) fn fail_late(&mut self) {
         let late: Vec<Ticket> = self
             .held
             .with_deadline()
