@@ -1,8 +1,8 @@
 //! How many messages to ask each consumer for.
 //!
 //! Every consumer has a pull for one message open while it has a free row, so that nothing waits for a poll. Only a
-//! consumer that filled its last pull is asked for as many as its rows are free. So a worker holds at most one message per
-//! consumer more than it has rows for. Which rows are free for which consumer is decided elsewhere.
+//! consumer that filled its last pull is asked for as many as are wanted. How many are wanted of which consumer, for free
+//! rows or to choose from, is decided elsewhere.
 
 use std::time::Duration;
 

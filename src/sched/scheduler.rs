@@ -250,6 +250,7 @@ impl Scheduler {
         });
         jobs.sum()
     }
+
     fn drain(&mut self, exit: Exit) {
         let lost = matches!(exit, Exit::Fatal(_));
         match &self.mode {

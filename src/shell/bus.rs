@@ -22,10 +22,11 @@ pub const SERVER_VERSION_MIN: (i64, i64, i64) = (2, 12, 5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const API_TIMEOUT: Duration = Duration::from_secs(4);
-/// How often a question without an answer is asked.
-pub(crate) const LOOKS_MAX: u32 = 6;
-/// And waits so long where nobody is there who could answer.
-pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often a question is asked again at which nobody is there who could answer, and after how long.
+const LOOKS_AGAIN_MAX: u32 = 5;
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// For how many of those one counts that timed out, which takes longer.
+const LOOKS_PER_SILENCE: u32 = 2;
 
 /// NATS' error code for an account that has no JetStream of its own.
 const NO_JETSTREAM_IN_ACCOUNT: u64 = 10039;
@@ -292,11 +293,10 @@ impl Bus {
     /// [`ApiError`].
     pub async fn api(&self, subject: &str, request: &Value) -> Result<Value, ApiError> {
         let only_looks = subject.split('.').any(|token| token == "INFO" || token == "LIST");
-        let mut looks_left = if only_looks { LOOKS_MAX } else { 1 };
+        let mut looks = Looks::default();
         loop {
-            looks_left -= 1;
             match self.ask(subject, request).await {
-                Err(error) if looks_left > 0 && error.timed_out() => {}
+                Err(error) if only_looks && error.timed_out() && looks.after_silence() => {}
                 outcome => return outcome,
             }
         }
@@ -397,6 +397,39 @@ impl From<PublishError> for Fault {
     }
 }
 
+/// How often a question may still be asked again.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    left: u32,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { left: LOOKS_AGAIN_MAX }
+    }
+}
+
+impl Looks {
+    /// Whether to ask again after an error, told by its words as async-nats tells it; waits if that was said at once.
+    pub(crate) async fn again(&mut self, error: &str) -> bool {
+        if error.contains("timed out") {
+            return self.after_silence();
+        }
+        let nobody_there = error.contains("503") && self.left > 0;
+        if nobody_there {
+            self.left -= 1;
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        nobody_there
+    }
+
+    fn after_silence(&mut self) -> bool {
+        let left = self.left.checked_sub(LOOKS_PER_SILENCE);
+        self.left = left.unwrap_or_default();
+        left.is_some()
+    }
+}
+
 /// Looks, and again if nobody answers: in a cluster, what has lost its leader says nothing until it has another.
 ///
 /// # Errors
@@ -407,14 +440,15 @@ pub async fn look<T, E>(
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut looks_left = LOOKS_MAX;
+    let mut looks = Looks::default();
     loop {
-        looks_left -= 1;
         match once().await.map_err(Into::into) {
-            Err(error) if looks_left > 0 && chain(&*error).contains("timed out") => {}
-            // Whoever should answer is not there, which is said at once.
-            Err(error) if looks_left > 0 && chain(&*error).contains("503") => tokio::time::sleep(LOOK_AGAIN).await,
-            outcome => return outcome,
+            Ok(found) => return Ok(found),
+            Err(error) => {
+                if !looks.again(&chain(&*error)).await {
+                    return Err(error);
+                }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::wire::record::{self, Record};
 use crate::wire::subject;
 use crate::wire::time::rfc3339;
 
-use super::bus::{Bus, LOOK_AGAIN, LOOKS_MAX, chain, look};
+use super::bus::{Bus, Looks, chain, look};
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
@@ -85,15 +85,16 @@ pub async fn read(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Owne
 }
 
 async fn read_from<I>(stream: &Stream<I>, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-    let mut looks_left = LOOKS_MAX;
+    let mut looks = Looks::default();
     let message = loop {
-        looks_left -= 1;
         match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
             Ok(message) => break message,
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
-            // Without a leader nobody is there who could answer, which is said at once.
-            Err(error) if looks_left > 0 && chain(&error).contains("503") => tokio::time::sleep(LOOK_AGAIN).await,
-            Err(error) => return Err(unanswered(&error)),
+            Err(error) => {
+                if !looks.again(&chain(&error)).await {
+                    return Err(unanswered(&error));
+                }
+            }
         }
     };
     if message.payload.is_empty() {

@@ -117,7 +117,6 @@ impl Scheduler {
             sum.claimed += counts.claimed;
             sum.ahead += counts.ahead;
             sum.jobs_ahead += counts.jobs_ahead;
-            sum.jobs += counts.jobs;
         }
     }
 
@@ -158,12 +157,7 @@ impl Scheduler {
         let claimed: Vec<Claimed> = self
             .held
             .claimed()
-            .map(|(key, tenant, class, images)| Claimed {
-                key,
-                tenant,
-                turn: (self.level_of(tenant, class), self.shares.turn(tenant)),
-                images,
-            })
+            .map(|(key, tenant, class, images)| Claimed { key, tenant, turn: self.turn_of(tenant, class), images })
             .collect();
         if self.now >= self.look_ahead_at {
             // What was outranked for too long may begin, unless that takes a row from what is more urgent.
@@ -178,7 +172,7 @@ impl Scheduler {
         let mut best: Option<(Rank, Ticket)> = None;
         for ((_, tenant, class), mut jobs) in self.held.ahead_by_kind() {
             // They are equal in all that decides whether there is room.
-            let turn = (self.level_of(tenant, class), self.shares.turn(tenant));
+            let turn = self.turn_of(tenant, class);
             let Some((ticket, first)) = jobs.next().filter(|(_, held)| self.has_room(held, turn, &claimed)) else {
                 continue;
             };
@@ -188,8 +182,9 @@ impl Scheduler {
         best.map(|(_, ticket)| ticket)
     }
 
-    /// Whether a job whose turn this is would get rows soon enough to be claimed now, by what goes before it or with it. While more waits,
-    /// batches of several sizes form side by side, but no tenant takes all rows, so that there is one for whoever comes.
+    /// Whether a job whose turn this is would get rows soon enough to be claimed now, by what goes before it or with it.
+    /// While more waits, batches of several sizes form side by side, but no tenant takes all rows, so that there is one for
+    /// whoever comes.
     fn has_room(&self, held: &Held, turn: (u8, i64), claimed: &[Claimed]) -> bool {
         if self.config.policy == Policy::Fixed {
             return true;
@@ -368,9 +363,9 @@ impl Scheduler {
         let left_ms = f64::from(held.steps_left().max(1)) * self.costs.step_ms(held.offer.key, 1);
         let here_ms = self.now.since(held.came_at).as_secs_f64() * 1e3;
         let class = self.urgency(held);
-        let turn = self.shares.turn(held.offer.tenant);
+        let (level, turn) = self.turn_of(held.offer.tenant, class);
         let response = Reverse((1e3 * here_ms / left_ms.max(1e-3)) as u64);
-        Rank { level: self.level_of(held.offer.tenant, class), class, turn, response, order: held.order }
+        Rank { level, class, turn, response, order: held.order }
     }
 
     /// A job's class, one less when its deadline comes close, until it has missed it.
@@ -384,6 +379,10 @@ impl Scheduler {
 
     /// What decides whether a job goes before another that is in the engine already.
     pub(super) fn turn(&self, held: &Held) -> (u8, i64) {
-        (self.level_of(held.offer.tenant, self.urgency(held)), self.shares.turn(held.offer.tenant))
+        self.turn_of(held.offer.tenant, self.urgency(held))
+    }
+
+    fn turn_of(&self, tenant: TenantKey, class: u8) -> (u8, i64) {
+        (self.level_of(tenant, class), self.shares.turn(tenant))
     }
 }
