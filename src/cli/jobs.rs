@@ -302,7 +302,7 @@ pub(crate) async fn watch(options: &BusOptions, watch: &WatchOptions, output: &O
     let mut following = Watch::start(&bus, &watch.tenant, &watch.job).await?;
     following.catch_up().await?;
     if let Some(record) = client::status(&bus, &watch.tenant, &watch.job).await?
-        && let Some(estimate) = outlook::of_record(&bus, &record).await?
+        && let Some(estimate) = outlook::of_record(&bus, &record).await
     {
         let mut value = json!({"job": watch.job.as_str(), "tenant": watch.tenant.as_str(), "status": "pending"});
         add_estimate(&mut value, Some(&estimate));
@@ -412,7 +412,7 @@ pub(crate) async fn status(options: &BusOptions, status: &StatusOptions, output:
         return Err(Failed::new(Exit::NotFound, "unknown_job", error));
     };
     let (text, mut value) = describe(&format!("{tenant}.{job}"), &record);
-    let estimate = outlook::of_record(&bus, &record).await?;
+    let estimate = outlook::of_record(&bus, &record).await;
     if record.state.status == Status::Pending {
         add_estimate(&mut value, estimate.as_ref());
     }

@@ -134,14 +134,7 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
 
     let lane = Lane { priority: *priority, pool: *pool };
     let waiting = outlook::Waiting { model, lane, megapixel_steps: outlook::megapixel_steps(&parsed.spec) };
-    // Estimates are a service: a request is not lost for want of one.
-    let (estimate, pending) = match outlook::of_new(bus, &waiting).await {
-        Ok((estimate, pending)) => (Some(estimate), pending),
-        Err(fault) => {
-            tracing::debug!(%fault, "job.estimate");
-            (None, 0)
-        }
-    };
+    let (estimate, pending) = outlook::of_new(bus, &waiting).await.unzip();
     if let Some(start_ms) = estimate.and_then(|estimate| i64::try_from(estimate.start_ms?).ok()) {
         headers.insert(header::ESTIMATED_START, clock.unix_ms().saturating_add(start_ms).to_string());
     }
@@ -160,7 +153,7 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
             tracing::debug!(%fault, "job.record");
         }
     }
-    Ok(Submitted { stream_sequence: Some(stored.sequence), pending, estimate })
+    Ok(Submitted { stream_sequence: Some(stored.sequence), pending: pending.unwrap_or_default(), estimate })
 }
 
 /// What a job's record says before its request is published.

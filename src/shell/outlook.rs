@@ -12,7 +12,7 @@ use crate::wire::record::Record;
 use crate::wire::request::{Context, parse};
 use crate::wire::subject::{self, RequestSubject};
 
-use super::bus::{ApiError, Bus, chain};
+use super::bus::{ApiError, Bus, Looks, chain};
 use super::fleet;
 use super::topology::{self, Served};
 
@@ -44,10 +44,17 @@ pub async fn request(bus: &Bus, sequence: u64) -> Result<Option<StreamMessage>, 
         Fault::retry(FaultCode::BusFailed, format!("the request: {}", chain(error)))
     };
     let stream = bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await.map_err(|error| lost(&error))?;
-    match stream.direct_get(sequence).await {
-        Ok(message) => Ok(Some(message)),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-        Err(error) => Err(lost(&error)),
+    let mut looks = Looks::default();
+    loop {
+        match stream.direct_get(sequence).await {
+            Ok(message) => return Ok(Some(message)),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                if !looks.again(&chain(&error)).await {
+                    return Err(lost(&error));
+                }
+            }
+        }
     }
 }
 
@@ -55,22 +62,31 @@ fn unanswered(error: &ApiError) -> Fault {
     Fault::retry(FaultCode::BusFailed, chain(error))
 }
 
-/// The estimate for a job that is about to be published, and how many of its consumer go before it.
-///
-/// # Errors
-/// A `Retry` fault when nobody answers.
-pub async fn of_new(bus: &Bus, waiting: &Waiting<'_>) -> Result<(Estimate, u64), Fault> {
+/// The estimate for a job that is about to be published, and how many of its consumer go before it; `None` when nobody
+/// answers.
+pub async fn of_new(bus: &Bus, waiting: &Waiting<'_>) -> Option<(Estimate, u64)> {
+    as_service(estimate_new(bus, waiting).await)
+}
+
+/// The estimate for a job that was published before; `None` when it does not wait any more, nobody knows its message, or
+/// nobody answers.
+pub async fn of_record(bus: &Bus, record: &Record) -> Option<Estimate> {
+    as_service(estimate_record(bus, record).await).flatten()
+}
+
+/// Estimates are a service: nothing is refused for want of one.
+fn as_service<T>(outcome: Result<T, Fault>) -> Option<T> {
+    outcome.inspect_err(|fault| tracing::debug!(%fault, "job.estimate")).ok()
+}
+
+async fn estimate_new(bus: &Bus, waiting: &Waiting<'_>) -> Result<(Estimate, u64), Fault> {
     let served = async { topology::served(bus).await.map_err(|error| unanswered(&error)) };
     let (served, known) = tokio::try_join!(served, fleet::known(bus, waiting.model, waiting.lane.pool))?;
     let alike = consumer(&served, waiting).map_or(0, |own| own.pending);
     Ok((estimated(&served, &known, waiting, alike), alike))
 }
 
-/// The estimate for a job that was published before; `None` when it does not wait any more, or nobody knows its message.
-///
-/// # Errors
-/// A `Retry` fault when nobody answers.
-pub async fn of_record(bus: &Bus, record: &Record) -> Result<Option<Estimate>, Fault> {
+async fn estimate_record(bus: &Bus, record: &Record) -> Result<Option<Estimate>, Fault> {
     let (Status::Pending, Some(sequence)) = (record.state.status, record.stream_sequence) else { return Ok(None) };
     let Some(message) = request(bus, sequence).await? else { return Ok(None) };
     let Some(RequestSubject { model, priority, pool, tenant }) = RequestSubject::parse(&message.subject) else {
