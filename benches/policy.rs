@@ -32,6 +32,9 @@ fn busy() -> (Scheduler, Mono) {
         images_parked_max: 0,
         jobs_ahead_max: 1000,
         stall_max: Duration::from_millis(500),
+        checkpoint_every: Duration::MAX,
+        checkpoint_steps: None,
+        engine_stall_max: Duration::from_secs(60),
         passed_over_max: Duration::from_secs(3),
         policy: Policy::Adaptive,
         costs,
@@ -58,7 +61,10 @@ fn busy() -> (Scheduler, Mono) {
         let input = Input::Delivered { ticket: Ticket(ticket), lane: 1, offer: Some(offer), pending: 1, deliveries: 1 };
         for input in [
             input,
-            Input::Acted { ticket: Ticket(ticket), outcome: Acted::Claimed(Claim::Won { failures: 0, deaths: 0 }) },
+            Input::Acted {
+                ticket: Ticket(ticket),
+                outcome: Acted::Claimed(Claim::Won { failures: 0, deaths: 0, stopping: false }),
+            },
         ] {
             scheduler.handle(now, input);
             asked = settled(&mut scheduler).or(asked);
@@ -69,13 +75,13 @@ fn busy() -> (Scheduler, Mono) {
         let report = match asked.take() {
             Some(EngineWork::Admit { .. }) => {
                 rows += 1;
-                EngineReport::Admitted { steps: 1_000_000 }
+                EngineReport::Admitted { steps: 1_000_000, made: 0 }
             }
             Some(EngineWork::Step { .. }) => {
                 assert_eq!((rows, scheduler.jobs_held() as u64), (ROWS, WAITING + u64::from(ROWS)));
                 return (scheduler, now);
             }
-            Some(EngineWork::Decode { .. } | EngineWork::Release { .. }) | None => {
+            Some(EngineWork::Save { .. } | EngineWork::Decode { .. } | EngineWork::Release { .. }) | None => {
                 unreachable!("jobs without end are admitted and step")
             }
         };

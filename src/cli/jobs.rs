@@ -1,4 +1,4 @@
-//! `submit`, `watch`, `status`, `list` and `models`: what clients run.
+//! `submit`, `watch`, `status`, `cancel`, `list` and `models`: what clients run.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use darkroom::shell::client::{self, Submission, Submitted, Watch};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
 use darkroom::shell::{outlook, store, topology};
+use darkroom::wire::cancel::CancelOutcome;
 use darkroom::wire::event::{EventKind, StoredImage};
 use darkroom::wire::request::{LoraDocument, RequestDocument};
 use darkroom::wire::time::rfc3339;
@@ -141,6 +142,18 @@ pub(crate) struct StatusOptions {
     /// Whose job it is
     #[arg(long, env = "DARKROOM_TENANT", default_value = "default")]
     tenant: Tenant,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CancelOptions {
+    /// The job's id
+    job: JobId,
+    /// Whose job it is
+    #[arg(long, env = "DARKROOM_TENANT", default_value = "default")]
+    tenant: Tenant,
+    /// Store what is there of the images of a running job
+    #[arg(long)]
+    keep_partial: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -340,6 +353,7 @@ async fn follow(mut watch: Watch, fetch: &FetchOptions, output: &Output) -> Resu
         match seen.kind {
             EventKind::Accepted => bar.message("accepted"),
             EventKind::Started => bar.message("started"),
+            EventKind::Checkpoint => {}
             EventKind::Progress => {
                 let number = |field: &str| data[field].as_u64().unwrap_or_default();
                 let remaining = Duration::from_millis(number("remaining_ms"));
@@ -360,6 +374,9 @@ async fn follow(mut watch: Watch, fetch: &FetchOptions, output: &Output) -> Resu
             }
             EventKind::Cancelled => {
                 bar.clear();
+                if data["images"].as_array().is_some_and(|images| !images.is_empty()) {
+                    completed(data, fetch, output).await?;
+                }
                 return Err(Failed::new(Exit::Cancelled, "cancelled", anyhow::anyhow!("the job was cancelled")));
             }
         }
@@ -429,6 +446,29 @@ pub(crate) async fn status(options: &BusOptions, status: &StatusOptions, output:
         }
     }
     Ok(Exit::Success)
+}
+
+pub(crate) async fn cancel(options: &BusOptions, cancel: &CancelOptions, output: &Output) -> Result<Exit, Failed> {
+    let bus = bus::connect(options, "darkroom-cancel").await?;
+    let CancelOptions { job, tenant, keep_partial } = cancel;
+    let answer = client::cancel(&bus, &Clock::start(), tenant, job, *keep_partial).await?;
+    let text = match (answer.outcome, answer.status.as_deref()) {
+        (CancelOutcome::Cancelled, _) => format!("{job} is cancelled"),
+        (CancelOutcome::Stopping, _) => {
+            format!("{job} stops; `darkroom watch {job}` tells when what is there is stored")
+        }
+        (CancelOutcome::Ended, status) => format!("{job} had ended before: it is {}", status.unwrap_or("gone")),
+        (CancelOutcome::Unknown, _) => {
+            let error = anyhow::anyhow!("there is no job {job} of tenant {tenant}");
+            return Err(Failed::new(Exit::NotFound, "unknown_job", error));
+        }
+    };
+    output.line(text, &serde_json::to_value(&answer)?);
+    Ok(if answer.outcome == CancelOutcome::Ended && answer.status.as_deref() != Some("cancelled") {
+        Exit::Conflict
+    } else {
+        Exit::Success
+    })
 }
 
 fn describe(key: &str, record: &darkroom::wire::record::Record) -> (String, Value) {

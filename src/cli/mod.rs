@@ -38,7 +38,7 @@ pub(crate) enum Exit {
     InvalidRequest = 5,
     /// No such job or model.
     NotFound = 6,
-    /// The job id belongs to a different request.
+    /// The job id belongs to a different request, or the job has ended otherwise.
     Conflict = 7,
     /// The job was cancelled.
     Cancelled = 8,
@@ -54,7 +54,7 @@ const EXIT_CODES: &str = "Exit codes:
   4  NATS or JetStream does not answer
   5  the request breaks rules; all of them are listed
   6  no such job or model
-  7  the job id belongs to a different request
+  7  the job id belongs to a different request; or what is to be cancelled has ended otherwise
   8  the job was cancelled
   9  the time given with --timeout is over
 
@@ -92,6 +92,9 @@ enum Command {
     Watch(jobs::WatchOptions),
     /// Say where a job stands
     Status(jobs::StatusOptions),
+    /// Stop a job: one that waits never begins, one that runs ends with its next step
+    #[command(after_help = "Example:\n  darkroom cancel 0197-… --keep-partial")]
+    Cancel(jobs::CancelOptions),
     /// List jobs, newest first
     List(jobs::ListOptions),
     /// List the models that are served
@@ -190,6 +193,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Submit(options) => runtime.block_on(jobs::submit(&bus, *options, output)),
         Command::Watch(options) => runtime.block_on(jobs::watch(&bus, &options, output)),
         Command::Status(options) => runtime.block_on(jobs::status(&bus, &options, output)),
+        Command::Cancel(options) => runtime.block_on(jobs::cancel(&bus, &options, output)),
         Command::List(options) => runtime.block_on(jobs::list(&bus, &options, output)),
         Command::Models => runtime.block_on(jobs::models(&bus, output)),
         Command::Render(options) => render::render(&options, output),

@@ -629,12 +629,9 @@ impl Engine for Pipeline {
     }
 
     fn decode(&mut self, row: RowId) -> Result<RgbImage, Fault> {
-        let id = row;
-        let row = self.row(id)?;
-        if row.step < row.trajectory.steps.len() {
-            return Err(Fault::retry(FaultCode::EngineFailed, format!("row {} has steps left", id.0)));
-        }
-        let latents = &row.state.latents;
+        let row = self.row(row)?;
+        let is_finished = row.step >= row.trajectory.steps.len();
+        let latents = if is_finished { &row.state.latents } else { &row.state.estimate };
         let values = latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(failed)?;
         if !values.iter().all(|value| value.is_finite()) {
             return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));

@@ -1,10 +1,10 @@
 //! The life of a job as one total transition function, used live and when a record is read back.
 //!
-//! | from \ step | claim | give back | retry | complete | fail | cancel |
-//! |---|---|---|---|---|---|---|
-//! | pending | processing | – | – | – | failed | cancelled |
-//! | processing | processing (taken over) | pending | pending, one failure more | completed | failed | cancelled |
-//! | completed, failed, cancelled | – | – | – | – | – | – |
+//! | from \ step | claim | give back | retry | complete | fail | cancel | stop |
+//! |---|---|---|---|---|---|---|---|
+//! | pending | processing | – | – | – | failed | cancelled | – |
+//! | processing | processing (taken over) | pending | pending, one failure more | completed | failed | cancelled | processing (stopping) |
+//! | completed, failed, cancelled | – | – | – | – | – | – | – |
 //!
 //! It does not know who may take a step: that is the fence, the revision of the record in the bucket.
 
@@ -56,12 +56,14 @@ pub struct JobState {
     pub status: Status,
     /// The worker that holds it; only while processing.
     pub worker: Option<WorkerId>,
-    /// Times a worker claimed it.
+    /// Times a worker claimed it, but for those it was given back from unharmed.
     pub attempts: u32,
     /// Attempts that ended in a failure of the world; crashes and hand-overs are not failures.
     pub failures: u32,
     /// Workers from which it was taken over, because they died or stood still for longer than their lease.
     pub deaths: u32,
+    /// Somebody wants it stopped and what is there kept: whoever holds it stores that and cancels it.
+    pub stopping: bool,
 }
 
 /// What can happen to a job.
@@ -80,8 +82,10 @@ pub enum JobStep {
     Complete,
     /// It can never complete.
     Fail,
-    /// Somebody wants it stopped.
+    /// Somebody wants it stopped, or who held it has stopped it.
     Cancel,
+    /// Somebody wants it stopped, and what is there of its images kept.
+    Stop,
 }
 
 /// A step that the state does not allow.
@@ -103,6 +107,7 @@ impl fmt::Display for JobStep {
             Self::Complete => formatter.write_str("complete"),
             Self::Fail => formatter.write_str("fail"),
             Self::Cancel => formatter.write_str("be cancelled"),
+            Self::Stop => formatter.write_str("be stopped"),
         }
     }
 }
@@ -110,7 +115,7 @@ impl fmt::Display for JobStep {
 impl JobState {
     /// The state of a job that nobody has claimed yet.
     pub fn accepted() -> Self {
-        Self { status: Status::Pending, worker: None, attempts: 0, failures: 0, deaths: 0 }
+        Self { status: Status::Pending, worker: None, attempts: 0, failures: 0, deaths: 0, stopping: false }
     }
 
     /// The state after `step`.
@@ -127,16 +132,19 @@ impl JobState {
                 status: Status::Processing,
                 worker: Some(worker),
                 attempts: self.attempts.saturating_add(1),
-                failures: self.failures,
+                ..self.clone()
             }),
-            (Status::Processing, JobStep::GiveBack) => Ok(ended(Status::Pending)),
+            (Status::Processing, JobStep::GiveBack) => {
+                Ok(Self { attempts: self.attempts.saturating_sub(1), ..ended(Status::Pending) })
+            }
             (Status::Processing, JobStep::Retry) => {
                 Ok(Self { failures: self.failures.saturating_add(1), ..ended(Status::Pending) })
             }
             (Status::Processing, JobStep::Complete) => Ok(ended(Status::Completed)),
             (Status::Pending | Status::Processing, JobStep::Fail) => Ok(ended(Status::Failed)),
             (Status::Pending | Status::Processing, JobStep::Cancel) => Ok(ended(Status::Cancelled)),
-            (Status::Pending, step @ (JobStep::GiveBack | JobStep::Retry | JobStep::Complete))
+            (Status::Processing, JobStep::Stop) => Ok(Self { stopping: true, ..self.clone() }),
+            (Status::Pending, step @ (JobStep::GiveBack | JobStep::Retry | JobStep::Complete | JobStep::Stop))
             | (Status::Completed | Status::Failed | Status::Cancelled, step) => {
                 Err(IllegalStep { status: self.status, step })
             }
@@ -208,7 +216,7 @@ mod tests {
 
     fn state(status: Status) -> JobState {
         let worker = (status == Status::Processing).then(worker);
-        JobState { status, worker, attempts: 2, failures: 1, deaths: 0 }
+        JobState { status, worker, attempts: 2, failures: 1, deaths: 0, stopping: false }
     }
 
     #[test]
@@ -221,16 +229,25 @@ mod tests {
             JobStep::Complete,
             JobStep::Fail,
             JobStep::Cancel,
+            JobStep::Stop,
         ];
         let table = [
-            (Pending, [Some(Processing), None, None, None, Some(Failed), Some(Cancelled)]),
+            (Pending, [Some(Processing), None, None, None, Some(Failed), Some(Cancelled), None]),
             (
                 Processing,
-                [Some(Processing), Some(Pending), Some(Pending), Some(Completed), Some(Failed), Some(Cancelled)],
+                [
+                    Some(Processing),
+                    Some(Pending),
+                    Some(Pending),
+                    Some(Completed),
+                    Some(Failed),
+                    Some(Cancelled),
+                    Some(Processing),
+                ],
             ),
-            (Completed, [None; 6]),
-            (Failed, [None; 6]),
-            (Cancelled, [None; 6]),
+            (Completed, [None; 7]),
+            (Failed, [None; 7]),
+            (Cancelled, [None; 7]),
         ];
         for (from, row) in table {
             for (step, expected) in steps.iter().zip(row) {
@@ -244,12 +261,22 @@ mod tests {
     }
 
     #[test]
-    fn only_a_retry_counts_as_a_failure_and_only_a_claim_as_an_attempt() {
+    fn only_a_retry_counts_as_a_failure_and_what_is_given_back_is_no_attempt() {
         let processing = state(Status::Processing);
         assert_eq!(processing.next(JobStep::Retry).unwrap().failures, 2);
         assert_eq!(processing.next(JobStep::GiveBack).unwrap().failures, 1);
+        assert_eq!(processing.next(JobStep::GiveBack).unwrap().attempts, 1);
         assert_eq!(processing.next(JobStep::Claim { worker: worker() }).unwrap().attempts, 3);
         assert_eq!(processing.next(JobStep::Complete).unwrap().attempts, 2);
+    }
+
+    #[test]
+    fn what_shall_stop_stays_so_whoever_holds_it() {
+        let stopping = state(Status::Processing).next(JobStep::Stop).unwrap();
+        assert!(stopping.stopping);
+        for step in [JobStep::Claim { worker: worker() }, JobStep::GiveBack, JobStep::Retry, JobStep::Stop] {
+            assert!(stopping.next(step.clone()).unwrap().stopping, "{step:?}");
+        }
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub enum Claim {
         failures: u32,
         /// Workers that it was taken over from.
         deaths: u32,
+        /// Somebody wants it stopped and what is there kept.
+        stopping: bool,
     },
     /// It is, but what it starts from cannot be had.
     Unprepared {
@@ -86,6 +88,8 @@ pub enum Claim {
 pub enum Transition {
     /// The images are stored.
     Complete,
+    /// It was stopped; what there was of its images is stored.
+    Cancel,
     /// It can never complete.
     Fail(Fault),
     /// Back to the queue, one failure more.
@@ -112,6 +116,8 @@ pub enum Verdict {
 pub enum Action {
     /// Take the job in its record; answered with [`Acted::Claimed`].
     Claim,
+    /// Upload what was saved of its rows, and let the record point there.
+    Checkpoint,
     /// Upload the images.
     Store,
     /// Change the record.
@@ -133,6 +139,8 @@ pub enum Acted {
     Claimed(Claim),
     /// The record belongs to somebody else: the fence did not hold.
     Lost,
+    /// The job has ended by somebody else's hand: it was cancelled.
+    Ended,
     /// It did not work.
     Failed(Fault),
 }
@@ -156,7 +164,14 @@ pub enum EngineWork {
         /// Rows to preview after the step.
         previews: Vec<RowKey>,
     },
-    /// Latents to pixels.
+    /// Write down how far these rows of one job are.
+    Save {
+        /// Their job.
+        ticket: Ticket,
+        /// Rows that have made a step.
+        rows: Vec<RowKey>,
+    },
+    /// Latents to pixels; as far as they are, when steps are left.
     Decode {
         /// The finished row.
         row: RowKey,
@@ -179,7 +194,11 @@ pub enum EngineReport {
     Admitted {
         /// Denoising steps.
         steps: u32,
+        /// Those of them that were made before, by whoever had the job then.
+        made: u32,
     },
+    /// What was saved is with the shell.
+    Saved,
     /// Every row moved one step.
     Stepped,
     /// The picture is with the shell.
@@ -193,6 +212,17 @@ pub enum PullOutcome {
     Expired,
     /// The server refused or did not answer.
     Failed,
+}
+
+/// What somebody else made of a job's record while it is held here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordChange {
+    /// The job was cancelled.
+    Cancelled,
+    /// It shall be stopped, and what is there kept.
+    Stopping,
+    /// Another worker has it.
+    Taken,
 }
 
 /// A fact.
@@ -226,6 +256,13 @@ pub enum Input {
         ticket: Ticket,
         /// How.
         outcome: Acted,
+    },
+    /// The record of a claimed job was looked at, and is no longer as it was left.
+    RecordChanged {
+        /// The job.
+        ticket: Ticket,
+        /// How.
+        change: RecordChange,
     },
     /// The lease was extended by a request sent at `sent`.
     Extended {

@@ -26,8 +26,8 @@ pub use batch::BatchKey;
 pub use cost::CostModel;
 pub use fair::TenantKey;
 pub use message::{
-    Acted, Action, Claim, Deadline, Effect, EngineReport, EngineWork, Input, Lane, Offer, PullOutcome, RowKey, Ticket,
-    Transition, Verdict,
+    Acted, Action, Claim, Deadline, Effect, EngineReport, EngineWork, Input, Lane, Offer, PullOutcome, RecordChange,
+    RowKey, Ticket, Transition, Verdict,
 };
 pub use scheduler::{Config, Exit, Policy, Scheduler, UnknownPolicy};
 pub use time::Mono;

@@ -26,8 +26,11 @@ pub(super) fn failed_action(tries: u32) -> Duration {
 /// After a pull that the server refused or did not answer.
 pub(super) const FAILED_PULL: Duration = Duration::from_secs(1);
 
-/// How often storing is tried before the job is given back: the pictures are kept that long.
+/// How often storing is tried where others are stored, before the job has failed.
 pub(super) const STORE_TRIES_MAX: u32 = 3;
+
+/// For how long it is tried where nothing can be stored: the pictures are kept that long.
+pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// How often a settlement is tried before the message is left to the end of its lease.
 pub(super) const SETTLE_TRIES_MAX: u32 = 5;

@@ -2,7 +2,8 @@
 //!
 //! A held job goes: ahead → claimed, waiting for rows → in the engine → a fixed list of actions that ends it. That list,
 //! made by `actions::ending`, is where the order "store, record, publish, acknowledge" is written down. Which jobs are
-//! asked for, claimed and given back is decided in `intake`; what the engine does next in `engine`.
+//! asked for, claimed and given back is decided in `intake`; what the engine does next in `engine`; when rows are saved in
+//! `saving`.
 //!
 //! There may be more rows in the engine than step together: those that do not are parked, and cost nothing but their few
 //! megabytes. That lets an urgent job begin at the next step while others are under way.
@@ -12,6 +13,9 @@ mod engine;
 mod held;
 mod intake;
 mod roster;
+mod saving;
+mod stopping;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -29,9 +33,12 @@ use super::time::Mono;
 use held::{AHEAD_MAX, Row};
 use intake::{Levels, UsefulImages};
 use roster::Roster;
+use trouble::StoreHealth;
 
-/// Before the grace period ends, so much is kept for giving the unfinished back.
-const GIVE_BACK_RESERVE: Duration = Duration::from_secs(3);
+/// Before the grace period ends, so much is kept for saving the unfinished and giving it back.
+const SAVE_RESERVE: Duration = Duration::from_secs(5);
+/// What cannot be saved in time is given back without, so long before the end.
+const GIVE_BACK_RESERVE: Duration = Duration::from_secs(2);
 
 /// How batches are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +85,12 @@ pub struct Config {
     pub stall_max: Duration,
     /// A row that was passed over for so long steps once, however urgent the others are.
     pub passed_over_max: Duration,
+    /// The rows of a running job are saved after so long.
+    pub checkpoint_every: Duration,
+    /// And after so many of its steps, if that is sooner.
+    pub checkpoint_steps: Option<u32>,
+    /// An engine that does not answer for so long, or much longer than it usually takes, stands still.
+    pub engine_stall_max: Duration,
     /// How batches are made.
     pub policy: Policy,
     /// What is known of the engine's speed.
@@ -108,7 +121,12 @@ pub enum Exit {
 #[derive(Clone, Debug)]
 enum Mode {
     Running,
-    Draining { deadline: Mono, exit: Exit },
+    /// At `save_at` what is unfinished is saved and given back, at `deadline` whatever is left.
+    Draining {
+        save_at: Mono,
+        deadline: Mono,
+        exit: Exit,
+    },
 }
 
 /// The scheduler of one worker.
@@ -121,6 +139,8 @@ pub struct Scheduler {
     rows: BTreeMap<RowKey, Row>,
     /// What the engine is at, since when.
     engine: Option<(EngineWork, Mono)>,
+    /// It is at its work for longer than it should be.
+    engine_is_suspected: bool,
     costs: CostModel,
     shares: Shares,
     /// Sizes of which the engine had no memory for more images.
@@ -137,8 +157,11 @@ pub struct Scheduler {
     handed_back: BTreeSet<Ticket>,
     /// How long the engine was at something else since its last step.
     stalled: Duration,
+    /// When this should hear something at the latest.
+    wake_by: Option<Mono>,
     /// Whether the batch of [`Policy::Fixed`] has begun.
     is_closed: bool,
+    store: StoreHealth,
     pulls: Pulls,
     pulls_stopped: bool,
     idle_since: Mono,
@@ -159,6 +182,7 @@ impl Scheduler {
             held: Roster::default(),
             rows: BTreeMap::new(),
             engine: None,
+            engine_is_suspected: false,
             shares: Shares::default(),
             fits: Fits::default(),
             useful: BTreeMap::new(),
@@ -168,7 +192,9 @@ impl Scheduler {
             hand_back_every: AHEAD_MAX,
             handed_back: BTreeSet::new(),
             stalled: Duration::ZERO,
+            wake_by: None,
             is_closed: false,
+            store: StoreHealth::default(),
             pulls,
             pulls_stopped: false,
             idle_since: now,
@@ -177,6 +203,7 @@ impl Scheduler {
             effects: VecDeque::new(),
         };
         scheduler.plan();
+        scheduler.wake_by = scheduler.next_deadline();
         scheduler
     }
 
@@ -184,6 +211,7 @@ impl Scheduler {
     pub fn handle(&mut self, now: Mono, input: Input) {
         debug_assert!(self.effects.is_empty(), "drain poll_effect before the next handle");
         debug_assert!(now >= self.now, "time goes forward");
+        self.stood_still(now);
         self.now = now;
         self.held.now = now;
         match input {
@@ -204,12 +232,14 @@ impl Scheduler {
                     held.lease.extended(sent);
                 }
             }
+            Input::RecordChanged { ticket, change } => self.record_changed(ticket, change),
             Input::Engine(outcome) => self.engine_answered(outcome),
             Input::Drain => self.drain(Exit::Drained),
             Input::Tick => {}
         }
         self.plan();
         self.check();
+        self.wake_by = self.next_deadline();
     }
 
     /// The next thing to do, until `None`.
@@ -222,9 +252,11 @@ impl Scheduler {
         let of_mode = match &self.mode {
             Mode::Running if self.held.is_empty() => self.config.exit_when_idle.map(|idle| self.idle_since.after(idle)),
             Mode::Running => None,
-            Mode::Draining { deadline, .. } => Some(*deadline).filter(|deadline| *deadline > self.now),
+            Mode::Draining { save_at, deadline, .. } => [*save_at, *deadline].into_iter().find(|at| *at > self.now),
         };
-        [self.held.wake_at(), of_mode, self.pulls.next_deadline(self.now)].into_iter().flatten().min()
+        let own = [of_mode, self.engine_stalls_at(), self.store.wakes_at().filter(|at| *at > self.now)];
+        let others = [self.held.wake_at(), self.pulls.next_deadline(self.now)];
+        own.into_iter().chain(others).flatten().min()
     }
 
     /// Why the loop may end now.
@@ -259,8 +291,9 @@ impl Scheduler {
             Mode::Draining { .. } if !lost => return,
             Mode::Draining { .. } => {}
         }
-        self.mode =
-            Mode::Draining { deadline: self.now.after(self.config.grace.saturating_sub(GIVE_BACK_RESERVE)), exit };
+        let before_end = |reserve| self.now.after(self.config.grace.saturating_sub(reserve));
+        let (save_at, deadline) = (before_end(SAVE_RESERVE), before_end(GIVE_BACK_RESERVE));
+        self.mode = Mode::Draining { save_at, deadline, exit };
         // What has no row yet is not begun; without an engine nothing goes on.
         self.give_back(|held| lost || held.images_admitted == 0);
     }
@@ -268,6 +301,7 @@ impl Scheduler {
     /// Policy, once per input, after the state is up to date.
     fn plan(&mut self) {
         self.wake_jobs();
+        self.watch_engine();
         match &self.mode {
             Mode::Running => {
                 let idle = self.config.exit_when_idle.is_some_and(|idle| self.now >= self.idle_since.after(idle));
@@ -276,16 +310,18 @@ impl Scheduler {
                 }
             }
             Mode::Draining { deadline, .. } if self.now >= *deadline => self.give_back(|_| true),
+            Mode::Draining { save_at, .. } if self.now >= *save_at => self.leave(),
             Mode::Draining { .. } => {}
         }
         self.fail_late();
-        if matches!(self.mode, Mode::Running) {
+        let takes_more = matches!(self.mode, Mode::Running) && !self.is_store_down();
+        if takes_more {
             self.take_in();
         }
         if !matches!(self.mode, Mode::Draining { exit: Exit::Fatal(_), .. }) {
             self.feed_engine();
         }
-        if matches!(self.mode, Mode::Running) {
+        if takes_more {
             self.ask_for_more();
         }
     }

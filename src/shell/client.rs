@@ -9,18 +9,21 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::Value;
 
-use crate::job::{Fault, JobId, JobState, ModelName, Pool, Priority, Tenant};
+use crate::job::{Fault, FaultCode, JobId, JobState, ModelName, Pool, Priority, Tenant};
 use crate::sched::Lane;
 use crate::sched::estimate::Estimate;
+use crate::wire::cancel::{CancelAnswer, CancelRequest};
 use crate::wire::event::{self, CloudEvent, EventKind};
 use crate::wire::record::Record;
 use crate::wire::request::{Context, RequestDocument, parse};
 use crate::wire::{header, subject};
 
 use super::bus::{Access, ApiError, Bus, PublishError, chain};
+use super::cancel::{Canceller, Keep};
 use super::clock::Clock;
 use super::outlook;
 use super::records::{self, Changed, Owned, Records};
+use super::service;
 use super::topology;
 
 /// How often the record is looked at while events are waited for: they are the quick way, it is the sure one.
@@ -159,7 +162,7 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
 /// What a job's record says before its request is published.
 enum Recorded {
     /// It is to be published; with the record, where it is ours to change.
-    ToPublish(Option<Owned>),
+    ToPublish(Option<Box<Owned>>),
     /// It was published before.
     Published,
 }
@@ -173,7 +176,7 @@ async fn record_to_publish(
 ) -> Result<Recorded, SubmitError> {
     let digest = fresh.request_digest.clone();
     if let Changed::Won(owned) = bucket.create(tenant, job, fresh).await? {
-        return Ok(Recorded::ToPublish(Some(owned)));
+        return Ok(Recorded::ToPublish(Some(Box::new(owned))));
     }
     let Some(owned) = bucket.read(tenant, job).await? else { return Ok(Recorded::ToPublish(None)) };
     if owned.record.request_digest != digest {
@@ -183,15 +186,15 @@ async fn record_to_publish(
         return Ok(Recorded::Published);
     }
     // Somebody published it before us, unless nobody has seen it yet: then publishing again is the cure.
-    let Some(sequence) = owned.record.stream_sequence else { return Ok(Recorded::ToPublish(Some(owned))) };
+    let Some(sequence) = owned.record.stream_sequence else { return Ok(Recorded::ToPublish(Some(Box::new(owned)))) };
     if outlook::request(bus, sequence).await?.is_some() {
         return Ok(Recorded::Published);
     }
     // Its message is gone: another one would be taken for a duplicate as long as the record names the first.
     let nameless = Record { stream_sequence: None, ..owned.record.clone() };
     match bucket.replace(tenant, job, &owned, nameless).await? {
-        Changed::Won(owned) => Ok(Recorded::ToPublish(Some(owned))),
-        Changed::Lost | Changed::Unrecorded => Ok(Recorded::Published),
+        Changed::Won(owned) => Ok(Recorded::ToPublish(Some(Box::new(owned)))),
+        Changed::Lost | Changed::Cancelled(_) | Changed::Unrecorded => Ok(Recorded::Published),
     }
 }
 
@@ -372,7 +375,7 @@ pub struct Listed {
 /// A `Retry` fault when nobody answers.
 pub async fn list_jobs(bus: &Bus, tenant: Option<&Tenant>, limit: usize) -> Result<Vec<Listed>, Fault> {
     let lost = |error: &(dyn std::error::Error + 'static)| {
-        Fault::retry(crate::job::FaultCode::BusFailed, format!("the jobs' records: {}", chain(error)))
+        Fault::retry(FaultCode::BusFailed, format!("the jobs' records: {}", chain(error)))
     };
     let bucket = bus.context.get_key_value(subject::BUCKET_JOBS).await.map_err(|error| lost(&error))?;
     if bucket.status().await.map_err(|error| lost(&error))?.values() == 0 {
@@ -393,6 +396,34 @@ pub async fn list_jobs(bus: &Bus, tenant: Option<&Tenant>, limit: usize) -> Resu
         }
     }
     Ok(listed.into())
+}
+
+/// Cancels a job: where the streams can be reached by itself, from a tenant's account by asking the gateway.
+///
+/// # Errors
+/// A `Retry` fault when nobody answers.
+pub async fn cancel(
+    bus: &Bus,
+    clock: &Clock,
+    tenant: &Tenant,
+    job: &JobId,
+    keep_partial: bool,
+) -> Result<CancelAnswer, Fault> {
+    let unanswered = |why: String| Fault::retry(FaultCode::BusFailed, why);
+    if bus.access().await.map_err(|error| unanswered(chain(&error)))? == Access::Platform {
+        let keep = if keep_partial { Keep::Partial } else { Keep::Nothing };
+        let outcome = Canceller::open(bus.clone(), *clock).await?.cancel(tenant, job, keep).await?;
+        return Ok(service::answer(job.to_string(), outcome));
+    }
+    let request = CancelRequest { job: job.to_string(), keep_partial };
+    let body = serde_json::to_vec(&request).unwrap_or_default();
+    let answer = bus.client.request(subject::api_cancel(tenant), body.into()).await;
+    let answer = answer.map_err(|error| unanswered(format!("no gateway answers: {}", chain(&error))))?;
+    let refused = answer.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR));
+    if let Some(refused) = refused {
+        return Err(unanswered(refused.as_str().to_owned()));
+    }
+    serde_json::from_slice(&answer.payload).map_err(|error| unanswered(format!("the gateway's answer: {error}")))
 }
 
 /// The record of one job.

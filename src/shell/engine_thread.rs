@@ -7,8 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::engine::{
-    self, Admitted, Engine, ModelDigest, PictureFiles, PromptEncoder, RgbImage, RowId, StartingPictures,
+    self, Admitted, Engine, ModelDigest, PictureFiles, PromptEncoder, ResumeError, RgbImage, RowId, StartingPictures,
 };
 use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, OutputFormat, Start, Task};
 use crate::sched::{EngineReport, RowKey};
@@ -26,6 +28,8 @@ pub enum Command {
         spec: Box<ImageSpec>,
         /// What it starts from.
         pictures: StartingPictures,
+        /// How far somebody else was with it; what does not fit is as good as nothing.
+        saved: Option<Bytes>,
     },
     /// One step of several rows, then previews of some.
     Step {
@@ -34,10 +38,17 @@ pub enum Command {
         /// Those to preview.
         previews: Vec<RowKey>,
     },
+    /// Write down how far rows are.
+    Save {
+        /// The rows.
+        rows: Vec<RowKey>,
+    },
     /// Latents to pixels.
     Decode {
         /// The row.
         row: RowKey,
+        /// Whether to write down the row before.
+        save: bool,
     },
     /// Forget a row; not answered.
     Release {
@@ -55,6 +66,8 @@ pub struct Answer {
     pub image: Option<RgbImage>,
     /// After `Step`: JPEG bytes by row.
     pub previews: Vec<(RowKey, Vec<u8>)>,
+    /// After `Save`, and after `Decode` where it was asked for: what goes on from here, by row.
+    pub saved: Vec<(RowKey, Bytes)>,
     /// After `Admit`: what the requester should know.
     pub warnings: Vec<String>,
     /// How long the engine took.
@@ -155,7 +168,7 @@ fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
         (Start::Noise, PictureFiles::default())
     } else {
         let white = RgbImage { width, height, pixels: vec![u8::MAX; 3 * width as usize * height as usize] };
-        let file = bytes::Bytes::from(engine::encode(&white, OutputFormat::Png)?);
+        let file = Bytes::from(engine::encode(&white, OutputFormat::Png)?);
         (Start::Inpaint { strength: 1.0 }, PictureFiles { init_image: Some(file.clone()), mask_image: Some(file) })
     };
     let spec = ImageSpec { num_inference_steps: 1, start, ..ImageSpec::with_defaults("warm-up", &defaults) };
@@ -181,13 +194,26 @@ fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock,
             outcome: Ok(report),
             image: None,
             previews: Vec::new(),
+            saved: Vec::new(),
             warnings: Vec::new(),
             took: Duration::ZERO,
         };
         let done = catch_unwind(AssertUnwindSafe(|| match &command {
-            Command::Admit { row, spec, pictures } => {
-                let Admitted { steps, warnings, .. } = engine.admit(row_id(row), spec, pictures)?;
-                Ok(Answer { warnings, ..answered(EngineReport::Admitted { steps }) })
+            Command::Admit { row, spec, pictures, saved } => {
+                let resumed = match saved.as_ref().map(|saved| engine.resume(row_id(row), spec, pictures, saved)) {
+                    Some(Ok(resumed)) => Some(resumed),
+                    Some(Err(ResumeError::Engine(fault))) => return Err(fault),
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "checkpoint.unfit");
+                        None
+                    }
+                    None => None,
+                };
+                let Admitted { steps, step: made, warnings } = match resumed {
+                    Some(resumed) => resumed,
+                    None => engine.admit(row_id(row), spec, pictures)?,
+                };
+                Ok(Answer { warnings, ..answered(EngineReport::Admitted { steps, made }) })
             }
             Command::Step { rows, previews } => {
                 let ids: Vec<RowId> = rows.iter().map(row_id).collect();
@@ -196,9 +222,16 @@ fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock,
                 let made = previews.iter().filter_map(|row| engine.preview(row_id(row)).ok().map(|jpeg| (*row, jpeg)));
                 Ok(Answer { previews: made.collect(), ..answered(EngineReport::Stepped) })
             }
-            Command::Decode { row } => {
+            Command::Save { rows } => {
+                let saved = rows.iter().map(|row| Ok((*row, Bytes::from(engine.save(row_id(row))?))));
+                Ok(Answer { saved: saved.collect::<Result<_, Fault>>()?, ..answered(EngineReport::Saved) })
+            }
+            Command::Decode { row, save } => {
+                // A picture is worth more than its checkpoint.
+                let saved = save.then(|| engine.save(row_id(row)).ok()).flatten();
                 let image = engine.decode(row_id(row))?;
-                Ok(Answer { image: Some(image), ..answered(EngineReport::Decoded) })
+                let saved = saved.into_iter().map(|bytes| (*row, Bytes::from(bytes))).collect();
+                Ok(Answer { image: Some(image), saved, ..answered(EngineReport::Decoded) })
             }
             Command::Release { .. } => Ok(answered(EngineReport::Decoded)),
         }));

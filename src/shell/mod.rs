@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod bus;
+pub mod cancel;
 pub mod client;
 pub mod clock;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod loras;
 pub mod metrics;
 pub mod outlook;
 pub mod records;
+pub mod service;
 pub mod shutdown;
 pub mod store;
 pub mod supervisor;

@@ -1,11 +1,13 @@
 //! Records of jobs in the bucket `darkroom_jobs`: claim, and change by compare-and-set. The revision is the fence.
 
+use std::time::Duration;
+
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use bytes::Bytes;
 
 use crate::job::{Fault, FaultCode, JobId, JobState, JobStep, Status, Tenant, WorkerId};
-use crate::sched::Claim;
+use crate::sched::{Claim, RecordChange};
 use crate::wire::record::{self, Record};
 use crate::wire::subject;
 use crate::wire::time::rfc3339;
@@ -14,6 +16,8 @@ use super::bus::{Bus, Looks, chain, look};
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
+/// A copy of the bucket that is behind is asked again after this.
+const BEHIND: Duration = Duration::from_millis(50);
 
 /// The bucket.
 #[derive(Clone, Debug)]
@@ -37,6 +41,21 @@ pub struct Claimed {
     pub claim: Claim,
     /// The record as it is now.
     pub owned: Option<Owned>,
+}
+
+/// What somebody else made of a record, which was `ours` and is now as `found`.
+pub fn news(ours: &Owned, found: &Owned) -> Option<RecordChange> {
+    let (was, is) = (&ours.record.state, &found.record.state);
+    if found.revision <= ours.revision {
+        return None;
+    }
+    match is.status {
+        Status::Cancelled => Some(RecordChange::Cancelled),
+        Status::Processing if (&is.worker, is.attempts) == (&was.worker, was.attempts) => {
+            is.stopping.then_some(RecordChange::Stopping)
+        }
+        Status::Pending | Status::Processing | Status::Completed | Status::Failed => Some(RecordChange::Taken),
+    }
 }
 
 /// What somebody wants to claim.
@@ -65,6 +84,8 @@ pub enum Changed {
     Won(Owned),
     /// The record has moved on: it is somebody else's.
     Lost,
+    /// The job was cancelled meanwhile; this is its record.
+    Cancelled(Owned),
     /// There is no key to keep a record under.
     Unrecorded,
 }
@@ -171,9 +192,48 @@ impl Records {
         terminal: Option<serde_json::Value>,
         unix_ms: i64,
     ) -> Result<Changed, Fault> {
-        let Ok(state) = owned.record.state.next(step) else { return Ok(Changed::Lost) };
-        let record = Record { state, terminal, updated: rfc3339(unix_ms), ..owned.record.clone() };
-        self.replace(tenant, job, owned, record).await
+        // A failure may be the checkpoint's fault, and who has ended needs none.
+        let keeps_checkpoint = step == JobStep::GiveBack;
+        self.amend(tenant, job, owned, unix_ms, |record| {
+            let state = record.state.next(step.clone()).ok()?;
+            let checkpoint = record.checkpoint.clone().filter(|_| keeps_checkpoint);
+            Some(Record { state, checkpoint, terminal: terminal.clone(), ..record.clone() })
+        })
+        .await
+    }
+
+    /// Changes a record that is owned. What others may write into it meanwhile, such as the wish that it stops, does not end
+    /// the ownership: the change is made of what the record holds then.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers.
+    pub async fn amend(
+        &self,
+        tenant: &Tenant,
+        job: &JobId,
+        owned: &Owned,
+        unix_ms: i64,
+        change: impl Fn(&Record) -> Option<Record>,
+    ) -> Result<Changed, Fault> {
+        let mut newest = owned.clone();
+        for _ in 0..RACES_MAX {
+            let Some(record) = change(&newest.record) else { return Ok(Changed::Lost) };
+            let record = Record { updated: rfc3339(unix_ms), ..record };
+            match self.replace(tenant, job, &newest, record).await? {
+                Changed::Lost => {}
+                changed @ (Changed::Won(_) | Changed::Cancelled(_) | Changed::Unrecorded) => return Ok(changed),
+            }
+            let Some(found) = self.read(tenant, job).await? else { return Ok(Changed::Lost) };
+            match news(owned, &found) {
+                Some(RecordChange::Cancelled) => return Ok(Changed::Cancelled(found)),
+                Some(RecordChange::Taken) => return Ok(Changed::Lost),
+                Some(RecordChange::Stopping) | None if found.revision <= newest.revision => {
+                    tokio::time::sleep(BEHIND).await;
+                }
+                Some(RecordChange::Stopping) | None => newest = found,
+            }
+        }
+        Err(Fault::retry(FaultCode::BusFailed, "the job's record changes faster than it can be written"))
     }
 
     /// Makes the failed record of a request that cannot be read, unless its id is another request's.
@@ -194,7 +254,7 @@ impl Records {
                 let record = Record { state, terminal: terminal.clone(), ..fresh.clone() };
                 match self.create(tenant, job, record).await? {
                     Changed::Lost => continue,
-                    changed @ (Changed::Won(_) | Changed::Unrecorded) => return Ok(changed),
+                    changed @ (Changed::Won(_) | Changed::Cancelled(_) | Changed::Unrecorded) => return Ok(changed),
                 }
             };
             let same_message = owned.record.stream_sequence.is_none_or(|found| Some(found) == fresh.stream_sequence);
@@ -216,7 +276,11 @@ impl Records {
     pub async fn claim(&self, request: &ClaimRequest, unix_ms: i64) -> Result<Claimed, Fault> {
         let ClaimRequest { tenant, job, digest, model, stream_sequence, delivered, worker } = request;
         let claimed = |owned: &Owned| Claimed {
-            claim: Claim::Won { failures: owned.record.state.failures, deaths: owned.record.state.deaths },
+            claim: Claim::Won {
+                failures: owned.record.state.failures,
+                deaths: owned.record.state.deaths,
+                stopping: owned.record.state.stopping,
+            },
             owned: Some(owned.clone()),
         };
         for _ in 0..RACES_MAX {
@@ -257,7 +321,7 @@ impl Records {
                 };
                 match self.replace(tenant, job, &owned, record).await? {
                     Changed::Won(owned) => return Ok(claimed(&owned)),
-                    Changed::Lost | Changed::Unrecorded => continue,
+                    Changed::Lost | Changed::Cancelled(_) | Changed::Unrecorded => continue,
                 }
             };
             return Ok(Claimed { claim, owned: Some(owned) });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -194,6 +195,19 @@ impl Store {
     /// A `Retry` fault with code `store_failed`.
     pub async fn delete(&self, key: &str) -> Result<(), Fault> {
         match self.objects.delete(&self.path(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(fault(&error)),
+        }
+    }
+
+    /// Removes all objects whose keys begin with `prefix`, a folder.
+    ///
+    /// # Errors
+    /// A `Retry` fault with code `store_failed`.
+    pub async fn delete_all(&self, prefix: &str) -> Result<(), Fault> {
+        let found = self.objects.list(Some(&self.path(prefix))).map_ok(|found| found.location).boxed();
+        let deleted = self.objects.delete_stream(found).try_for_each(|_| std::future::ready(Ok(()))).await;
+        match deleted {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(fault(&error)),
         }

@@ -316,10 +316,13 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
+/// Functions that cost next to nothing and run all the time.
+const ALWAYS_ON: [&str; 2] = ["darkroom-deadletter", "darkroom-gateway"];
+
 struct Platform<'a> {
     config: &'a Config,
     addresses: &'a Addresses,
-    deadletter: Slot,
+    always_on: Vec<(&'static str, Slot)>,
     generate: BTreeMap<String, (PathBuf, Vec<Slot>)>,
 }
 
@@ -328,16 +331,19 @@ impl<'a> Platform<'a> {
         let slots = |directory: &PathBuf| (directory.clone(), (0..config.workers).map(|_| Slot::new()).collect());
         let generate =
             config.models.iter().map(|(directory, manifest)| (manifest.name.to_string(), slots(directory))).collect();
-        Self { config, addresses, deadletter: Slot::new(), generate }
+        let always_on = ALWAYS_ON.iter().map(|program| (*program, Slot::new())).collect();
+        Self { config, addresses, always_on, generate }
     }
 
     fn start_always_on(&mut self) -> Result<(), SupervisorError> {
-        self.deadletter.reap();
-        if self.deadletter.may_start() {
-            let program = self.config.functions.join("darkroom-deadletter");
-            let mut command = Command::new(&program);
-            command.arg("--nats").arg(&self.addresses.nats);
-            self.deadletter.process = Some(Process::start(command, &program)?);
+        for (program, slot) in &mut self.always_on {
+            slot.reap();
+            if slot.may_start() {
+                let program = self.config.functions.join(*program);
+                let mut command = Command::new(&program);
+                command.arg("--nats").arg(&self.addresses.nats);
+                slot.process = Some(Process::start(command, &program)?);
+            }
         }
         Ok(())
     }
@@ -399,7 +405,8 @@ impl<'a> Platform<'a> {
     /// Ends all functions, side by side.
     async fn stop(&mut self) {
         let generate = self.generate.values_mut().flat_map(|(_, slots)| slots.iter_mut());
-        let all = generate.chain(std::iter::once(&mut self.deadletter)).filter_map(|slot| slot.process.as_mut());
+        let all =
+            generate.chain(self.always_on.iter_mut().map(|(_, slot)| slot)).filter_map(|slot| slot.process.as_mut());
         futures_util::future::join_all(all.map(|process| process.stop(STOP_GRACE))).await;
     }
 }

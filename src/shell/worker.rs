@@ -4,18 +4,21 @@
 //! whatever takes time is a task whose result comes back as a fact.
 
 mod actions;
+mod checkpoints;
 mod prompts;
 mod pull;
 mod report;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Subscriber;
 use base64::Engine as _;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -30,8 +33,8 @@ use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
 use crate::job::{Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::estimate::Measured;
 use crate::sched::{
-    Acted, BatchKey, Claim, CostModel, Deadline, Effect, EngineWork, Exit, Input, Lane, Mono, Offer, Policy,
-    PullOutcome, RowKey, Scheduler, TenantKey, Ticket,
+    Acted, BatchKey, Claim, CostModel, Deadline, Effect, EngineReport, EngineWork, Exit, Input, Lane, Mono, Offer,
+    Policy, PullOutcome, RecordChange, RowKey, Scheduler, TenantKey, Ticket,
 };
 use crate::wire::event::{self, EventKind, StoredImage, Timings};
 use crate::wire::request::{Refusal, Request};
@@ -47,12 +50,13 @@ use super::fetch::Fetcher;
 use super::guard::AddressGuard;
 use super::loras::LoraFolder;
 use super::metrics::Metrics;
-use super::records::{Changed, Claimed, Owned, Records};
+use super::records::{self, Changed, Claimed, Owned, Records};
 use super::store::Store;
 use super::telemetry;
 use super::topology;
 
 use actions::Delivery;
+use checkpoints::Saved;
 use prompts::Prompts;
 use report::Reports;
 
@@ -84,6 +88,12 @@ pub struct Config {
     pub policy: Policy,
     /// What `darkroom profile` measured; where it keeps it when absent.
     pub costs: Option<PathBuf>,
+    /// Rows of a running job are saved after so long.
+    pub checkpoint_every: Duration,
+    /// And after so many of its steps, if that is sooner.
+    pub checkpoint_steps: Option<u32>,
+    /// An engine that does not answer for so long, or much longer than it usually takes, has hung.
+    pub engine_stall_max: Duration,
     /// End when there was nothing to do for so long.
     pub exit_when_idle: Option<Duration>,
     /// Time between the wish to end and the end.
@@ -124,10 +134,13 @@ pub(crate) enum Fact {
     PullEnded { lane: usize, outcome: PullOutcome },
     PullsStopped,
     Claimed { ticket: Ticket, outcome: Result<Claimed, Fault>, prepared: Prepared },
+    Checkpointed { ticket: Ticket, outcome: Result<Changed, Fault> },
     Stored { ticket: Ticket, outcome: Result<Vec<StoredImage>, Fault>, took: Duration },
     Recorded { ticket: Ticket, outcome: Result<Changed, Fault> },
     Acted { ticket: Ticket, outcome: Result<(), Fault> },
     Extended { ticket: Ticket, sent: Mono },
+    Hint { job: String },
+    Looked { ticket: Ticket, found: Owned },
     Engine(Box<Answer>),
     Drain,
     Tick,
@@ -142,6 +155,12 @@ struct Job {
     owned: Option<Owned>,
     prepared: Prepared,
     warnings: Vec<String>,
+    /// What the engine wrote down of its images, by index.
+    saved: BTreeMap<u32, Saved>,
+    /// Something of it was stored.
+    is_checkpointed: bool,
+    /// Steps that were made before this attempt.
+    resumed_from_step: u32,
     images: Vec<Option<Arc<RgbImage>>>,
     stored: Vec<StoredImage>,
     timings: Timings,
@@ -159,6 +178,17 @@ pub(crate) struct Prepared {
     model_digest: String,
     /// What encoding the prompts ahead took.
     encoding: Duration,
+    /// How far somebody else was with its images.
+    saved: BTreeMap<u32, Saved>,
+}
+
+/// An image in the engine, as far as the worker needs to know it.
+#[derive(Clone, Copy, Debug)]
+struct RowState {
+    ticket: Ticket,
+    image: u32,
+    /// Steps made.
+    step: u32,
 }
 
 /// Tells tenants apart within one process.
@@ -204,7 +234,7 @@ struct Worker {
     pulls: Vec<pull::Handle>,
     tasks: TaskTracker,
     jobs: HashMap<Ticket, Job>,
-    rows: HashMap<RowKey, Ticket>,
+    rows: HashMap<RowKey, RowState>,
     previews: HashMap<RowKey, Vec<u8>>,
     work: Option<(EngineWork, Span)>,
 }
@@ -259,6 +289,11 @@ where
         pulls.push(handle);
     }
 
+    let hints = bus.client.subscribe(subject::ALL_CANCEL_HINTS).await;
+    let hints = hints.map_err(|source| WorkerError::Topology {
+        what: subject::ALL_CANCEL_HINTS.to_owned(),
+        source: Box::new(source),
+    })?;
     let images_in_batch_max = config.images_in_batch_max.unwrap_or(manifest.limits.images_in_batch_max);
     let sched_config = crate::sched::Config {
         lanes: lanes.clone(),
@@ -268,6 +303,9 @@ where
         jobs_ahead_max: JOBS_AHEAD_MAX,
         stall_max: STALL_MAX,
         passed_over_max: PASSED_OVER_MAX,
+        checkpoint_every: config.checkpoint_every,
+        checkpoint_steps: config.checkpoint_steps,
+        engine_stall_max: config.engine_stall_max,
         policy: config.policy,
         costs: known_costs(config.costs.clone(), manifest.name.as_str(), &engine.placement),
         ack_wait,
@@ -301,7 +339,20 @@ where
         previews: HashMap::new(),
         work: None,
     };
-    worker.drive(Scheduler::new(sched_config, clock.now()), &mut inbox, &stop).await
+    let listening = tokio::spawn(listen(hints, worker.facts.clone()));
+    let outcome = worker.drive(Scheduler::new(sched_config, clock.now()), &mut inbox, &stop).await;
+    listening.abort();
+    outcome
+}
+
+/// Passes on which jobs somebody has cancelled. The record decides, so a hint may be lost or forged.
+async fn listen(mut hints: Subscriber, facts: mpsc::UnboundedSender<Fact>) {
+    while let Some(hint) = hints.next().await {
+        let Some(job) = subject::cancelled_job(hint.subject.as_str()) else { continue };
+        if facts.send(Fact::Hint { job: job.to_owned() }).is_err() {
+            break;
+        }
+    }
 }
 
 impl Worker {
@@ -379,6 +430,9 @@ impl Worker {
                             let encoding_ms = milliseconds(prepared.encoding);
                             job.timings.encoding_ms += encoding_ms;
                             job.gpu_ms += encoding_ms;
+                            let checkpoint = job.owned.as_ref().and_then(|owned| owned.record.checkpoint.as_ref());
+                            job.is_checkpointed = checkpoint.is_some();
+                            job.saved.clone_from(&prepared.saved);
                             job.prepared = prepared;
                         }
                         if matches!(claim, Claim::Won { .. } | Claim::Unprepared { .. }) {
@@ -389,6 +443,15 @@ impl Worker {
                     Err(fault) => Acted::Failed(fault),
                 };
                 Some(Input::Acted { ticket, outcome })
+            }
+            Fact::Checkpointed { ticket, outcome } => {
+                if let Err(fault) = &outcome {
+                    tracing::warn!(%fault, "job.checkpoint");
+                }
+                if let (Some(job), Ok(Changed::Won(_))) = (self.jobs.get_mut(&ticket), &outcome) {
+                    job.is_checkpointed = true;
+                }
+                Some(Input::Acted { ticket, outcome: self.changed(ticket, outcome) })
             }
             Fact::Stored { ticket, outcome, took } => {
                 let outcome = match outcome {
@@ -408,31 +471,21 @@ impl Worker {
                 Some(Input::Acted { ticket, outcome })
             }
             Fact::Recorded { ticket, outcome } => {
-                let outcome = match outcome {
-                    Ok(Changed::Won(owned)) => {
-                        if let Some(job) = self.jobs.get_mut(&ticket) {
-                            if owned.record.state.status.is_terminal() {
-                                self.metrics.request_ended(owned.record.state.status.as_str());
-                            }
-                            if let (Status::Completed, Some(request)) = (owned.record.state.status, &job.request) {
-                                let took = self.clock.now().since(job.claimed_at);
-                                self.metrics.generated(took, request.spec.image.num_inference_steps);
-                            }
-                            let completed = owned.record.state.status == Status::Completed;
-                            job.owned = Some(owned);
-                            if completed {
-                                self.ended_well(ticket);
-                            }
-                        }
-                        Acted::Done
-                    }
-                    Ok(Changed::Unrecorded) => Acted::Done,
-                    Ok(Changed::Lost) => {
-                        tracing::warn!(ticket = ticket.0, "job.fenced");
-                        Acted::Lost
-                    }
-                    Err(fault) => Acted::Failed(fault),
+                let status = match &outcome {
+                    Ok(Changed::Won(owned)) => Some(owned.record.state.status),
+                    Ok(Changed::Lost | Changed::Cancelled(_) | Changed::Unrecorded) | Err(_) => None,
                 };
+                let outcome = self.changed(ticket, outcome);
+                if let (Some(status), Some(job)) = (status, self.jobs.get(&ticket)) {
+                    if status.is_terminal() {
+                        self.metrics.request_ended(status.as_str());
+                    }
+                    if let (Status::Completed, Some(request)) = (status, &job.request) {
+                        let took = self.clock.now().since(job.claimed_at);
+                        self.metrics.generated(took, request.spec.image.num_inference_steps);
+                        self.ended_well(ticket);
+                    }
+                }
                 Some(Input::Acted { ticket, outcome })
             }
             Fact::Acted { ticket, outcome } => {
@@ -442,11 +495,61 @@ impl Worker {
                 };
                 Some(Input::Acted { ticket, outcome })
             }
-            Fact::Extended { ticket, sent } => Some(Input::Extended { ticket, sent }),
+            Fact::Extended { ticket, sent } => {
+                // Who was not told that it is cancelled finds out.
+                self.look(ticket);
+                Some(Input::Extended { ticket, sent })
+            }
+            Fact::Hint { job } => {
+                let meant = |(ticket, held): (&Ticket, &Job)| (held.id().as_str() == job).then_some(*ticket);
+                for ticket in self.jobs.iter().filter_map(meant).collect::<Vec<_>>() {
+                    self.look(ticket);
+                }
+                None
+            }
+            Fact::Looked { ticket, found } => {
+                let job = self.jobs.get_mut(&ticket)?;
+                let change = records::news(job.owned.as_ref()?, &found)?;
+                if change != RecordChange::Taken {
+                    job.owned = Some(found);
+                }
+                tracing::info!(ticket = ticket.0, ?change, "job.record");
+                Some(Input::RecordChanged { ticket, change })
+            }
             Fact::Engine(answer) => Some(self.engine_answered(*answer)),
             Fact::Drain => Some(Input::Drain),
             Fact::Tick => Some(Input::Tick),
         }
+    }
+
+    /// What the change of a job's record means for the scheduler.
+    fn changed(&mut self, ticket: Ticket, outcome: Result<Changed, Fault>) -> Acted {
+        let (outcome, owned) = match outcome {
+            Ok(Changed::Won(owned)) => (Acted::Done, owned),
+            Ok(Changed::Cancelled(owned)) => (Acted::Ended, owned),
+            Ok(Changed::Unrecorded) => return Acted::Done,
+            Ok(Changed::Lost) => {
+                tracing::warn!(ticket = ticket.0, "job.fenced");
+                return Acted::Lost;
+            }
+            Err(fault) => return Acted::Failed(fault),
+        };
+        if let Some(job) = self.jobs.get_mut(&ticket) {
+            job.owned = Some(owned);
+        }
+        outcome
+    }
+
+    /// Reads the record of a job that is owned.
+    fn look(&self, ticket: Ticket) {
+        let Some(Job { owned: Some(_), delivery, .. }) = self.jobs.get(&ticket) else { return };
+        let (Some(tenant), Some(job)) = (delivery.tenant.clone(), self.jobs.get(&ticket).map(Job::id)) else { return };
+        let (records, facts) = (self.records.clone(), self.facts.clone());
+        self.tasks.spawn(async move {
+            if let Ok(Some(found)) = records.read(&tenant, &job).await {
+                let _ = facts.send(Fact::Looked { ticket, found });
+            }
+        });
     }
 
     fn delivered(&mut self, lane: usize, message: async_nats::Message) -> Option<Input> {
@@ -507,6 +610,9 @@ impl Worker {
             owned: None,
             prepared: Prepared::default(),
             warnings: Vec::new(),
+            saved: BTreeMap::new(),
+            is_checkpointed: false,
+            resumed_from_step: 0,
             images: vec![None; images],
             stored: Vec::new(),
             timings,
@@ -521,7 +627,7 @@ impl Worker {
     }
 
     fn engine_answered(&mut self, answer: Answer) -> Input {
-        let Answer { outcome, image, previews, warnings, took } = answer;
+        let Answer { outcome, image, previews, saved, warnings, took } = answer;
         if let Err(fault) = &outcome {
             tracing::error!(%fault, "engine");
         }
@@ -529,8 +635,13 @@ impl Worker {
         drop(span);
         let spent_ms = milliseconds(took);
         match &work {
-            EngineWork::Admit { ticket, .. } => {
+            EngineWork::Admit { row, ticket, .. } => {
+                let made = if let Ok(EngineReport::Admitted { made, .. }) = &outcome { *made } else { 0 };
+                if let Some(row) = self.rows.get_mut(row) {
+                    row.step = made;
+                }
                 if let Some(job) = self.jobs.get_mut(ticket) {
+                    job.resumed_from_step += made;
                     // All images of a job have the same.
                     job.warnings = warnings;
                     job.timings.encoding_ms += spent_ms;
@@ -543,14 +654,18 @@ impl Worker {
                 #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
                 let share_ms = spent_ms / rows.len().max(1) as f64;
                 for row in rows {
-                    let Some(job) = self.rows.get(row).and_then(|ticket| self.jobs.get_mut(ticket)) else { continue };
+                    let Some(row) = self.rows.get_mut(row) else { continue };
+                    row.step += u32::from(outcome.is_ok());
+                    let Some(job) = self.jobs.get_mut(&row.ticket) else { continue };
                     job.gpu_ms += share_ms;
                     let since = job.stepping_since.unwrap_or(now);
                     job.timings.denoising_ms = milliseconds(now.since(since));
                 }
                 self.previews.extend(previews);
             }
+            EngineWork::Save { .. } => self.keep_saved(saved),
             EngineWork::Decode { ticket, image: index, .. } => {
+                self.keep_saved(saved);
                 if let Some(job) = self.jobs.get_mut(ticket) {
                     job.timings.decoding_ms += spent_ms;
                     job.gpu_ms += spent_ms;
@@ -597,7 +712,9 @@ impl Worker {
                 }
             }
             Effect::Forget { ticket } => {
-                self.jobs.remove(&ticket);
+                if let Some(job) = self.jobs.remove(&ticket) {
+                    self.sweep_checkpoints(&job);
+                }
             }
         }
     }
@@ -611,24 +728,32 @@ impl Worker {
             }
             EngineWork::Admit { row, ticket, image } => {
                 let Some(Job { request: Some(request), prepared, span, .. }) = self.jobs.get(ticket) else { return };
-                self.rows.insert(*row, *ticket);
+                self.rows.insert(*row, RowState { ticket: *ticket, image: *image, step: 0 });
                 let spec = Box::new(request.spec.image(*image));
+                let saved = prepared.saved.get(image).map(|saved| saved.bytes.clone());
                 (
-                    Command::Admit { row: *row, spec, pictures: prepared.pictures.clone() },
+                    Command::Admit { row: *row, spec, pictures: prepared.pictures.clone(), saved },
                     tracing::info_span!(parent: span, "job.encode"),
                 )
             }
             EngineWork::Step { rows, previews } => {
                 let span = tracing::info_span!(parent: None, "batch.step", batch.size = rows.len());
-                for job in rows.iter().filter_map(|row| self.jobs.get(self.rows.get(row)?)) {
+                for job in rows.iter().filter_map(|row| self.jobs.get(&self.rows.get(row)?.ticket)) {
                     let context = job.span.context();
                     span.add_link(context.span().span_context().clone());
                 }
                 (Command::Step { rows: rows.clone(), previews: previews.clone() }, span)
             }
-            EngineWork::Decode { row, ticket, .. } => {
+            EngineWork::Save { ticket, rows } => {
                 let parent = self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
-                (Command::Decode { row: *row }, tracing::info_span!(parent: parent, "job.decode"))
+                (Command::Save { rows: rows.clone() }, tracing::info_span!(parent: parent, "job.save"))
+            }
+            EngineWork::Decode { row, ticket, .. } => {
+                let job = self.jobs.get(ticket);
+                let parent = job.map_or_else(Span::none, |job| job.span.clone());
+                // Whoever takes the job over while others of its images are made need not make this one again.
+                let save = job.is_some_and(|job| job.images.len() > 1);
+                (Command::Decode { row: *row, save }, tracing::info_span!(parent: parent, "job.decode"))
             }
         };
         self.work = Some((work, span));

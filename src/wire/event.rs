@@ -19,6 +19,8 @@ pub enum EventKind {
     Started,
     /// A step was made.
     Progress,
+    /// Another worker could go on from here.
+    Checkpoint,
     /// Every image is stored.
     Completed,
     /// There will be no image.
@@ -29,8 +31,15 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: &'static [Self] =
-        &[Self::Accepted, Self::Started, Self::Progress, Self::Completed, Self::Failed, Self::Cancelled];
+    pub const ALL: &'static [Self] = &[
+        Self::Accepted,
+        Self::Started,
+        Self::Progress,
+        Self::Checkpoint,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+    ];
 
     /// The last token of the subject.
     pub fn as_str(self) -> &'static str {
@@ -38,6 +47,7 @@ impl EventKind {
             Self::Accepted => "accepted",
             Self::Started => "started",
             Self::Progress => "progress",
+            Self::Checkpoint => "checkpoint",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -48,7 +58,7 @@ impl EventKind {
     pub fn is_terminal(self) -> bool {
         match self {
             Self::Completed | Self::Failed | Self::Cancelled => true,
-            Self::Accepted | Self::Started | Self::Progress => false,
+            Self::Accepted | Self::Started | Self::Progress | Self::Checkpoint => false,
         }
     }
 
@@ -135,6 +145,20 @@ pub struct Progress {
     pub preview: Option<String>,
 }
 
+/// `data` of `checkpoint`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Checkpointed {
+    /// The worker.
+    pub worker: String,
+    /// Claims of this job, from 1.
+    pub attempt: u32,
+    /// Denoising steps that will not be made again, over all images of the job.
+    pub step: u32,
+    /// As in the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Map<String, Value>>,
+}
+
 /// One stored image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredImage {
@@ -188,7 +212,7 @@ pub struct Completed {
     pub worker: String,
     /// Claims of this job.
     pub attempts: u32,
-    /// The step that the last attempt began at.
+    /// Denoising steps that were made before the last attempt began, over all images.
     pub resumed_from_step: u32,
     /// What the requester should know, such as a prompt that was cut off.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -236,6 +260,9 @@ pub struct Failed {
 /// `data` of `cancelled`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Cancelled {
+    /// What there was when it was stopped, if that was to be kept: pictures as far as they had become.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<StoredImage>,
     /// Claims of this job.
     pub attempts: u32,
     /// As in the request.

@@ -18,6 +18,9 @@ pub const KEY_OPERATION: &str = "KV-Operation";
 /// It was deleted.
 pub const KEY_DELETED: &str = "DEL";
 
+/// NATS micro services: why a request was refused.
+pub const SERVICE_ERROR: &str = "Nats-Service-Error";
+
 /// Dead letters: why, as a fault code.
 pub const DEAD_LETTER_CODE: &str = "Darkroom-Error-Code";
 /// Dead letters: why, as a sentence.

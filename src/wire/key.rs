@@ -9,6 +9,17 @@ pub fn image(tenant: &Tenant, job: &JobId, index: u32, format: OutputFormat) -> 
     format!("{tenant}/{job}/{index}.{}", format.extension())
 }
 
+/// `<tenant>/<job>/checkpoints/<index>-<step>.safetensors`: how far an image was. The same state always has the same key, so
+/// that a worker that lost the job writes nothing that another would not.
+pub fn checkpoint(tenant: &Tenant, job: &JobId, index: u32, step: u32) -> String {
+    format!("{}{index}-{step}.safetensors", checkpoints(tenant, job))
+}
+
+/// What all checkpoints of a job begin with.
+pub fn checkpoints(tenant: &Tenant, job: &JobId) -> String {
+    format!("{tenant}/{job}/checkpoints/")
+}
+
 /// `<tenant>/inputs/<name>`: where the command line puts starting pictures.
 pub fn input(tenant: &Tenant, name: &str) -> String {
     format!("{tenant}/inputs/{name}")

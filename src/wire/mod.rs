@@ -3,6 +3,7 @@
 //! The only place that knows how anything of ours looks outside the process: every (de)serialisation of a message and
 //! every subject literal is here. It does no I/O; times come in as milliseconds since the Unix epoch.
 
+pub mod cancel;
 pub mod cost;
 pub mod event;
 pub mod header;

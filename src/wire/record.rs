@@ -27,8 +27,32 @@ pub struct Record {
     pub created: String,
     /// When it last changed, RFC 3339.
     pub updated: String,
+    /// Where a worker can go on from, if anything was saved.
+    pub checkpoint: Option<Checkpoint>,
     /// The `data` of the terminal event; only in terminal states.
     pub terminal: Option<Value>,
+}
+
+/// What was saved of a job that runs, or ran.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Its images, as far as they were begun, by index.
+    pub images: Vec<SavedImage>,
+}
+
+/// How far one image was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedImage {
+    /// Counts from 0.
+    pub index: u32,
+    /// Denoising steps that were made.
+    pub step: u32,
+    /// Where the state is in the object store.
+    pub key: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// SHA-256 of its bytes, in hexadecimal digits: what is there otherwise is not what was saved.
+    pub sha256: String,
 }
 
 impl Record {
@@ -42,6 +66,7 @@ impl Record {
             model: model.to_owned(),
             created: now.clone(),
             updated: now,
+            checkpoint: None,
             terminal: None,
         }
     }
@@ -57,12 +82,16 @@ struct RecordDocument {
     failures: u32,
     #[serde(default)]
     deaths: u32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stopping: bool,
     request_digest: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     stream_sequence: Option<u64>,
     model: String,
     created: String,
     updated: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<Checkpoint>,
     #[serde(skip_serializing_if = "Option::is_none")]
     terminal: Option<Value>,
 }
@@ -96,11 +125,13 @@ pub fn encode(record: &Record) -> Vec<u8> {
         attempts: record.state.attempts,
         failures: record.state.failures,
         deaths: record.state.deaths,
+        stopping: record.state.stopping,
         request_digest: record.request_digest.clone(),
         stream_sequence: record.stream_sequence,
         model: record.model.clone(),
         created: record.created.clone(),
         updated: record.updated.clone(),
+        checkpoint: record.checkpoint.clone(),
         terminal: record.terminal.clone(),
     };
     serde_json::to_vec(&document).unwrap_or_default()
@@ -126,12 +157,14 @@ pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
             attempts: document.attempts,
             failures: document.failures,
             deaths: document.deaths,
+            stopping: document.stopping,
         },
         request_digest: document.request_digest,
         stream_sequence: document.stream_sequence,
         model: document.model,
         created: document.created,
         updated: document.updated,
+        checkpoint: document.checkpoint,
         terminal: document.terminal,
     })
 }
@@ -146,6 +179,11 @@ mod tests {
         let mut record = Record::accepted("d".into(), "shapes", Some(7), 1_795_000_000_123);
         assert_eq!(decode(&encode(&record)).unwrap(), record);
         record.state = record.state.next(JobStep::Claim { worker: "w".parse().unwrap() }).unwrap();
+        assert_eq!(decode(&encode(&record)).unwrap(), record);
+        record.state = record.state.next(JobStep::Stop).unwrap();
+        let saved =
+            SavedImage { index: 1, step: 3, key: "t/j/checkpoints/1-3".into(), size_bytes: 9, sha256: "aa".into() };
+        record.checkpoint = Some(Checkpoint { images: vec![saved] });
         assert_eq!(decode(&encode(&record)).unwrap(), record);
         record.state = record.state.next(JobStep::Complete).unwrap();
         record.terminal = Some(serde_json::json!({"images": []}));

@@ -3,7 +3,8 @@
 use schemars::schema_for;
 use serde_json::Value;
 
-use super::event::{Accepted, Cancelled, CloudEvent, Completed, Failed, Progress, Started};
+use super::cancel::{CancelAnswer, CancelRequest};
+use super::event::{Accepted, Cancelled, Checkpointed, CloudEvent, Completed, Failed, Progress, Started};
 use super::request::RequestDocument;
 use super::worker::{ModelReport, WorkerReport};
 
@@ -13,6 +14,9 @@ pub fn all() -> Vec<(&'static str, Value)> {
         ("request.json", schema_for!(RequestDocument).to_value()),
         ("event.accepted.json", schema_for!(CloudEvent<Accepted>).to_value()),
         ("event.started.json", schema_for!(CloudEvent<Started>).to_value()),
+        ("cancel.request.json", schema_for!(CancelRequest).to_value()),
+        ("cancel.answer.json", schema_for!(CancelAnswer).to_value()),
+        ("event.checkpoint.json", schema_for!(CloudEvent<Checkpointed>).to_value()),
         ("event.progress.json", schema_for!(CloudEvent<Progress>).to_value()),
         ("event.completed.json", schema_for!(CloudEvent<Completed>).to_value()),
         ("event.failed.json", schema_for!(CloudEvent<Failed>).to_value()),

@@ -23,6 +23,13 @@ pub const BUCKET_MODELS: &str = "darkroom_models";
 /// All requests.
 pub const ALL_REQUESTS: &str = "darkroom.req.>";
 
+/// Where jobs are cancelled by request–reply; the last token is the tenant.
+pub const API_CANCEL: &str = "darkroom.api.cancel.*";
+
+/// What workers hear when somebody cancels a job.
+pub const ALL_CANCEL_HINTS: &str = "darkroom.ctl.cancel.*";
+const CANCEL_HINT_PREFIX: &str = "darkroom.ctl.cancel.";
+
 /// Where the JetStream API is asked.
 pub const API_PREFIX: &str = "$JS.API.";
 /// What a request's subject looks like, for people.
@@ -38,6 +45,11 @@ pub fn request(model: &ModelName, priority: Priority, pool: Pool, tenant: &Tenan
 /// What the durable consumer of (model, priority, pool) filters: the requests of every tenant.
 pub fn request_filter(model: &ModelName, priority: Priority, pool: Pool) -> String {
     format!("{REQUEST_PREFIX}{model}.{priority}.{pool}.*")
+}
+
+/// The requests of one tenant.
+pub fn requests_of(tenant: &Tenant) -> String {
+    format!("{REQUEST_PREFIX}*.*.*.{tenant}")
 }
 
 /// The name of the durable consumer of (model, priority, pool).
@@ -58,6 +70,26 @@ pub fn events_of_job(tenant: &Tenant, job: &JobId) -> String {
 /// Step progress of a job.
 pub fn progress(tenant: &Tenant, job: &JobId) -> String {
     format!("darkroom.prog.{tenant}.{job}")
+}
+
+/// Where a tenant cancels its jobs by request–reply.
+pub fn api_cancel(tenant: &Tenant) -> String {
+    format!("darkroom.api.cancel.{tenant}")
+}
+
+/// The tenant token of a request to the service.
+pub fn tenant_of_api(subject: &str) -> Option<&str> {
+    subject.strip_prefix("darkroom.api.")?.split('.').nth(1)
+}
+
+/// Where workers are told that a job is cancelled. Its record decides.
+pub fn cancel_hint(job: &JobId) -> String {
+    format!("{CANCEL_HINT_PREFIX}{job}")
+}
+
+/// The job that a [`cancel_hint`] is of.
+pub fn cancelled_job(subject: &str) -> Option<&str> {
+    subject.strip_prefix(CANCEL_HINT_PREFIX)
 }
 
 /// Dead letters of a model and tenant; both are tokens of the request's subject, valid as they are.

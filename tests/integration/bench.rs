@@ -85,7 +85,7 @@ async fn one_job(bus: &bus::Bus, id: &str, steps: u32) -> (Duration, Value) {
         match EventKind::from_type(event["type"].as_str().unwrap()).unwrap() {
             EventKind::Completed => return (began.elapsed(), event["data"].clone()),
             EventKind::Failed | EventKind::Cancelled => panic!("{event}"),
-            EventKind::Accepted | EventKind::Started | EventKind::Progress => {}
+            EventKind::Accepted | EventKind::Started | EventKind::Progress | EventKind::Checkpoint => {}
         }
     }
 }

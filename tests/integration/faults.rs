@@ -100,7 +100,8 @@ async fn a_worker_that_was_stopped_and_wakes_up_changes_nothing() {
     assert_eq!((record.state.status, record.state.attempts), (Status::Completed, 2));
     zombie.resume();
     // It finishes its own copy and finds that the record is not its own any more.
-    zombie.wait_for_log(|line| line.contains("job.fenced") || line.contains("worker.exit"), PATIENCE).await;
+    let gives_up = |line: &str| line.contains("job.fenced") || line.contains("Taken");
+    zombie.wait_for_log(gives_up, PATIENCE).await;
     assert_eq!(stack.end_of("fenced").await, record);
     let events = stack.events_of("t", "fenced").await;
     assert_eq!(events.iter().filter(|(kind, _)| *kind == EventKind::Completed).count(), 1);

@@ -3,6 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
+mod cancel;
+mod checkpoints;
 mod cli;
 mod cluster;
 mod contract;

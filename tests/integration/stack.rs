@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::{FromConsumer as _, pull};
 use darkroom::engine::read_manifest;
 use darkroom::job::{JobId, Tenant};
 use darkroom::shell::bus::{self, Bus};
@@ -13,6 +14,7 @@ use darkroom::shell::{client, topology};
 use darkroom::wire::event::EventKind;
 use darkroom::wire::record::Record;
 use darkroom::wire::{header, subject};
+use futures_util::StreamExt;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -54,6 +56,18 @@ impl Stack {
 
     pub(crate) fn store_url(&self) -> String {
         format!("file://{}", self.objects.path().display())
+    }
+
+    /// Lets messages of workers that are lost come back sooner. Workers that are started later know.
+    pub(crate) async fn set_ack_wait(&self, ack_wait: Duration) {
+        let stream = self.bus.context.get_stream(subject::STREAM_REQUESTS).await.unwrap();
+        let mut names = stream.consumer_names();
+        while let Some(name) = names.next().await {
+            let consumer = stream.get_consumer::<pull::Config>(&name.unwrap()).await.unwrap();
+            let config = consumer.cached_info().config.clone();
+            let config = pull::Config { ack_wait, ..pull::Config::try_from_consumer_config(config).unwrap() };
+            stream.update_consumer(config).await.unwrap();
+        }
     }
 
     /// The command of a worker, which a test may add to.

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use darkroom::job::Status;
+use darkroom::shell::client;
 use serde_json::json;
 
 use crate::stack::{PATIENCE, Stack, started};
@@ -49,30 +50,55 @@ async fn an_object_that_an_earlier_attempt_left_is_no_obstacle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_fails_for_a_while_costs_an_attempt_and_not_the_job() {
+async fn a_store_that_is_down_costs_no_attempt_and_nothing_more_is_begun() {
+    const JOBS: usize = 12;
     let stack = Stack::start().await;
     let s3 = S3Server::start().await;
     let mut command = stack.worker_command_for(&s3.store_url());
-    command.envs(s3.environment());
+    command.envs(s3.environment()).args(["--batch", "1"]);
     s3.set_failing(Some(hyper::StatusCode::FORBIDDEN));
     let _worker = started(&mut command).await;
-    stack.request("later", &small()).await;
-    eventually("a try to store", PATIENCE, async || s3.requests().iter().any(|r| r.status == 403).then_some(())).await;
+    for index in 0..JOBS {
+        stack.request(&format!("later-{index}"), &small()).await;
+    }
+    let refused = async || s3.requests().iter().filter(|request| request.status == 403).count();
+    eventually("tries to store", PATIENCE, async || (refused().await >= 8).then_some(())).await;
+    let begun = stack.stored("DARKROOM_EV", "darkroom.ev.t.").await;
+    let begun = begun.iter().filter(|message| message.subject.ends_with(".started")).count();
+    assert!(begun < JOBS, "{begun} jobs were begun that could not be stored");
     s3.set_failing(None);
-    let record = stack.end_of("later").await;
-    assert_eq!(record.state.status, Status::Completed);
+    for index in 0..JOBS {
+        let record = stack.end_of(&format!("later-{index}")).await;
+        let state = (record.state.status, record.state.attempts, record.state.failures);
+        assert_eq!(state, (Status::Completed, 1, 0), "later-{index}");
+    }
     stack.queue_is_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_cannot_be_written_fails_the_job_after_three_attempts() {
+async fn what_cannot_be_stored_while_others_are_fails_after_three_attempts() {
     let stack = Stack::start().await;
     // A file where the tenant's directory should be stops even root.
     std::fs::write(stack.objects.path().join("t"), b"in the way").unwrap();
     std::fs::set_permissions(stack.objects.path().join("t"), std::fs::Permissions::from_mode(0o444)).unwrap();
     let _worker = stack.worker().await;
     stack.request("never", &small()).await;
-    let record = stack.end_of("never").await;
+    // Another tenant's jobs can be stored, one after the other.
+    let ended = async |tenant: &str, job: &str| {
+        let record = client::status(&stack.bus, &tenant.parse().unwrap(), &job.parse().unwrap()).await.ok()??;
+        record.state.status.is_terminal().then_some(record)
+    };
+    let body = serde_json::to_vec(&small()).unwrap();
+    let mut others = 0;
+    let record = eventually("the end of never", PATIENCE, async || {
+        if others == 0 || ended("u", &format!("u-{others}")).await.is_some() {
+            others += 1;
+            let to = "darkroom.req.shapes.normal.any.u";
+            stack.publish(to, Some(&format!("u-{others}")), body.clone()).await;
+        }
+        ended("t", "never").await
+    })
+    .await;
     assert_eq!(record.state.status, Status::Failed);
     assert_eq!(record.state.attempts, 3);
     let events = stack.events_to_the_end("t", "never").await;

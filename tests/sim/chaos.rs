@@ -13,6 +13,7 @@ pub(crate) enum Disaster {
     Stall,
     Drain,
     Outage,
+    StoreOutage,
     /// Requests and events go on, but the bucket has no quorum.
     RecordsOutage,
     ServerKill,
@@ -30,6 +31,7 @@ impl World {
             (Disaster::RecordsOutage, chaos.records_outages),
             (Disaster::ServerKill, chaos.server_kills),
             (Disaster::Redelivery, chaos.redeliveries),
+            (Disaster::StoreOutage, chaos.store_outages),
         ];
         let end = u64::try_from(self.knobs.calm_after.as_millis()).unwrap_or(0);
         for (disaster, times) in disasters {
@@ -50,6 +52,10 @@ impl World {
                 let length = self.random.millis(100, 60_000);
                 self.outage_until = self.outage_until.max(self.now.after(length));
                 self.broker.lose_pulls();
+            }
+            Disaster::StoreOutage => {
+                let length = self.random.millis(100, 60_000);
+                self.store_out_until = self.store_out_until.max(self.now.after(length));
             }
             Disaster::RecordsOutage => {
                 let length = self.random.millis(100, 60_000);

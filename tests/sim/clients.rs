@@ -33,13 +33,16 @@ pub(crate) struct Body {
     pub(crate) poison: Poison,
     /// Steps before the poison works.
     pub(crate) poison_at: u32,
+    /// The store takes all but its images.
+    pub(crate) unstorable: bool,
 }
 
 /// What clients do at one moment.
 #[derive(Clone, Debug)]
 pub(crate) enum Deed {
     Publish(Body),
-    Cancel { job: u32 },
+    Cancel { job: u32, keep_partial: bool },
+    KillAll,
 }
 
 impl Body {
@@ -47,7 +50,7 @@ impl Body {
     pub(crate) fn plain(job: u32, poison: Poison) -> Self {
         let key = BatchKey { width: 64, height: 64 };
         let offer = Some(Offer { images: 1, key, previews: None, steps: 4, tenant: TenantKey(0), deadline: None });
-        Self { job, digest: u64::from(job) << 8, lane: 0, offer, steps: 4, poison, poison_at: 1 }
+        Self { job, digest: u64::from(job) << 8, lane: 0, offer, steps: 4, poison, poison_at: 1, unstorable: false }
     }
 
     fn drawn(job: u32, knobs: &Knobs, random: &mut Random) -> Self {
@@ -73,6 +76,7 @@ impl Body {
             steps,
             poison: if poisoned { poison } else { Poison::None },
             poison_at: random.small(0, steps),
+            unstorable: false,
         }
     }
 }
@@ -110,7 +114,8 @@ pub(crate) fn plan(knobs: &Knobs, random: &mut Random) -> (Vec<(Mono, Deed)>, Ve
             deeds.push((later(random), Deed::Publish(other)));
         }
         if random.chance(knobs.clients.cancelled) {
-            deeds.push((later(random).after(Duration::from_millis(1)), Deed::Cancel { job }));
+            let keep_partial = random.chance(400);
+            deeds.push((later(random).after(Duration::from_millis(1)), Deed::Cancel { job, keep_partial }));
         }
         if random.chance(knobs.clients.damaged) {
             damaged.push(job);

@@ -13,8 +13,10 @@ use crate::random::Random;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Claim,
+    Checkpoint,
     Store,
     Complete,
+    Cancel,
     Fail,
     Retry,
     GiveBack,
@@ -30,8 +32,10 @@ impl Kind {
     pub(crate) fn of(action: &Action) -> Self {
         match action {
             Action::Claim => Self::Claim,
+            Action::Checkpoint => Self::Checkpoint,
             Action::Store => Self::Store,
             Action::Record(Transition::Complete) => Self::Complete,
+            Action::Record(Transition::Cancel) => Self::Cancel,
             Action::Record(Transition::Fail(_)) => Self::Fail,
             Action::Record(Transition::Retry(_)) => Self::Retry,
             Action::Record(Transition::GiveBack) => Self::GiveBack,
@@ -95,6 +99,10 @@ pub(crate) struct Rates {
     pub(crate) engine_retry: u64,
     pub(crate) engine_reject: u64,
     pub(crate) engine_fatal: u64,
+    /// It never answers.
+    pub(crate) engine_hangs: u64,
+    /// A worker is not told that somebody cancelled its job.
+    pub(crate) hint_lost: u64,
 }
 
 /// What clients do, in a thousand of jobs.
@@ -121,6 +129,7 @@ pub(crate) struct Chaos {
     pub(crate) records_outages: u32,
     pub(crate) server_kills: u32,
     pub(crate) redeliveries: u32,
+    pub(crate) store_outages: u32,
 }
 
 /// One world.
@@ -189,6 +198,9 @@ impl Knobs {
                 images_parked_max: 4,
                 jobs_ahead_max: 8,
                 stall_max: Duration::from_millis(500),
+                checkpoint_every: Duration::from_secs(2),
+                checkpoint_steps: None,
+                engine_stall_max: Duration::from_secs(10),
                 passed_over_max: Duration::from_secs(3),
                 policy: Policy::Adaptive,
                 costs: CostModel::default(),
@@ -221,6 +233,8 @@ impl Knobs {
             engine_retry: sometimes(40),
             engine_reject: sometimes(20),
             engine_fatal: sometimes(8),
+            engine_hangs: 0,
+            hint_lost: 0,
         };
         let clients = Clients {
             jobs: 0,
@@ -241,7 +255,9 @@ impl Knobs {
             records_outages: times(2),
             server_kills: times(3),
             redeliveries: times(8),
+            store_outages: times(2),
         };
+        let rates = Rates { engine_hangs: sometimes(4), hint_lost: sometimes(800), ..rates };
         let idle = random.chance(500).then(|| random.millis(1000, 40_000));
         Self {
             workers: random.small(1, 3),
@@ -252,6 +268,9 @@ impl Knobs {
                 images_parked_max: random.small(0, 8),
                 jobs_ahead_max: random.small(0, 12),
                 stall_max: random.millis(0, 400),
+                checkpoint_every: if random.chance(300) { Duration::MAX } else { random.millis(0, 5_000) },
+                checkpoint_steps: random.chance(300).then(|| random.small(0, 5)),
+                engine_stall_max: random.millis(2_000, 10_000),
                 passed_over_max: random.millis(500, 5_000),
                 policy: if random.chance(150) { Policy::Fixed } else { Policy::Adaptive },
                 costs: CostModel::default(),

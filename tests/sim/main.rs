@@ -37,6 +37,8 @@ const MUST_BE_MET: &[&str] = &[
     "claim: held elsewhere",
     "claim: unprepared",
     "claim: won",
+    "checkpoint",
+    "engine: hangs",
     "exit: drained",
     "exit: fatal",
     "exit: idle",
@@ -44,11 +46,14 @@ const MUST_BE_MET: &[&str] = &[
     "job: cancelled",
     "job: completed",
     "job: failed",
+    "record: cancelled by its holder",
     "record: given back",
     "record: lost",
     "record: too late",
     "record: workers lost",
     "redelivered to its holder",
+    "resumed",
+    "stopped",
     "worker: killed",
 ];
 

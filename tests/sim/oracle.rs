@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use darkroom::job::{FaultCode, Status};
 use darkroom::sched::{
-    Acted, Action, Claim, Config, Effect, Exit, Input, Mono, Policy, Scheduler, Ticket, Transition, Verdict,
+    Acted, Action, Claim, Config, Effect, Exit, Input, Mono, Policy, RecordChange, Scheduler, Ticket, Transition,
+    Verdict,
 };
 
 use crate::broker::Broker;
@@ -96,6 +97,7 @@ impl Oracle {
                     (Some(Action::Store), Acted::Failed(_)) => held.blamed = true,
                     (Some(Action::Claim), Acted::Claimed(claim)) => {
                         held.waiting = matches!(claim, Claim::Won { .. });
+                        held.stopping = matches!(claim, Claim::Won { stopping: true, .. });
                         held.blamed |= match claim {
                             Claim::Unprepared { .. } => true,
                             Claim::Won { deaths, .. } => *deaths >= watch.config.deaths_max,
@@ -103,6 +105,12 @@ impl Oracle {
                         };
                     }
                     (_, _) => {}
+                }
+            }
+            Input::RecordChanged { ticket, change } => {
+                if let Some(held) = watch.held.get_mut(ticket) {
+                    held.stopping |= *change == RecordChange::Stopping;
+                    held.waiting = false;
                 }
             }
             Input::Extended { ticket, sent } => {
@@ -119,6 +127,14 @@ impl Oracle {
             },
             Input::Drain => watch.drain_wanted = true,
             Input::PullEnded { .. } | Input::PullsStopped | Input::Tick => {}
+        }
+    }
+
+    /// The engine will not answer.
+    pub(crate) fn hangs(&mut self, worker: u32) {
+        if let Some(watch) = self.watches.get_mut(&worker) {
+            watch.hangs();
+            self.met("engine: hangs");
         }
     }
 
@@ -141,7 +157,8 @@ impl Oracle {
         let Config { images_in_batch_max, images_parked_max, jobs_ahead_max, lanes, policy, .. } = &watch.config;
         // What cannot make its deadline is claimed to be failed.
         let pressed = |held: &Held| held.body.offer.as_ref().is_some_and(|offer| offer.deadline.is_some());
-        let waiting = watch.held.values().filter(|held| held.waiting && !pressed(held)).count();
+        let wants_rows = |held: &Held| held.waiting && !held.blamed && held.decoded < held.images();
+        let waiting = watch.held.values().filter(|held| wants_rows(held) && !pressed(held)).count();
         let rows = (images_in_batch_max + images_parked_max) as usize;
         let most = rows + if *policy == Policy::Fixed { lanes.len() } else { 0 };
         must!(self, waiting <= most, "worker {worker} took {waiting} jobs, {most} at most");
@@ -178,7 +195,7 @@ impl Oracle {
         let right = match exit {
             Exit::Idle => watch.config.exit_when_idle.is_some(),
             Exit::Drained => watch.drain_wanted,
-            Exit::Fatal(_) => watch.engine_broken,
+            Exit::Fatal(_) => watch.engine_broken || watch.engine_hangs,
         };
         must!(self, right, "worker {worker} ends as {exit:?}");
         self.met(match exit {
@@ -216,6 +233,9 @@ impl Oracle {
                 if matches!(transition, Transition::Fail(fault) if fault.code == FaultCode::DeadlineExceeded) {
                     self.met("record: too late");
                 }
+                if *transition == Transition::Cancel {
+                    self.met("record: cancelled by its holder");
+                }
                 if *transition == Transition::GiveBack {
                     self.met("record: given back");
                 }
@@ -241,7 +261,8 @@ impl Oracle {
             Action::Settle(Verdict::Nak(_)) if status.is_none_or(|status| status == Status::Pending) => {
                 self.met("given back unclaimed");
             }
-            Action::Claim | Action::Store | Action::Settle(Verdict::Nak(_)) => {}
+            Action::Checkpoint if *outcome == Acted::Done => self.met("checkpoint"),
+            Action::Claim | Action::Checkpoint | Action::Store | Action::Settle(Verdict::Nak(_)) => {}
         }
     }
 

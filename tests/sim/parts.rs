@@ -14,7 +14,14 @@ use crate::random::Random;
 /// The engine of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Engine {
-    rows: BTreeMap<RowKey, (Ticket, u32)>,
+    rows: BTreeMap<RowKey, Image>,
+}
+
+#[derive(Debug)]
+struct Image {
+    ticket: Ticket,
+    image: u32,
+    made: u32,
 }
 
 impl Engine {
@@ -22,6 +29,7 @@ impl Engine {
     pub(crate) fn ask(
         &mut self,
         work: &EngineWork,
+        begun: u32,
         broker: &Broker,
         images_fit: u32,
         rates: &Rates,
@@ -29,14 +37,15 @@ impl Engine {
     ) -> Option<(Duration, Result<EngineReport, Fault>)> {
         let body = |ticket: Ticket| &broker.message(ticket.0).body;
         let (cost, report) = match work {
-            EngineWork::Admit { row, ticket, .. } => {
-                self.rows.insert(*row, (*ticket, 0));
-                (random.millis(5, 60), EngineReport::Admitted { steps: body(*ticket).steps })
+            EngineWork::Admit { row, ticket, image } => {
+                self.rows.insert(*row, Image { ticket: *ticket, image: *image, made: begun });
+                (random.millis(5, 60), EngineReport::Admitted { steps: body(*ticket).steps, made: begun })
             }
             EngineWork::Step { rows, previews } => {
                 let most = 10 + 40 * rows.len() as u64 + 20 * previews.len() as u64;
                 (random.millis(10, most), EngineReport::Stepped)
             }
+            EngineWork::Save { .. } => (random.millis(1, 5), EngineReport::Saved),
             EngineWork::Decode { .. } => (random.millis(10, 150), EngineReport::Decoded),
             EngineWork::Release { row } => {
                 self.rows.remove(row);
@@ -46,26 +55,38 @@ impl Engine {
         let rows: &[RowKey] = match work {
             EngineWork::Step { rows, .. } => rows,
             EngineWork::Decode { row, .. } => &[*row],
-            EngineWork::Admit { .. } | EngineWork::Release { .. } => &[],
+            EngineWork::Admit { .. } | EngineWork::Save { .. } | EngineWork::Release { .. } => &[],
         };
         if rows.len() > images_fit as usize {
             return Some((cost, Err(Fault::retry(FaultCode::OutOfMemory, "too many images"))));
         }
-        let poison = rows.iter().filter_map(|row| self.rows.get(row)).find_map(|(ticket, made)| {
+        let poison = rows.iter().filter_map(|row| self.rows.get(row)).find_map(|Image { ticket, made, .. }| {
             let Body { poison, poison_at, .. } = body(*ticket);
-            (poison_at == made).then_some(*poison).filter(|poison| *poison != Poison::None)
+            (poison_at <= made).then_some(*poison).filter(|poison| *poison != Poison::None)
         });
         if let Some(fault) = fault(poison, rates, random) {
             return Some((cost, Err(fault)));
         }
         if let EngineWork::Step { rows, .. } = work {
             for row in rows {
-                if let Some((_, made)) = self.rows.get_mut(row) {
-                    *made += 1;
+                if let Some(image) = self.rows.get_mut(row) {
+                    image.made += 1;
                 }
             }
         }
         Some((cost, Ok(report)))
+    }
+}
+
+impl Engine {
+    /// Whose rows they are.
+    pub(crate) fn tickets(&self, rows: &[RowKey]) -> Vec<Ticket> {
+        rows.iter().filter_map(|row| self.rows.get(row)).map(|image| image.ticket).collect()
+    }
+
+    /// Steps made, by image.
+    pub(crate) fn made(&self, rows: &[RowKey]) -> Vec<(u32, u32)> {
+        rows.iter().filter_map(|row| self.rows.get(row)).map(|image| (image.image, image.made)).collect()
     }
 }
 

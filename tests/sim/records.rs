@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use darkroom::job::{Fault, FaultCode, JobState, JobStep, Status, WorkerId};
-use darkroom::sched::{Acted, Claim, Transition};
+use darkroom::sched::{Acted, Claim, RecordChange, Transition};
 
 /// A job's record.
 #[derive(Clone, Debug)]
@@ -13,7 +13,16 @@ pub(crate) struct Record {
     pub(crate) state: JobState,
     pub(crate) digest: u64,
     pub(crate) sequence: u64,
+    /// Steps saved, by image.
+    pub(crate) saved: BTreeMap<u32, u32>,
     revision: u64,
+}
+
+impl Record {
+    /// What proves that nobody else changed it.
+    pub(crate) fn fence(&self) -> u64 {
+        self.revision
+    }
 }
 
 /// Who claims what.
@@ -63,7 +72,8 @@ impl Records {
         if self.is_damaged(*job) {
             return (Acted::Failed(Fault::reject(FaultCode::JobIdConflict, "damaged record")), None);
         }
-        let fresh = Record { state: JobState::accepted(), digest: *digest, sequence: *sequence, revision: 0 };
+        let saved = BTreeMap::new();
+        let fresh = Record { state: JobState::accepted(), digest: *digest, sequence: *sequence, saved, revision: 0 };
         let found = self.records.get(job).cloned().unwrap_or(fresh);
         let another_message = found.sequence != *sequence;
         let another_holder = found.state.worker.as_ref().is_some_and(|holder| holder != worker);
@@ -79,29 +89,70 @@ impl Records {
             let Ok(state) = found.state.next(JobStep::Claim { worker: worker.clone() }) else {
                 return (Acted::Lost, None);
             };
-            let (failures, deaths) = (state.failures, state.deaths);
+            let (failures, deaths, stopping) = (state.failures, state.deaths, state.stopping);
             let revision = self.put(*job, Record { state, ..found });
-            return (Acted::Claimed(Claim::Won { failures, deaths }), Some(revision));
+            return (Acted::Claimed(Claim::Won { failures, deaths, stopping }), Some(revision));
         };
         (Acted::Claimed(claim), None)
     }
 
-    /// Compare-and-set with the revision of the own claim.
-    pub(crate) fn change(&mut self, job: u32, fence: Option<u64>, transition: &Transition) -> Acted {
+    /// What became of a job that `worker` claimed.
+    pub(crate) fn change_of(&self, job: u32, worker: &WorkerId) -> Option<RecordChange> {
+        let Record { state, .. } = self.records.get(&job)?;
+        match state.status {
+            Status::Cancelled => Some(RecordChange::Cancelled),
+            Status::Processing if state.worker.as_ref() == Some(worker) => {
+                state.stopping.then_some(RecordChange::Stopping)
+            }
+            Status::Pending | Status::Processing | Status::Completed | Status::Failed => Some(RecordChange::Taken),
+        }
+    }
+
+    /// Whether the record is still the holder's, whatever else was written into it; else what to tell the holder.
+    fn owned(&self, job: u32, fence: Option<u64>, worker: &WorkerId) -> Result<Record, Acted> {
+        let Some(found) = self.records.get(&job) else { return Err(Acted::Lost) };
+        let is_held = found.state.status == Status::Processing && found.state.worker.as_ref() == Some(worker);
+        match found.state.status {
+            Status::Cancelled => Err(Acted::Ended),
+            Status::Processing if fence == Some(found.revision) || is_held => Ok(found.clone()),
+            Status::Pending | Status::Processing | Status::Completed | Status::Failed => Err(Acted::Lost),
+        }
+    }
+
+    /// The holder saved rows.
+    pub(crate) fn checkpoint(
+        &mut self,
+        job: u32,
+        fence: Option<u64>,
+        worker: &WorkerId,
+        saved: &BTreeMap<u32, u32>,
+    ) -> Acted {
+        match self.owned(job, fence, worker) {
+            Ok(found) => {
+                self.put(job, Record { saved: saved.clone(), ..found });
+                Acted::Done
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// The holder's step, by compare-and-set.
+    pub(crate) fn change(&mut self, job: u32, fence: Option<u64>, worker: &WorkerId, transition: &Transition) -> Acted {
         let step = match transition {
             Transition::Complete => JobStep::Complete,
+            Transition::Cancel => JobStep::Cancel,
             Transition::Fail(_) | Transition::Refuse => JobStep::Fail,
             Transition::Retry(_) => JobStep::Retry,
             Transition::GiveBack => JobStep::GiveBack,
         };
-        let Some(found) = self.records.get(&job).cloned() else { return Acted::Lost };
-        match found.state.next(step) {
-            Ok(state) if fence == Some(found.revision) => {
-                self.put(job, Record { state, ..found });
-                Acted::Done
-            }
-            Ok(_) | Err(_) => Acted::Lost,
-        }
+        let found = match self.owned(job, fence, worker) {
+            Ok(found) => found,
+            Err(outcome) => return outcome,
+        };
+        let Ok(state) = found.state.next(step) else { return Acted::Lost };
+        let saved = if matches!(transition, Transition::Retry(_)) { BTreeMap::new() } else { found.saved.clone() };
+        self.put(job, Record { state, saved, ..found });
+        Acted::Done
     }
 
     /// A failed record for a malformed request, unless the id is taken.
@@ -110,7 +161,7 @@ impl Records {
         match self.records.get(&job) {
             _ if self.is_damaged(job) => Acted::Lost,
             None => {
-                self.put(job, Record { state: refused, digest, sequence, revision: 0 });
+                self.put(job, Record { state: refused, digest, sequence, saved: BTreeMap::new(), revision: 0 });
                 Acted::Done
             }
             Some(found) if found.digest == digest && found.state.status == Status::Failed => Acted::Done,
@@ -126,6 +177,14 @@ impl Records {
         if and_publish {
             self.publish(job, Status::Cancelled);
         }
+        true
+    }
+
+    /// A client's wish that the holder stops and keeps what is there; whether there is a holder.
+    pub(crate) fn stop(&mut self, job: u32) -> bool {
+        let Some(found) = self.records.get(&job).cloned() else { return false };
+        let Ok(state) = found.state.next(JobStep::Stop) else { return false };
+        self.put(job, Record { state, ..found });
         true
     }
 

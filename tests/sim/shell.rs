@@ -1,15 +1,17 @@
 //! What the shell does with a worker's effects: requests leave, take effect or get lost, and are answered or not.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use darkroom::job::{Fault, FaultCode};
 use darkroom::sched::{
-    Acted, Action, Claim, Effect, EngineWork, Input, Mono, PullOutcome, Ticket, Transition, Verdict,
+    Acted, Action, Claim, Effect, EngineWork, Input, Mono, PullOutcome, RecordChange, Ticket, Transition, Verdict,
 };
 
+use crate::clients::Body;
 use crate::knobs::{Kind, Trouble};
 use crate::parts::store_fault;
-use crate::records::Claimant;
+use crate::records::{Claimant, Record};
 use crate::world::{Event, Parcel, World};
 
 /// An action that takes longer than this excuses a worker that ends too late.
@@ -27,6 +29,10 @@ pub(crate) struct Kept {
     count: u64,
     fence: Option<u64>,
     images: u32,
+    /// Steps that were made before, by image.
+    pub(crate) begun: BTreeMap<u32, u32>,
+    /// What the engine wrote down, by image.
+    written: BTreeMap<u32, u32>,
 }
 
 /// How an action goes.
@@ -45,7 +51,7 @@ pub(crate) enum Request {
     Pull { lane: usize, max: u32, preference: u8 },
     StopPulling,
     Extend { ticket: Ticket, sent: Mono },
-    Act { ticket: Ticket, action: Action, kept: Kept, claimant: Claimant, fate: Fate },
+    Act { ticket: Ticket, action: Action, kept: Box<Kept>, claimant: Claimant, fate: Box<Fate> },
 }
 
 impl World {
@@ -59,11 +65,19 @@ impl World {
                 body = Some(&self.broker.message(ticket.0).body);
             }
             Input::Acted { ticket, .. } if parcel.note.is_some() => {
-                worker.kept.entry(*ticket).or_default().fence = parcel.note;
+                let body = &self.broker.message(ticket.0).body;
+                let saved = self.records.get(body.job).map(|record| record.saved.clone()).unwrap_or_default();
+                let kept = worker.kept.entry(*ticket).or_default();
+                if matches!(parcel.input, Input::Acted { outcome: Acted::Claimed(_), .. }) {
+                    kept.begun.clone_from(&saved);
+                    kept.written = saved;
+                }
+                kept.fence = parcel.note;
             }
             Input::Acted { .. }
             | Input::PullEnded { .. }
             | Input::PullsStopped
+            | Input::RecordChanged { .. }
             | Input::Extended { .. }
             | Input::Engine(_)
             | Input::Drain
@@ -103,20 +117,50 @@ impl World {
     fn ask_engine(&mut self, key: u32, work: &EngineWork) {
         let (rates, images_fit) = (self.rates(), self.knobs.images_fit);
         let Some(worker) = self.workers.get_mut(&key) else { return };
-        let Some((cost, outcome)) = worker.engine.ask(work, &self.broker, images_fit, &rates, &mut self.random) else {
-            return;
+        let begun = match work {
+            EngineWork::Admit { ticket, image, .. } => {
+                self.begun_at.entry(self.broker.message(ticket.0).body.job).or_insert(self.now);
+                worker.kept.get(ticket).and_then(|kept| kept.begun.get(image)).copied().unwrap_or(0)
+            }
+            EngineWork::Step { .. }
+            | EngineWork::Save { .. }
+            | EngineWork::Decode { .. }
+            | EngineWork::Release { .. } => 0,
         };
-        if let (EngineWork::Decode { ticket, .. }, Ok(_)) = (work, &outcome)
-            && let Some(kept) = worker.kept.get_mut(ticket)
-        {
-            kept.images += 1;
+        if begun > 0 {
+            self.oracle.met("resumed");
+        }
+        let asked = worker.engine.ask(work, begun, &self.broker, images_fit, &rates, &mut self.random);
+        let Some((cost, outcome)) = asked else { return };
+        match (work, &outcome) {
+            (EngineWork::Decode { ticket, .. }, Ok(_)) => {
+                if let Some(kept) = worker.kept.get_mut(ticket) {
+                    kept.images += 1;
+                }
+            }
+            (EngineWork::Step { rows, .. }, Ok(_)) => {
+                for ticket in worker.engine.tickets(rows) {
+                    *self.steps.entry(self.broker.message(ticket.0).body.job).or_default() += 1;
+                }
+            }
+            (EngineWork::Save { ticket, rows }, Ok(_)) => {
+                let written = worker.engine.made(rows);
+                if let Some(kept) = worker.kept.get_mut(ticket) {
+                    kept.written.extend(written);
+                }
+            }
+            (_, _) => {}
+        }
+        if self.random.chance(rates.engine_hangs) {
+            self.oracle.hangs(key);
+            return;
         }
         self.at(self.now.after(cost), Event::Arrive(key, Parcel { input: Input::Engine(outcome), note: None }));
     }
 
     fn act(&mut self, key: u32, ticket: Ticket, action: Action) {
         let rates = self.rates();
-        let is_store = action == Action::Store;
+        let is_store = !on_bus_alone(&action);
         let normal = if is_store { (20, 700) } else { (1, 20) };
         let (low, high) = if self.random.chance(rates.slow) { (500, 5000) } else { normal };
         let mut there = self.random.millis(low, high);
@@ -141,10 +185,13 @@ impl World {
         }
         let request_lost = self.random.chance(rates.request_lost) || trouble == Some(Trouble::RequestLost);
         let answer_lost = self.random.chance(rates.answer_lost) || trouble == Some(Trouble::AnswerLost);
-        let fault = if is_store { store_fault(&rates, &mut self.random) } else { None };
-        let fate = Fate { request_lost, answer_lost, fault, trouble, back };
+        let mut fault = if is_store { store_fault(&rates, &mut self.random) } else { None };
+        if action == Action::Store && self.broker.message(ticket.0).body.unstorable {
+            fault = Some(Fault::retry(FaultCode::StoreFailed, "not this one"));
+        }
+        let fate = Box::new(Fate { request_lost, answer_lost, fault, trouble, back });
         let Some(worker) = self.workers.get(&key) else { return };
-        let kept = worker.kept.get(&ticket).cloned().unwrap_or_default();
+        let kept = Box::new(worker.kept.get(&ticket).cloned().unwrap_or_default());
         let body = &self.broker.message(ticket.0).body;
         let (job, digest, worker) = (body.job, body.digest, worker.name.clone());
         let claimant = Claimant { job, digest, sequence: ticket.0, count: kept.count, worker };
@@ -177,15 +224,18 @@ impl World {
                 if !out && !self.random.chance(rates.extension_lost) {
                     self.broker.extend(self.now, ticket.0);
                     self.answer(key, Duration::from_millis(5), Input::Extended { ticket, sent }, None);
+                    self.look_at_records(key, |_| true);
                 }
             }
             Request::Act { ticket, action, kept, claimant, fate } => {
                 let on_bus = action != Action::Store;
-                let on_records = matches!(action, Action::Claim | Action::Record(_));
+                let on_records = matches!(action, Action::Claim | Action::Checkpoint | Action::Record(_));
                 if fate.request_lost || on_bus && out || on_records && self.now < self.records_out_until {
                     return self.fail(key, ticket, TIMEOUT);
                 }
-                if let Some(fault) = fate.fault {
+                let store_out = !on_bus_alone(&action) && self.now < self.store_out_until;
+                let store_out = store_out.then(|| Fault::retry(FaultCode::StoreFailed, "nobody there"));
+                if let Some(fault) = fate.fault.or(store_out) {
                     self.oracle.trouble(key, self.now.after(fate.back));
                     return self.answer(key, fate.back, Input::Acted { ticket, outcome: Acted::Failed(fault) }, None);
                 }
@@ -219,8 +269,31 @@ impl World {
         self.at(self.now.after(after), Event::Arrive(key, Parcel { input, note }));
     }
 
+    /// A worker reads the records of jobs that it has claimed.
+    pub(crate) fn look_at_records(&mut self, key: u32, of: impl Fn(&Body) -> bool) {
+        if self.now < self.outage_until.max(self.records_out_until) {
+            return;
+        }
+        let Some(worker) = self.workers.get(&key) else { return };
+        let claimed = worker.kept.iter().filter(|(_, kept)| kept.fence.is_some());
+        let changed: Vec<(Ticket, RecordChange)> = claimed
+            .filter_map(|(ticket, _)| {
+                let body = &self.broker.message(ticket.0).body;
+                of(body)
+                    .then(|| self.records.change_of(body.job, &worker.name))
+                    .flatten()
+                    .map(|change| (*ticket, change))
+            })
+            .collect();
+        for (ticket, change) in changed {
+            let latency = self.random.millis(1, 40);
+            self.answer(key, latency, Input::RecordChanged { ticket, change }, None);
+        }
+    }
+
     fn apply(&mut self, ticket: Ticket, action: &Action, kept: &Kept, claimant: &Claimant) -> (Acted, Option<u64>) {
         let Claimant { job, digest, .. } = *claimant;
+        let worker = &claimant.worker;
         let outcome = match action {
             Action::Claim => {
                 let (mut outcome, fence) = self.records.claim(claimant);
@@ -232,12 +305,17 @@ impl World {
                 self.oracle.met(claim_word(&outcome));
                 return (outcome, fence);
             }
+            Action::Checkpoint => {
+                let outcome = self.records.checkpoint(job, kept.fence, worker, &kept.written);
+                let revision = self.records.get(job).map(Record::fence).filter(|_| outcome == Acted::Done);
+                return (outcome, revision);
+            }
             Action::Store => {
                 self.store.put(&self.broker.message(ticket.0).body, kept.images);
                 Acted::Done
             }
             Action::Record(Transition::Refuse) => self.records.refuse(job, digest, ticket.0),
-            Action::Record(transition) => self.records.change(job, kept.fence, transition),
+            Action::Record(transition) => self.records.change(job, kept.fence, worker, transition),
             Action::Publish => {
                 if let Some(record) = self.records.get(job) {
                     let status = record.state.status;
@@ -260,6 +338,10 @@ impl World {
     }
 }
 
+fn on_bus_alone(action: &Action) -> bool {
+    !matches!(action, Action::Store | Action::Checkpoint)
+}
+
 fn claim_word(outcome: &Acted) -> &'static str {
     use darkroom::sched::Claim::{Conflict, Duplicate, Ended, HeldElsewhere, Unprepared, Won};
     match outcome {
@@ -269,6 +351,6 @@ fn claim_word(outcome: &Acted) -> &'static str {
         Acted::Claimed(Duplicate) => "claim: duplicate",
         Acted::Claimed(Conflict) => "claim: conflict",
         Acted::Claimed(HeldElsewhere) => "claim: held elsewhere",
-        Acted::Done | Acted::Lost | Acted::Failed(_) => "claim: failed",
+        Acted::Done | Acted::Lost | Acted::Ended | Acted::Failed(_) => "claim: failed",
     }
 }

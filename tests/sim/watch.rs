@@ -31,6 +31,10 @@ pub(crate) struct Held {
     pub(crate) stored: bool,
     pub(crate) blamed: bool,
     pub(crate) settled: bool,
+    /// A picture of it was decoded before its last step.
+    pub(crate) partial: bool,
+    /// Somebody wants it stopped.
+    pub(crate) stopping: bool,
 }
 
 #[derive(Debug)]
@@ -51,6 +55,7 @@ pub(crate) struct Watch {
     pub(crate) rows: BTreeMap<RowKey, Row>,
     pub(crate) engine: Option<EngineWork>,
     pub(crate) engine_broken: bool,
+    pub(crate) engine_hangs: bool,
     pub(crate) empty_since: Mono,
     /// The engine does something else though rows could step.
     stalled_since: Option<Mono>,
@@ -72,6 +77,8 @@ impl Held {
             stored: false,
             blamed: false,
             settled: false,
+            partial: false,
+            stopping: false,
         }
     }
 
@@ -82,6 +89,13 @@ impl Held {
 
     pub(crate) fn images(&self) -> u32 {
         self.body.offer.as_ref().map_or(0, |offer| offer.images)
+    }
+}
+
+fn rows_of(work: &EngineWork) -> Vec<RowKey> {
+    match work {
+        EngineWork::Admit { row, .. } | EngineWork::Decode { row, .. } | EngineWork::Release { row } => vec![*row],
+        EngineWork::Step { rows, .. } | EngineWork::Save { rows, .. } => rows.clone(),
     }
 }
 
@@ -97,6 +111,7 @@ impl Watch {
             rows: BTreeMap::new(),
             engine: None,
             engine_broken: false,
+            engine_hangs: false,
             empty_since: now,
             stalled_since: None,
             drain_wanted: false,
@@ -107,9 +122,9 @@ impl Watch {
 
     pub(crate) fn engine_did(&mut self, now: Mono, work: &EngineWork, report: &EngineReport) {
         match (work, report) {
-            (EngineWork::Admit { row, .. }, EngineReport::Admitted { steps }) => {
+            (EngineWork::Admit { row, .. }, EngineReport::Admitted { steps, made }) => {
                 if let Some(row) = self.rows.get_mut(row) {
-                    row.steps = Some(*steps);
+                    (row.steps, row.made) = (Some(*steps), *made);
                     row.moved = now;
                 }
             }
@@ -130,18 +145,27 @@ impl Watch {
         }
     }
 
-    pub(crate) fn engine_failed(&mut self, work: &EngineWork, class: FaultClass) {
-        let rows = match work {
-            EngineWork::Admit { row, .. } | EngineWork::Decode { row, .. } | EngineWork::Release { row } => vec![*row],
-            EngineWork::Step { rows, .. } => rows.clone(),
-        };
-        // A batch that fails says nothing of its members, unless it took the engine down.
-        if rows.len() == 1 || class == FaultClass::Fatal {
-            for row in rows {
-                if let Some(held) = self.rows.get(&row).and_then(|row| self.held.get_mut(&row.ticket)) {
-                    held.blamed = true;
-                }
+    /// Whatever it is at will not be answered.
+    pub(crate) fn hangs(&mut self) {
+        self.engine_hangs = true;
+        if let Some(work) = self.engine.clone() {
+            self.blame(&work);
+        }
+    }
+
+    fn blame(&mut self, work: &EngineWork) {
+        for row in rows_of(work) {
+            if let Some(held) = self.rows.get(&row).and_then(|row| self.held.get_mut(&row.ticket)) {
+                held.blamed = true;
             }
+        }
+    }
+
+    pub(crate) fn engine_failed(&mut self, work: &EngineWork, class: FaultClass) {
+        // A batch that fails says nothing of its members, unless it took the engine down; what is not saved is not lost.
+        let harmless = matches!(work, EngineWork::Save { .. }) || rows_of(work).len() > 1;
+        if !harmless || class == FaultClass::Fatal {
+            self.blame(work);
         }
         self.engine_broken |= class == FaultClass::Fatal;
     }
@@ -155,7 +179,8 @@ impl Watch {
             }
             Effect::StopPulling => {
                 let idle = self.config.exit_when_idle.is_some_and(|idle| now.since(self.empty_since) >= idle);
-                let reason = self.drain_wanted || self.engine_broken || self.held.is_empty() && idle;
+                let reason =
+                    self.drain_wanted || self.engine_broken || self.engine_hangs || self.held.is_empty() && idle;
                 need(self.stopping_since.is_none() && reason, "for no reason")?;
                 self.stopping_since = Some(now);
                 Ok(())
@@ -187,10 +212,13 @@ impl Watch {
         let held = self.held.get_mut(&ticket).ok_or("it is not held")?;
         need(held.action.is_none(), "another action is out")?;
         need(!held.settled, "it is settled")?;
-        need(!rows_left, "it has rows in the engine")?;
+        need(!rows_left || *action == Action::Checkpoint, "it has rows in the engine")?;
         match action {
-            Action::Store => need(held.decoded == held.images(), "images are missing")?,
-            Action::Record(Transition::Complete) => need(held.stored, "nothing is stored")?,
+            Action::Store => need(held.decoded == held.images() || held.stopping, "images are missing")?,
+            Action::Record(Transition::Cancel) => need(held.stopping && held.stored, "nobody wants it stopped")?,
+            Action::Record(Transition::Complete) => {
+                need(held.stored && !held.partial, "not all of it is made and stored")?
+            }
             Action::Record(Transition::Fail(fault)) if fault.code == FaultCode::DeadlineExceeded => {
                 need(held.ends_by().is_some(), "it has no deadline to miss")?;
             }
@@ -200,13 +228,14 @@ impl Watch {
                 need(now.since(held.confirmed) < self.config.ack_wait, "its lease may be over")?;
             }
             Action::Claim
+            | Action::Checkpoint
             | Action::Record(Transition::GiveBack | Transition::Refuse)
             | Action::Publish
             | Action::DeadLetter
             | Action::Settle(Verdict::Ack | Verdict::Term) => {}
         }
         held.ahead = false;
-        held.waiting = *action == Action::Claim;
+        held.waiting = *action == Action::Claim || held.waiting && *action == Action::Checkpoint;
         held.action = Some(action.clone());
         Ok(())
     }
@@ -217,12 +246,14 @@ impl Watch {
         }
         need(self.engine.is_none() && !self.engine_broken, "the engine cannot be asked")?;
         self.engine = Some(work.clone());
-        let could_step = self.rows.values().any(|row| row.steps.is_some_and(|steps| row.made < steps));
+        let goes_on = |row: &Row| self.held.get(&row.ticket).is_some_and(|held| !held.stopping && !held.blamed);
+        let could_step = self.rows.values().any(|row| row.steps.is_some_and(|steps| row.made < steps) && goes_on(row));
         if let EngineWork::Step { .. } = work {
             self.stalled_since = None;
-        } else if could_step {
+        } else if could_step && !matches!(work, EngineWork::Save { .. }) {
             let since = *self.stalled_since.get_or_insert(now);
             // Between two steps, and after what is done at last.
+            let since = since.max(self.trouble_until);
             need(now.since(since) <= self.config.stall_max + LATE, "rows that could step are held up")?;
         } else {
             self.stalled_since = None;
@@ -249,9 +280,16 @@ impl Watch {
                 keys.dedup();
                 need(keys.len() == 1, "rows of several keys")
             }
-            EngineWork::Decode { row, .. } => {
+            EngineWork::Save { ticket, rows } => {
+                let of_job = |key: &RowKey| self.rows.get(key).is_some_and(|row| row.ticket == *ticket && row.made > 0);
+                need(!rows.is_empty() && rows.iter().all(of_job), "there is nothing to save")
+            }
+            EngineWork::Decode { row, ticket, .. } => {
                 let row = self.rows.get_mut(row).ok_or("there is no such row")?;
-                need(row.steps == Some(row.made), "not its steps")?;
+                let held = self.held.get_mut(ticket).ok_or("it is not held")?;
+                let stopping = held.stopping;
+                held.partial |= row.steps != Some(row.made);
+                need(row.steps == Some(row.made) || stopping && row.made > 0, "not its steps")?;
                 need(!row.decoded, "it is decoded")?;
                 row.decoded = true;
                 Ok(())

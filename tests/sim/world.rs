@@ -70,9 +70,14 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) oracle: Oracle,
     pub(crate) workers: BTreeMap<u32, Worker>,
+    /// Denoising steps that engines made, by job.
+    pub(crate) steps: BTreeMap<u32, u32>,
+    /// When the first image of a job was begun.
+    pub(crate) begun_at: BTreeMap<u32, Mono>,
     pub(crate) trap: Option<Trap>,
     pub(crate) outage_until: Mono,
     pub(crate) records_out_until: Mono,
+    pub(crate) store_out_until: Mono,
     pub(crate) trace: Option<Vec<String>>,
     events: BTreeMap<(Mono, u64), Event>,
     made: u64,
@@ -92,9 +97,12 @@ impl World {
             store: Store::default(),
             oracle: Oracle::default(),
             workers: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            begun_at: BTreeMap::new(),
             trap: knobs.trap,
             outage_until: Mono::ZERO,
             records_out_until: Mono::ZERO,
+            store_out_until: Mono::ZERO,
             trace: traced.then(Vec::new),
             events: BTreeMap::new(),
             made: 0,
@@ -191,9 +199,24 @@ impl World {
             Deed::Publish(body) => {
                 self.broker.publish(self.now, body);
             }
-            Deed::Cancel { job } => {
+            Deed::KillAll => {
+                for key in self.workers.keys().copied().collect::<Vec<_>>() {
+                    self.kill(key);
+                }
+            }
+            Deed::Cancel { job, keep_partial } => {
                 let and_publish = self.random.chance(500);
-                self.records.cancel(job, and_publish);
+                if keep_partial && self.records.stop(job) {
+                    self.oracle.met("stopped");
+                } else {
+                    self.records.cancel(job, and_publish);
+                }
+                let hint_lost = self.rates().hint_lost;
+                for key in self.workers.keys().copied().collect::<Vec<_>>() {
+                    if !self.random.chance(hint_lost) {
+                        self.look_at_records(key, |body| body.job == job);
+                    }
+                }
             }
         }
     }

@@ -54,6 +54,15 @@ struct Options {
     /// What `darkroom profile` measured of the model here; where that keeps it in the user's cache when absent
     #[arg(long, env = "DARKROOM_COSTS", value_name = "FILE")]
     costs: Option<PathBuf>,
+    /// Save the rows of a running job after so long, so that another worker can go on from there
+    #[arg(long, env = "DARKROOM_CHECKPOINT_EVERY", default_value = "10s", value_parser = parse_duration, value_name = "DURATION")]
+    checkpoint_every: Duration,
+    /// And after so many of its steps, if that is sooner
+    #[arg(long, env = "DARKROOM_CHECKPOINT_STEPS", value_name = "STEPS")]
+    checkpoint_steps: Option<u32>,
+    /// Give all jobs back and exit when the engine does not answer for so long, and for 20 times longer than it usually takes
+    #[arg(long, env = "DARKROOM_ENGINE_STALL_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    engine_stall_max: Duration,
     /// Exit with 0 when there was nothing to do for so long, as `30s`; never when absent
     #[arg(long, env = "DARKROOM_EXIT_WHEN_IDLE", value_parser = parse_duration, value_name = "DURATION")]
     exit_when_idle: Option<Duration>,
@@ -74,6 +83,8 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(run(options));
     telemetry.flush();
+    // What an engine that hangs has blocked is not waited for.
+    runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure(&error),
@@ -92,6 +103,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
         memory: options.memory,
         policy: options.policy,
         costs: options.costs,
+        checkpoint_every: options.checkpoint_every,
+        checkpoint_steps: options.checkpoint_steps,
+        engine_stall_max: options.engine_stall_max,
         exit_when_idle: options.exit_when_idle,
         grace: options.grace,
         fetch_allow: options.fetch.fetch_allow,
@@ -104,7 +118,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     };
     let model = options.model;
     let load = move || engine::load(&model, &load_options).map(|engine| Box::new(engine) as Box<dyn Engine>);
-    worker::run(config, load, bus, store, stop).await?;
+    Box::pin(worker::run(config, load, bus, store, stop)).await?;
     Ok(())
 }
 

@@ -11,19 +11,30 @@ use super::super::fair::TenantKey;
 use super::super::lease::Lease;
 use super::super::message::{Acted, Action, Claim, Effect, EngineWork, Offer, RowKey, Ticket, Transition, Verdict};
 use super::super::retry;
-use super::held::{Held, Phase};
+use super::held::{Held, Phase, Saving};
 use super::{Mode, Scheduler};
 
 /// The actions that end a job, in their order.
 fn ending(transition: Transition, nak: Duration) -> VecDeque<Action> {
     let record = Action::Record(transition.clone());
     VecDeque::from(match transition {
-        Transition::Complete => vec![Action::Store, record, Action::Publish, Action::Settle(Verdict::Ack)],
+        Transition::Complete | Transition::Cancel => {
+            vec![Action::Store, record, Action::Publish, Action::Settle(Verdict::Ack)]
+        }
         Transition::Fail(_) | Transition::Refuse => {
             vec![record, Action::Publish, Action::DeadLetter, Action::Settle(Verdict::Term)]
         }
         Transition::Retry(_) | Transition::GiveBack => vec![record, Action::Settle(Verdict::Nak(nak))],
     })
+}
+
+/// Nothing is decided of it yet, or nothing can be stored.
+fn can_be_given_back(held: &Held) -> bool {
+    match &held.phase {
+        Phase::Ahead | Phase::Active => true,
+        Phase::Trying { action, .. } => *action == Action::Store,
+        Phase::Acting(_) => false,
+    }
 }
 
 impl Scheduler {
@@ -59,6 +70,11 @@ impl Scheduler {
             steps_made: 0,
             started_at: None,
             progress_at: None,
+            stopping: false,
+            leaving: false,
+            saving: Saving::No,
+            saved_at: self.now,
+            unstored_since: None,
         };
         self.held.insert(ticket, held);
         match self.mode {
@@ -72,7 +88,15 @@ impl Scheduler {
     }
 
     pub(super) fn acted(&mut self, ticket: Ticket, outcome: Acted) {
-        let Some(Phase::Acting(action)) = self.held.get(ticket).map(|held| held.phase.clone()) else { return };
+        let Some(held) = self.held.get(ticket) else { return };
+        let action = match &held.phase {
+            Phase::Acting(action) => action.clone(),
+            Phase::Active if held.saving == Saving::Storing => return self.checkpointed(ticket, &outcome),
+            Phase::Ahead | Phase::Active | Phase::Trying { .. } => return,
+        };
+        if action == Action::Store {
+            self.store.answered(ticket, outcome == Acted::Done, self.now);
+        }
         match outcome {
             Acted::Claimed(claim) => {
                 self.held.change(ticket, |held| held.tries = 0);
@@ -87,15 +111,28 @@ impl Scheduler {
                 self.begin(ticket, VecDeque::from([Action::DeadLetter, Action::Settle(Verdict::Term)]));
             }
             Acted::Lost => self.forget(ticket),
+            Acted::Ended => self.ended_elsewhere(ticket),
             Acted::Failed(fault) => self.action_failed(ticket, action, fault),
+        }
+    }
+
+    /// A checkpoint is worth less than the job: if it fails, the next one may not.
+    fn checkpointed(&mut self, ticket: Ticket, outcome: &Acted) {
+        self.held.change(ticket, |held| held.saving = Saving::No);
+        match outcome {
+            Acted::Done | Acted::Failed(_) | Acted::Claimed(_) => {}
+            Acted::Lost => self.forget(ticket),
+            Acted::Ended => self.ended_elsewhere(ticket),
         }
     }
 
     fn claimed(&mut self, ticket: Ticket, claim: Claim) {
         let ack = Action::Settle(Verdict::Ack);
         match claim {
-            Claim::Won { failures, deaths } => {
+            Claim::Won { failures, deaths, stopping } => {
+                let now = self.now;
                 self.held.change(ticket, |held| {
+                    held.saved_at = now;
                     held.failures = failures;
                     held.runs_alone = failures > 0 || deaths + 1 >= self.config.deaths_max;
                     held.phase = Phase::Active;
@@ -104,7 +141,9 @@ impl Scheduler {
                     let message = format!("{deaths} workers died or stood still with this job");
                     return self.end(ticket, Transition::Fail(Fault::reject(FaultCode::WorkersLost, message)));
                 }
-                if let Mode::Draining { .. } = self.mode {
+                if stopping {
+                    self.stop(ticket);
+                } else if let Mode::Draining { .. } = self.mode {
                     self.end(ticket, Transition::GiveBack);
                 }
             }
@@ -129,13 +168,20 @@ impl Scheduler {
 
     fn action_failed(&mut self, ticket: Ticket, action: Action, fault: Fault) {
         let now = self.now;
+        let is_store = action == Action::Store;
         let tried = self.held.change(ticket, |held| {
             held.tries += 1;
-            (held.tries, held.lease.is_presumed_lost(now))
+            let unstored_since = if is_store { *held.unstored_since.get_or_insert(now) } else { now };
+            (held.tries, held.lease.is_presumed_lost(now), unstored_since)
         });
-        let Some((tries, lease_lost)) = tried else { return };
+        let Some((tries, lease_lost, unstored_since)) = tried else { return };
         match (&action, fault.class) {
-            (Action::Store, FaultClass::Retry) if tries < retry::STORE_TRIES_MAX => {}
+            (Action::Checkpoint, _) => return self.advance(ticket),
+            // Where nothing can be stored at all, the pictures are kept until it can: another attempt would fare no better.
+            (Action::Store, FaultClass::Retry)
+                if tries < retry::STORE_TRIES_MAX
+                    || !self.store.worked_since(unstored_since)
+                        && now.since(unstored_since) < retry::STORE_PATIENCE => {}
             (Action::Store, _) => return self.fail(ticket, fault),
             // The record cannot be read, by nobody: what cannot be claimed must not wait silently.
             (Action::Claim, FaultClass::Reject) => {
@@ -170,10 +216,30 @@ impl Scheduler {
         let Some(held) = self.held.get(ticket) else { return };
         let nak = match transition {
             Transition::Retry(_) => retry::failed_job(held.failures + 1),
-            Transition::Complete | Transition::Fail(_) | Transition::GiveBack | Transition::Refuse => retry::GIVE_BACK,
+            Transition::Complete
+            | Transition::Cancel
+            | Transition::Fail(_)
+            | Transition::GiveBack
+            | Transition::Refuse => retry::GIVE_BACK,
         };
         self.release_rows(ticket);
-        self.begin(ticket, ending(transition, nak));
+        self.begin_after_save(ticket, ending(transition, nak));
+    }
+
+    /// A checkpoint that is on its way changes the record: what follows waits for its answer.
+    pub(super) fn begin_after_save(&mut self, ticket: Ticket, todo: VecDeque<Action>) {
+        let storing = self.held.change(ticket, |held| {
+            let storing = held.phase == Phase::Active && held.saving == Saving::Storing;
+            held.saving = Saving::No;
+            if storing {
+                held.todo.clone_from(&todo);
+                held.phase = Phase::Acting(Action::Checkpoint);
+            }
+            storing
+        });
+        if storing == Some(false) {
+            self.begin(ticket, todo);
+        }
     }
 
     pub(super) fn begin(&mut self, ticket: Ticket, todo: VecDeque<Action>) {
@@ -202,6 +268,7 @@ impl Scheduler {
 
     fn forget(&mut self, ticket: Ticket) {
         self.release_rows(ticket);
+        self.store.gone(ticket);
         if let Some(held) = self.held.remove(ticket) {
             self.shares.went(held.offer.tenant);
             self.effects.push_back(Effect::Forget { ticket });
@@ -211,7 +278,7 @@ impl Scheduler {
         }
     }
 
-    fn release_rows(&mut self, ticket: Ticket) {
+    pub(super) fn release_rows(&mut self, ticket: Ticket) {
         let rows: Vec<RowKey> = self.rows.iter().filter(|(_, row)| row.ticket == ticket).map(|(key, _)| *key).collect();
         for row in rows {
             self.release(row);
@@ -228,7 +295,7 @@ impl Scheduler {
         let tickets: Vec<Ticket> = self
             .held
             .iter()
-            .filter(|(_, held)| matches!(held.phase, Phase::Ahead | Phase::Active) && chosen(held))
+            .filter(|(_, held)| can_be_given_back(held) && chosen(held))
             .map(|(ticket, _)| ticket)
             .collect();
         for ticket in tickets {

@@ -8,7 +8,7 @@ use crate::job::{Fault, FaultClass, FaultCode, Priority};
 
 use super::super::batch::{Backlog, Candidate, Group, next_step};
 use super::super::message::{Effect, EngineReport, EngineWork, RowKey, Ticket, Transition};
-use super::held::{Held, Phase, Row, RowStage};
+use super::held::{Held, Phase, Row, RowStage, Saving};
 use super::{Exit, Policy, Scheduler};
 
 /// Progress of one job is published at most this often, previews and the last step apart.
@@ -20,15 +20,21 @@ impl Scheduler {
         let took = self.now.since(since);
         match work {
             EngineWork::Step { .. } => self.stalled = Duration::ZERO,
-            EngineWork::Admit { .. } | EngineWork::Decode { .. } | EngineWork::Release { .. } => self.stalled += took,
+            EngineWork::Admit { .. }
+            | EngineWork::Save { .. }
+            | EngineWork::Decode { .. }
+            | EngineWork::Release { .. } => self.stalled += took,
         }
         match (work, outcome) {
             (work, Err(fault)) => self.engine_failed(work, fault),
-            (EngineWork::Admit { row, .. }, Ok(EngineReport::Admitted { steps })) => {
+            (EngineWork::Admit { row, .. }, Ok(EngineReport::Admitted { steps, made })) => {
                 if let Some(row) = self.rows.get_mut(&row) {
-                    row.stage = if steps == 0 { RowStage::Finished } else { RowStage::Stepping };
-                    row.steps = steps;
-                    self.held.change(row.ticket, |held| held.steps_of_image = steps);
+                    row.stage = if made >= steps { RowStage::Finished } else { RowStage::Stepping };
+                    (row.steps, row.step, row.saved) = (steps, made, made);
+                    self.held.change(row.ticket, |held| {
+                        held.steps_of_image = steps;
+                        held.steps_made += made;
+                    });
                 }
             }
             (EngineWork::Step { rows, previews }, Ok(EngineReport::Stepped)) => {
@@ -37,6 +43,7 @@ impl Scheduler {
                     self.stepped(row, previews.contains(&row));
                 }
             }
+            (EngineWork::Save { ticket, rows }, Ok(EngineReport::Saved)) => self.saved(ticket, &rows),
             (EngineWork::Decode { row, ticket, .. }, Ok(EngineReport::Decoded)) => {
                 if let Some(row) = self.rows.get(&row) {
                     self.costs.observed_decode(row.group.key, took);
@@ -44,15 +51,18 @@ impl Scheduler {
                 self.release(row);
                 let is_done = self.held.change(ticket, |held| {
                     held.images_decoded += 1;
-                    held.images_decoded == held.offer.images && held.phase == Phase::Active
+                    held.images_decoded == held.offer.images && held.phase == Phase::Active && !held.stopping
                 });
                 if is_done == Some(true) {
                     self.end(ticket, Transition::Complete);
+                } else {
+                    self.end_stopped(ticket);
                 }
             }
             (
                 EngineWork::Admit { .. }
                 | EngineWork::Step { .. }
+                | EngineWork::Save { .. }
                 | EngineWork::Decode { .. }
                 | EngineWork::Release { .. },
                 Ok(_),
@@ -101,15 +111,27 @@ impl Scheduler {
         self.effects.extend(progress);
     }
 
-    fn engine_failed(&mut self, work: EngineWork, fault: Fault) {
+    pub(super) fn engine_failed(&mut self, work: EngineWork, fault: Fault) {
         let rows = match &work {
             EngineWork::Admit { row, .. } | EngineWork::Decode { row, .. } | EngineWork::Release { row } => vec![*row],
-            EngineWork::Step { rows, .. } => rows.clone(),
+            EngineWork::Step { rows, .. } | EngineWork::Save { rows, .. } => rows.clone(),
         };
         let mut tickets: Vec<Ticket> = rows.iter().filter_map(|row| self.rows.get(row)).map(|row| row.ticket).collect();
         tickets.sort_unstable();
         tickets.dedup();
         match fault.class {
+            FaultClass::Reject | FaultClass::Retry if matches!(work, EngineWork::Save { .. }) => {
+                // The job goes on; its next save may do better.
+                for ticket in tickets {
+                    let now = self.now;
+                    self.held.change(ticket, |held| (held.saving, held.saved_at) = (Saving::No, now));
+                }
+                for key in rows {
+                    if let Some(row) = self.rows.get_mut(&key) {
+                        row.saved = row.step;
+                    }
+                }
+            }
             FaultClass::Fatal => {
                 // Whoever was in the step is suspected; bystanders are not. A batch says nothing of its members, so none
                 // of them fails for good by it, but each counts a failure and is alone the next time.
@@ -148,18 +170,27 @@ impl Scheduler {
         if self.engine.is_some() {
             return;
         }
+        if let Some(work) = self.next_save() {
+            return self.ask_engine(work);
+        }
         let may_wait =
             self.stalled < self.config.stall_max || self.rows.values().all(|row| row.stage != RowStage::Stepping);
         let beside = if may_wait { self.next_decode().or_else(|| self.next_admission()) } else { None };
         let work = beside.or_else(|| self.next_step());
         if let Some(work) = work {
-            self.engine = Some((work.clone(), self.now));
-            self.effects.push_back(Effect::Engine(work));
+            self.ask_engine(work);
         }
     }
 
+    fn ask_engine(&mut self, work: EngineWork) {
+        self.engine = Some((work.clone(), self.now));
+        self.engine_is_suspected = false;
+        self.effects.push_back(Effect::Engine(work));
+    }
+
     fn next_decode(&mut self) -> Option<EngineWork> {
-        let (key, row) = self.rows.iter().find(|(_, row)| row.stage == RowStage::Finished)?;
+        let leaves = |row: &Row| self.held.get(row.ticket).is_some_and(|held| held.leaving);
+        let (key, row) = self.rows.iter().find(|(_, row)| row.stage == RowStage::Finished && !leaves(row))?;
         let (row, ticket, image) = (*key, row.ticket, row.image);
         self.begins(ticket);
         Some(EngineWork::Decode { row, ticket, image })
@@ -207,7 +238,7 @@ impl Scheduler {
         // What has failed before may take a batch down with it.
         let group = Group { key, alone: runs_alone.then_some(row) };
         let (stage, moved_at) = (RowStage::Admitting, self.now);
-        self.rows.insert(row, Row { ticket, image, group, stage, step: 0, steps: 0, moved_at });
+        self.rows.insert(row, Row { ticket, image, group, stage, step: 0, steps: 0, saved: 0, moved_at });
         Some(EngineWork::Admit { row, ticket, image })
     }
 
@@ -232,7 +263,7 @@ impl Scheduler {
     fn next_step(&mut self) -> Option<EngineWork> {
         let candidates =
             self.rows.iter().filter(|(_, row)| row.stage == RowStage::Stepping).filter_map(|(key, row)| {
-                let mut rank = self.rank(self.held.get(row.ticket)?);
+                let mut rank = self.rank(self.held.get(row.ticket).filter(|held| held.may_step())?);
                 if self.now.since(row.moved_at) >= self.config.passed_over_max {
                     rank.level = 0;
                     rank.class = 0;

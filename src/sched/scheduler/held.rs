@@ -48,6 +48,26 @@ pub(super) struct Held {
     pub(super) steps_of_image: u32,
     pub(super) started_at: Option<Mono>,
     pub(super) progress_at: Option<Mono>,
+    /// Somebody wants it stopped: no step is made any more.
+    pub(super) stopping: bool,
+    /// It is given back when it is saved: no step is made any more.
+    pub(super) leaving: bool,
+    pub(super) saving: Saving,
+    /// When its rows were written down last, or it began.
+    pub(super) saved_at: Mono,
+    /// When its upload failed for the first time.
+    pub(super) unstored_since: Option<Mono>,
+}
+
+/// How far the saving of a job's rows is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Saving {
+    /// Nothing is under way.
+    No,
+    /// The engine writes them down.
+    InEngine,
+    /// [`Action::Checkpoint`] is out while the job goes on.
+    Storing,
 }
 
 impl Held {
@@ -57,7 +77,12 @@ impl Held {
     }
 
     pub(super) fn waits_for_rows(&self) -> bool {
-        self.phase == Phase::Active && self.images_admitted < self.offer.images
+        self.may_step() && self.images_admitted < self.offer.images
+    }
+
+    /// Whether its rows go on.
+    pub(super) fn may_step(&self) -> bool {
+        self.phase == Phase::Active && !self.stopping && !self.leaving
     }
 
     /// Whether its images are still to be made, as far as one knows.
@@ -119,6 +144,8 @@ pub(super) struct Row {
     pub(super) stage: RowStage,
     pub(super) step: u32,
     pub(super) steps: u32,
+    /// Steps that were made when it was written down last.
+    pub(super) saved: u32,
     /// When it was admitted, or stepped last.
     pub(super) moved_at: Mono,
 }

@@ -1,7 +1,5 @@
 //! The actions of a job, each a task of its own: claim, store, record, publish, dead-letter, settle.
 
-use std::time::Duration;
-
 use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -13,7 +11,7 @@ use crate::job::{
     Fault, FaultClass, FaultCode, ImageSpec, InvalidToken, JobId, JobStep, ModelManifest, Priority, Tenant, Violation,
 };
 use crate::sched::{Action, Claim, Ticket, Transition, Verdict};
-use crate::wire::event::{Completed, ErrorDocument, EventKind, Failed, StoredImage};
+use crate::wire::event::{Cancelled, Completed, ErrorDocument, EventKind, Failed, StoredImage};
 use crate::wire::record::Record;
 use crate::wire::request::{self, Context, Refusal, Request};
 use crate::wire::subject::{self, RequestSubject};
@@ -22,7 +20,7 @@ use crate::wire::{header, key};
 use super::super::bus::{Bus, chain};
 use super::super::deadletter::DeadLetter;
 use super::super::records::{Changed, ClaimRequest, Claimed};
-use super::{Fact, Job, Prepared, Worker};
+use super::{Fact, Job, Prepared, Worker, checkpoints};
 
 /// A message of the request stream, with what its acknowledgement subject says.
 #[derive(Clone, Debug)]
@@ -81,7 +79,7 @@ impl Delivery {
 }
 
 impl Job {
-    fn id(&self) -> JobId {
+    pub(super) fn id(&self) -> JobId {
         match (&self.request, &self.refusal) {
             (Some(request), _) => request.job.clone(),
             (None, Some(refusal)) => refusal.job.clone(),
@@ -114,6 +112,7 @@ impl Worker {
         let (facts, span) = (self.facts.clone(), job.span.clone());
         match action {
             Action::Claim => self.claim(ticket),
+            Action::Checkpoint => self.checkpoint(ticket),
             Action::Store => {
                 let stored = self.store_images(job);
                 let clock = self.clock;
@@ -182,7 +181,7 @@ impl Worker {
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
         let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
-        let (digest, prompts) = (self.engine.digest.clone(), self.prompts.clone());
+        let (digest, prompts, store) = (self.engine.digest.clone(), self.prompts.clone(), self.store.clone());
         let claimed = async move {
             let mut outcome = match records.claim(&claim, unix_ms).await {
                 // A record that this build cannot read belongs to somebody else.
@@ -191,7 +190,7 @@ impl Worker {
             };
             let mut prepared = Prepared::default();
             // Only for the owner, and before it is the engine's turn: a slow web server must not hold up a batch.
-            if let Ok(Claimed { claim: won @ Claim::Won { .. }, .. }) = &mut outcome
+            if let Ok(Claimed { claim: won @ Claim::Won { stopping: false, .. }, owned }) = &mut outcome
                 && let Claim::Won { failures, .. } = *won
             {
                 let preparing = async {
@@ -199,12 +198,14 @@ impl Worker {
                         loras.bring(&spec.image.loras).await?;
                     }
                     let files = fetcher.picture_files(&claim.tenant, &spec).await?;
+                    let checkpoint = owned.as_ref().and_then(|owned| owned.record.checkpoint.clone());
+                    let saved = checkpoints::bring(&store, &checkpoint.unwrap_or_default()).await;
                     let image = spec.image.clone();
                     let ready = tokio::task::spawn_blocking(move || prepare(&files, &image, &digest))
                         .await
                         .map_err(|_| Fault::retry(FaultCode::EngineFailed, "preparing the job panicked"))??;
                     // Last, for a job that can be begun.
-                    Ok::<_, Fault>(Prepared { encoding: prompts.prepare(spec.image).await, ..ready })
+                    Ok::<_, Fault>(Prepared { encoding: prompts.prepare(spec.image).await, saved, ..ready })
                 };
                 match preparing.await {
                     Ok(ready) => prepared = ready,
@@ -221,13 +222,17 @@ impl Worker {
         let (store, images) = (self.store.clone(), job.images.clone());
         let request = job.request.clone();
         let tenant = job.delivery.tenant.clone();
+        let is_stopped = job.owned.as_ref().is_some_and(|owned| owned.record.state.stopping);
         async move {
             let (Some(request), Some(tenant)) = (request, tenant) else { return Ok(Vec::new()) };
             let format = request.spec.output_format;
             let mut stored = Vec::with_capacity(images.len());
             for (index, image) in (0_u32..).zip(images) {
-                let missing = || Fault::retry(FaultCode::EngineFailed, format!("image {index} is missing"));
-                let image = image.ok_or_else(missing)?;
+                let image = match image {
+                    Some(image) => image,
+                    None if is_stopped => continue,
+                    None => return Err(Fault::retry(FaultCode::EngineFailed, format!("image {index} is missing"))),
+                };
                 let encoded = tokio::task::spawn_blocking(move || {
                     let bytes = engine::encode(&image, format)?;
                     let sha256 = request::hexadecimal(&Sha256::digest(&bytes));
@@ -268,11 +273,15 @@ impl Worker {
                     model_digest: job.prepared.model_digest.clone(),
                     worker: self.config.worker.to_string(),
                     attempts: job.attempts(),
-                    resumed_from_step: 0,
+                    resumed_from_step: job.resumed_from_step,
                     warnings: job.warnings.clone(),
                     metadata: job.metadata(),
                 };
                 (JobStep::Complete, serde_json::to_value(data).ok())
+            }
+            Transition::Cancel => {
+                let (images, attempts) = (job.stored.clone(), job.attempts());
+                (JobStep::Cancel, serde_json::to_value(Cancelled { images, attempts, metadata: job.metadata() }).ok())
             }
             Transition::Fail(fault) => (JobStep::Fail, terminal(job.failed(fault))),
             Transition::Refuse => (JobStep::Fail, terminal(job.refused())),
@@ -342,7 +351,7 @@ impl Worker {
 fn prepare(files: &PictureFiles, spec: &ImageSpec, digest: &ModelDigest) -> Result<Prepared, Fault> {
     let pictures = StartingPictures::prepare(files, spec)?;
     match digest.wait() {
-        Ok(digest) => Ok(Prepared { pictures, model_digest: digest.to_owned(), encoding: Duration::ZERO }),
+        Ok(digest) => Ok(Prepared { pictures, model_digest: digest.to_owned(), ..Prepared::default() }),
         Err(error) => Err(Fault::retry(FaultCode::EngineFailed, format!("the model's files: {}", chain(error)))),
     }
 }

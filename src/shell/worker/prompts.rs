@@ -78,6 +78,7 @@ mod tests {
             row: RowKey(row),
             spec: Box::new(spec(prompt)),
             pictures: StartingPictures::default(),
+            saved: None,
         };
         thread.send(admit(0, "a red star"));
         answered.recv().await.unwrap().outcome.unwrap();

@@ -32,6 +32,9 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
         images_parked_max: 3 * fleet.images_in_batch_max,
         jobs_ahead_max: 256,
         stall_max: std::time::Duration::from_millis(500),
+        checkpoint_every: std::time::Duration::MAX,
+        checkpoint_steps: None,
+        engine_stall_max: std::time::Duration::from_secs(60),
         passed_over_max: std::time::Duration::from_secs(3),
         policy: Policy::Fixed,
         // It learns by what it does.
@@ -58,7 +61,7 @@ fn offer(job: &Job) -> Offer {
 
 /// An answer of the engine.
 fn admitted(job: &Job) -> EngineReport {
-    EngineReport::Admitted { steps: job.steps }
+    EngineReport::Admitted { steps: job.steps, made: 0 }
 }
 
 /// What an action was, as far as its answer differs.
@@ -87,6 +90,7 @@ enum Event {
 enum Question {
     Admit { job: u32 },
     Step,
+    Save,
     Decode,
 }
 
@@ -243,7 +247,7 @@ impl World<'_> {
             }
             Event::Acted { worker, job, done } => {
                 let outcome = match done {
-                    Done::Claim => Acted::Claimed(Claim::Won { failures: 0, deaths: 0 }),
+                    Done::Claim => Acted::Claimed(Claim::Won { failures: 0, deaths: 0, stopping: false }),
                     Done::Publish => {
                         self.estimates.finished(self.now_us, worker, job, &self.ledger);
                         self.ledger.finish(self.now_us, job)?;
@@ -260,6 +264,7 @@ impl World<'_> {
             Event::Engine { worker } => {
                 let report = match self.workers[worker as usize].asked.take() {
                     Some(Question::Admit { job }) => admitted(self.ledger.job(job)),
+                    Some(Question::Save) => EngineReport::Saved,
                     Some(Question::Decode) => EngineReport::Decoded,
                     Some(Question::Step) | None => EngineReport::Stepped,
                 };
@@ -300,7 +305,7 @@ impl World<'_> {
             Effect::Act { ticket, action } => {
                 let (took, done) = match action {
                     Action::Claim => (latency.claim, Done::Claim),
-                    Action::Store => (latency.store, Done::Other),
+                    Action::Store | Action::Checkpoint => (latency.store, Done::Other),
                     Action::Record(_) => (latency.record, Done::Other),
                     Action::Publish => (latency.publish, Done::Publish),
                     Action::DeadLetter => (latency.publish, Done::Other),
@@ -353,6 +358,7 @@ impl World<'_> {
                 self.estimates.worked([job_of(ticket)].into_iter(), took_us);
                 (Question::Decode, took_us)
             }
+            EngineWork::Save { .. } => (Question::Save, 0),
             EngineWork::Release { row } => return own.rows.retain(|(kept, _)| *kept != row),
         };
         own.asked = Some(question);
