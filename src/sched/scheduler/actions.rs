@@ -75,11 +75,11 @@ impl Scheduler {
         let Some(Phase::Acting(action)) = self.held.get(ticket).map(|held| held.phase.clone()) else { return };
         match outcome {
             Acted::Claimed(claim) => {
-                self.held.change(ticket, |held| held.tries = 0);
+                self.succeeded(ticket);
                 self.claimed(ticket, claim);
             }
             Acted::Done => {
-                self.held.change(ticket, |held| held.tries = 0);
+                self.succeeded(ticket);
                 self.advance(ticket);
             }
             Acted::Lost if action == Action::Record(Transition::Refuse) => {
@@ -88,6 +88,12 @@ impl Scheduler {
             }
             Acted::Lost => self.forget(ticket),
             Acted::Failed(fault) => self.action_failed(ticket, action, fault),
+        }
+    }
+
+    fn succeeded(&mut self, ticket: Ticket) {
+        if let Some(held) = self.held.noting(ticket) {
+            held.tries = 0;
         }
     }
 
@@ -177,13 +183,14 @@ impl Scheduler {
     }
 
     pub(super) fn begin(&mut self, ticket: Ticket, todo: VecDeque<Action>) {
-        if self.held.change(ticket, |held| held.todo = todo).is_some() {
+        if let Some(held) = self.held.noting(ticket) {
+            held.todo = todo;
             self.advance(ticket);
         }
     }
 
     fn advance(&mut self, ticket: Ticket) {
-        match self.held.change(ticket, |held| held.todo.pop_front()) {
+        match self.held.noting(ticket).map(|held| held.todo.pop_front()) {
             Some(Some(action)) => self.act(ticket, action),
             Some(None) => self.forget(ticket),
             None => {}

@@ -28,7 +28,9 @@ impl Scheduler {
                 if let Some(row) = self.rows.get_mut(&row) {
                     row.stage = if steps == 0 { RowStage::Finished } else { RowStage::Stepping };
                     row.steps = steps;
-                    self.held.change(row.ticket, |held| held.steps_of_image = steps);
+                    if let Some(held) = self.held.noting(row.ticket) {
+                        held.steps_of_image = steps;
+                    }
                 }
             }
             (EngineWork::Step { rows, previews }, Ok(EngineReport::Stepped)) => {
@@ -240,7 +242,7 @@ impl Scheduler {
                 }
                 Some(Candidate { row: *key, group: row.group, rank })
             });
-        let (_, rows) = next_step(candidates, &self.costs, |key| self.limit(key), self.backlog())?;
+        let (_, rows) = next_step(candidates.collect(), &self.costs, |key| self.limit(key), self.backlog())?;
         self.is_closed = true;
         let wants_preview = |key: &RowKey| {
             let row = &self.rows[key];
