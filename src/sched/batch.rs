@@ -68,14 +68,15 @@ pub(super) enum Backlog {
 
 /// The rows of the next step, the leader first, at most `limit(key)` of them.
 pub(super) fn next_step(
-    candidates: impl Iterator<Item = Candidate> + Clone,
+    mut candidates: Vec<Candidate>,
     costs: &CostModel,
     limit: impl Fn(BatchKey) -> u32,
     backlog: Backlog,
 ) -> Option<(Group, Vec<RowKey>)> {
-    let leader = candidates.clone().min_by_key(|candidate| candidate.rank)?;
+    let leader = *candidates.iter().min_by_key(|candidate| candidate.rank)?;
     let group = leader.group;
-    let mut mates: Vec<Candidate> = candidates.filter(|candidate| candidate.group == group).collect();
+    candidates.retain(|candidate| candidate.group == group);
+    let mut mates = candidates;
     mates.sort_unstable_by_key(|candidate| candidate.rank);
     let limit = limit(group.key).max(1);
     let count = |mates: usize| u32::try_from(mates).unwrap_or(u32::MAX).min(limit);
@@ -136,7 +137,7 @@ mod tests {
     }
 
     fn rows(candidates: &[Candidate], costs: &CostModel, limit: u32, backlog: Backlog) -> Vec<u64> {
-        let step = next_step(candidates.iter().copied(), costs, |_| limit, backlog);
+        let step = next_step(candidates.to_vec(), costs, |_| limit, backlog);
         step.map(|(_, rows)| rows.iter().map(|row| row.0).collect()).unwrap_or_default()
     }
 

@@ -21,14 +21,16 @@ const OBSERVATION_WEIGHT: f64 = 0.2;
 /// An observation that is off by more than this factor counts as if it were off by it: machines have hiccups.
 const OBSERVATION_FACTOR_MAX: f64 = 3.0;
 
+/// Numbers of images, which grow, and a value of each. They are few, and looked through with every decision, in which a
+/// map is slow.
+type ByImages = Vec<(u32, f64)>;
+
 /// What is known of one size of picture.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Shape {
-    /// By number of images.
-    steps_ms: BTreeMap<u32, f64>,
+    steps_ms: ByImages,
     decode_ms: Option<f64>,
-    /// By number of images.
-    steps_bytes: BTreeMap<u32, f64>,
+    steps_bytes: ByImages,
     decode_bytes: Option<f64>,
 }
 
@@ -41,7 +43,7 @@ pub struct CostModel {
 impl CostModel {
     /// Takes in what was measured at leisure: it replaces what was known.
     pub fn measured_step(&mut self, key: BatchKey, images: u32, took: Duration) {
-        self.shapes.entry(key).or_default().steps_ms.insert(images.max(1), milliseconds(took));
+        learn(&mut self.shapes.entry(key).or_default().steps_ms, images, |_| milliseconds(took));
     }
 
     /// The same for a decode.
@@ -51,7 +53,7 @@ impl CostModel {
 
     /// Takes in how many bytes a step needs on top of the loaded model, rows and all.
     pub fn measured_step_bytes(&mut self, key: BatchKey, images: u32, bytes: u64) {
-        self.shapes.entry(key).or_default().steps_bytes.insert(images.max(1), bytes as f64);
+        learn(&mut self.shapes.entry(key).or_default().steps_bytes, images, |_| bytes as f64);
     }
 
     /// The same for a decode.
@@ -61,17 +63,13 @@ impl CostModel {
 
     /// Takes in what a step at work took.
     pub fn observed_step(&mut self, key: BatchKey, images: u32, took: Duration) {
-        let steps = &mut self.shapes.entry(key).or_default().steps_ms;
-        steps
-            .entry(images.max(1))
-            .and_modify(|known| *known = observed(*known, took))
-            .or_insert_with(|| milliseconds(took));
+        learn(&mut self.shapes.entry(key).or_default().steps_ms, images, |known| observed(known, took));
     }
 
     /// The same for a decode.
     pub fn observed_decode(&mut self, key: BatchKey, took: Duration) {
         let shape = self.shapes.entry(key).or_default();
-        shape.decode_ms = Some(shape.decode_ms.map_or_else(|| milliseconds(took), |known| observed(known, took)));
+        shape.decode_ms = Some(observed(shape.decode_ms, took));
     }
 
     /// Whether steps of this size were ever timed.
@@ -153,9 +151,19 @@ fn pixels(key: BatchKey) -> f64 {
     (f64::from(key.width) * f64::from(key.height)).max(1.0)
 }
 
-fn observed(known_ms: f64, took: Duration) -> f64 {
+fn observed(known_ms: Option<f64>, took: Duration) -> f64 {
+    let Some(known_ms) = known_ms else { return milliseconds(took) };
     let took_ms = milliseconds(took).clamp(known_ms / OBSERVATION_FACTOR_MAX, known_ms * OBSERVATION_FACTOR_MAX);
     known_ms + OBSERVATION_WEIGHT * (took_ms - known_ms)
+}
+
+/// Puts a value in its place, made of what is there.
+fn learn(values: &mut ByImages, images: u32, value: impl FnOnce(Option<f64>) -> f64) {
+    let images = images.max(1);
+    match values.binary_search_by_key(&images, |(count, _)| *count) {
+        Ok(place) => values[place].1 = value(Some(values[place].1)),
+        Err(place) => values.insert(place, (images, value(None))),
+    }
 }
 
 /// By how much a step of `to` images takes longer than one of `from`, as far as one can guess.
@@ -171,25 +179,21 @@ fn proportional(from: u32, to: u32) -> f64 {
 
 /// Between known numbers of images along a line, beyond them along the last one, from a single number by `growth`. More
 /// images never take less.
-fn interpolated(known: &BTreeMap<u32, f64>, images: u32, growth: impl Fn(u32, u32) -> f64) -> Option<f64> {
+fn interpolated(known: &[(u32, f64)], images: u32, growth: impl Fn(u32, u32) -> f64) -> Option<f64> {
     let images = images.max(1);
-    let below = known.range(..=images).next_back();
-    let above = known.range(images..).next();
-    let least = known.range(..=images).map(|(_, value)| *value).fold(0.0, f64::max);
-    let estimate = match (below, above) {
-        (Some((from, lower)), Some((to, upper))) if to > from => {
+    let (up_to, beyond) = known.split_at(known.partition_point(|(count, _)| *count <= images));
+    let least = up_to.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+    let estimate = match (up_to, beyond) {
+        ([], []) => return None,
+        ([.., (count, value)], _) if *count == images => *value,
+        ([.., (from, lower)], [(to, upper), ..]) => {
             lower + (upper - lower) * f64::from(images - from) / f64::from(to - from)
         }
-        (Some((_, value)), Some(_)) => *value,
-        (Some((last, value)), None) => match known.range(..last).next_back() {
-            Some((before, value_before)) => {
-                let slope = (value - value_before) / f64::from(last - before);
-                value + slope.max(0.0) * f64::from(images - last)
-            }
-            None => value * growth(*last, images),
-        },
-        (None, Some((first, value))) => value * growth(*first, images),
-        (None, None) => return None,
+        ([.., (before, value_before), (last, value)], []) => {
+            let slope = (value - value_before) / f64::from(last - before);
+            value + slope.max(0.0) * f64::from(images - last)
+        }
+        ([(only, value)], []) | ([], [(only, value), ..]) => value * growth(*only, images),
     };
     Some(estimate.max(least))
 }

@@ -68,18 +68,23 @@ impl Shares {
 
     /// Whether a tenant had so much more than `least_ms` that all others go first.
     pub(super) fn is_far_ahead(&self, tenant: TenantKey, least_ms: f64) -> bool {
-        self.accounts.get(&tenant).is_some_and(|account| account.served_ms - least_ms > AHEAD_MAX_MS)
+        self.standing(tenant, least_ms).0
     }
 
-    /// Whose turn it is: the smaller, the sooner.
-    pub(super) fn turn(&self, tenant: TenantKey) -> i64 {
-        self.accounts.get(&tenant).map_or(0, |account| (account.served_ms / QUANTUM_MS).floor() as i64)
+    /// The same, and whose turn it is: the smaller, the sooner.
+    pub(super) fn standing(&self, tenant: TenantKey, least_ms: f64) -> (bool, i64) {
+        let Some(Account { served_ms, .. }) = self.accounts.get(&tenant) else { return (false, 0) };
+        (served_ms - least_ms > AHEAD_MAX_MS, (served_ms / QUANTUM_MS).floor() as i64)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn turn(shares: &Shares, tenant: TenantKey) -> i64 {
+        shares.standing(tenant, 0.0).1
+    }
 
     const ONE: TenantKey = TenantKey(1);
     const OTHER: TenantKey = TenantKey(2);
@@ -91,11 +96,11 @@ mod tests {
         shares.came(OTHER);
         shares.charge(OTHER, QUANTUM_MS);
         shares.charge(ONE, QUANTUM_MS * 0.9);
-        assert_eq!(shares.turn(ONE), shares.turn(OTHER));
+        assert_eq!(turn(&shares, ONE), turn(&shares, OTHER));
         shares.charge(ONE, QUANTUM_MS * 0.2);
-        assert!(shares.turn(OTHER) < shares.turn(ONE));
+        assert!(turn(&shares, OTHER) < turn(&shares, ONE));
         shares.charge(OTHER, QUANTUM_MS * 2.0);
-        assert!(shares.turn(ONE) < shares.turn(OTHER));
+        assert!(turn(&shares, ONE) < turn(&shares, OTHER));
     }
 
     #[test]
@@ -104,11 +109,11 @@ mod tests {
         shares.came(ONE);
         shares.charge(ONE, QUANTUM_MS * 50.0);
         shares.came(OTHER);
-        assert_eq!(shares.turn(OTHER) + 1, shares.turn(ONE));
+        assert_eq!(turn(&shares, OTHER) + 1, turn(&shares, ONE));
         shares.went(OTHER);
         shares.charge(ONE, QUANTUM_MS * 50.0);
         shares.came(OTHER);
-        assert_eq!(shares.turn(OTHER) + 1, shares.turn(ONE));
+        assert_eq!(turn(&shares, OTHER) + 1, turn(&shares, ONE));
     }
 
     #[test]
@@ -121,6 +126,6 @@ mod tests {
             shares.went(OTHER);
         }
         shares.came(OTHER);
-        assert!(shares.turn(OTHER) > shares.turn(ONE) + 5);
+        assert!(turn(&shares, OTHER) > turn(&shares, ONE) + 5);
     }
 }

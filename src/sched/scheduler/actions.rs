@@ -99,11 +99,11 @@ impl Scheduler {
         }
         match outcome {
             Acted::Claimed(claim) => {
-                self.held.change(ticket, |held| held.tries = 0);
+                self.succeeded(ticket);
                 self.claimed(ticket, claim);
             }
             Acted::Done => {
-                self.held.change(ticket, |held| held.tries = 0);
+                self.succeeded(ticket);
                 self.advance(ticket);
             }
             Acted::Lost if action == Action::Record(Transition::Refuse) => {
@@ -116,9 +116,17 @@ impl Scheduler {
         }
     }
 
+    fn succeeded(&mut self, ticket: Ticket) {
+        if let Some(held) = self.held.noting(ticket) {
+            held.tries = 0;
+        }
+    }
+
     /// A checkpoint is worth less than the job: if it fails, the next one may not.
     fn checkpointed(&mut self, ticket: Ticket, outcome: &Acted) {
-        self.held.change(ticket, |held| held.saving = Saving::No);
+        if let Some(held) = self.held.noting(ticket) {
+            held.saving = Saving::No;
+        }
         match outcome {
             Acted::Done | Acted::Failed(_) | Acted::Claimed(_) => {}
             Acted::Lost => self.forget(ticket),
@@ -243,13 +251,14 @@ impl Scheduler {
     }
 
     pub(super) fn begin(&mut self, ticket: Ticket, todo: VecDeque<Action>) {
-        if self.held.change(ticket, |held| held.todo = todo).is_some() {
+        if let Some(held) = self.held.noting(ticket) {
+            held.todo = todo;
             self.advance(ticket);
         }
     }
 
     fn advance(&mut self, ticket: Ticket) {
-        match self.held.change(ticket, |held| held.todo.pop_front()) {
+        match self.held.noting(ticket).map(|held| held.todo.pop_front()) {
             Some(Some(action)) => self.act(ticket, action),
             Some(None) => self.forget(ticket),
             None => {}

@@ -31,10 +31,10 @@ impl Scheduler {
                 if let Some(row) = self.rows.get_mut(&row) {
                     row.stage = if made >= steps { RowStage::Finished } else { RowStage::Stepping };
                     (row.steps, row.step, row.saved) = (steps, made, made);
-                    self.held.change(row.ticket, |held| {
+                    if let Some(held) = self.held.noting(row.ticket) {
                         held.steps_of_image = steps;
                         held.steps_made += made;
-                    });
+                    }
                 }
             }
             (EngineWork::Step { rows, previews }, Ok(EngineReport::Stepped)) => {
@@ -271,7 +271,7 @@ impl Scheduler {
                 }
                 Some(Candidate { row: *key, group: row.group, rank })
             });
-        let (_, rows) = next_step(candidates, &self.costs, |key| self.limit(key), self.backlog())?;
+        let (_, rows) = next_step(candidates.collect(), &self.costs, |key| self.limit(key), self.backlog())?;
         self.is_closed = true;
         let wants_preview = |key: &RowKey| {
             let row = &self.rows[key];

@@ -61,6 +61,11 @@ impl Levels {
     }
 }
 
+/// The level of jobs of a class, and of a tenant that had too much or not.
+fn level(class: u8, far_ahead: bool) -> u8 {
+    class + if far_ahead { CLASSES as u8 } else { 0 }
+}
+
 /// Images of claimed jobs that are equal in this.
 #[derive(Clone, Copy, Debug)]
 struct Claimed {
@@ -121,8 +126,7 @@ impl Scheduler {
     }
 
     fn level_of(&self, tenant: TenantKey, class: u8) -> u8 {
-        let far_ahead = self.shares.is_far_ahead(tenant, self.levels.least_served_ms);
-        class + if far_ahead { CLASSES as u8 } else { 0 }
+        level(class, self.shares.is_far_ahead(tenant, self.levels.least_served_ms))
     }
 
     /// A job's level: see [`Levels`].
@@ -151,32 +155,37 @@ impl Scheduler {
     fn next_claim(&self) -> Option<Ticket> {
         let total = self.levels.claimed(LAST_LEVEL);
         let is_full = self.config.policy == Policy::Adaptive && total >= self.rows_max(0);
-        if !self.levels.are_ahead() || is_full && self.now < self.look_ahead_at {
+        let looks_at_each = self.now >= self.look_ahead_at;
+        if !self.levels.are_ahead() || is_full && !looks_at_each {
             return None;
+        }
+        if is_full {
+            let late = self.held.with_deadline().filter(|(_, held)| held.phase == Phase::Ahead && self.is_late(held));
+            return late.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| ticket);
         }
         let claimed: Vec<Claimed> = self
             .held
             .claimed()
             .map(|(key, tenant, class, images)| Claimed { key, tenant, turn: self.turn_of(tenant, class), images })
             .collect();
-        if self.now >= self.look_ahead_at {
+        if looks_at_each {
             // What was outranked for too long may begin, unless that takes a row from what is more urgent.
             let starves =
                 |held: &Held| self.now.since(held.came_at) >= STARVING && total < self.rows_max(self.level(held));
-            let has_room = |held: &Held| {
-                self.is_late(held) || !is_full && (self.has_room(held, self.turn(held), &claimed) || starves(held))
-            };
+            let has_room =
+                |held: &Held| self.is_late(held) || self.has_room(held, self.turn(held), &claimed) || starves(held);
             let ahead = self.held.ahead().filter(|(_, held)| has_room(held));
             return ahead.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| ticket);
         }
         let mut best: Option<(Rank, Ticket)> = None;
-        for ((_, tenant, class), mut jobs) in self.held.ahead_by_kind() {
+        for ((key, tenant, class), mut jobs) in self.held.ahead_by_kind() {
             // They are equal in all that decides whether there is room.
             let turn = self.turn_of(tenant, class);
             let Some((ticket, first)) = jobs.next().filter(|(_, held)| self.has_room(held, turn, &claimed)) else {
                 continue;
             };
-            let ranked = std::iter::once((ticket, first)).chain(jobs).map(|(ticket, held)| (self.rank(held), ticket));
+            let rank = self.ranks(key, tenant);
+            let ranked = std::iter::once((ticket, first)).chain(jobs).map(|(ticket, held)| (rank(held), ticket));
             best = best.into_iter().chain(ranked).min();
         }
         best.map(|(_, ticket)| ticket)
@@ -190,17 +199,19 @@ impl Scheduler {
             return true;
         }
         let Offer { key, tenant, .. } = held.offer;
-        let in_front = |with: &dyn Fn(&Claimed) -> bool| -> u32 {
-            claimed.iter().filter(|other| other.turn <= turn && with(other)).map(|other| other.images).sum()
-        };
-        let of_tenant_max =
-            if self.held.tenants() > 1 { self.rows_max(LAST_LEVEL) } else { self.rows_max(CLASSES as u8) };
-        if in_front(&|other| other.tenant == tenant) >= of_tenant_max {
+        let (mut in_front, mut of_tenant, mut of_key) = (0, 0, 0);
+        for other in claimed.iter().filter(|other| other.turn <= turn) {
+            in_front += other.images;
+            of_tenant += if other.tenant == tenant { other.images } else { 0 };
+            of_key += if other.key == key { other.images } else { 0 };
+        }
+        let of_tenant_max = self.rows_max(if self.held.is_shared() { LAST_LEVEL } else { CLASSES as u8 });
+        if of_tenant >= of_tenant_max {
             false
         } else if self.pulls.are_behind() {
-            in_front(&|_| true) < self.rows_max(turn.0) && in_front(&|other| other.key == key) < self.images_useful(key)
+            in_front < self.rows_max(turn.0) && of_key < self.images_useful(key)
         } else {
-            in_front(&|_| true) < self.images_useful_of_any()
+            in_front < self.images_useful_of_any()
         }
     }
 
@@ -293,13 +304,11 @@ impl Scheduler {
         let are_behind = self.pulls.are_behind();
         let all = (useful + parked_max).saturating_sub(self.levels.images());
         let free = |(lane, Lane { priority, .. }): (usize, &Lane)| {
-            let class = class(*priority);
-            let (more_urgent, as_urgent): (Vec<_>, Vec<_>) =
-                self.held.counts().filter(|(_, other, _)| *other <= class).partition(|(_, other, _)| *other < class);
-            let wanted: u32 =
-                more_urgent.iter().chain(&as_urgent).map(|(_, _, counts)| counts.claimed + counts.ahead).sum();
-            let starving = !more_urgent.is_empty() && self.pulls.may_starve(lane, self.now);
-            let room_ahead = ahead_max.saturating_sub(as_urgent.iter().map(|(_, _, counts)| counts.jobs_ahead).sum());
+            let (more_urgent, from_here) = self.held.of_class().split_at(usize::from(class(*priority)));
+            let as_urgent = from_here.first().copied().unwrap_or_default();
+            let wanted: u32 = more_urgent.iter().chain([&as_urgent]).map(|counts| counts.claimed + counts.ahead).sum();
+            let starving = more_urgent.iter().any(|counts| counts.jobs > 0) && self.pulls.may_starve(lane, self.now);
+            let room_ahead = ahead_max.saturating_sub(as_urgent.jobs_ahead);
             let ahead = if self.pulls.is_behind(lane) { room_ahead } else { room_ahead.min(u32::from(are_behind)) };
             all.min(useful.saturating_sub(wanted).max(u32::from(starving))).max(ahead)
         };
@@ -308,17 +317,23 @@ impl Scheduler {
 
     /// Images of a size that are worth holding: what cannot step together sooner than one by one is better left to others.
     pub(super) fn images_useful(&self, key: BatchKey) -> u32 {
-        let Some(useful) = self.useful.get(&key).filter(|_| self.config.policy == Policy::Adaptive) else {
-            return self.config.images_in_batch_max;
-        };
-        match self.backlog() {
-            Backlog::None => useful.calm,
-            Backlog::Waiting => useful.behind,
-        }
+        self.images_useful_with(self.backlog(), key)
     }
 
     fn images_useful_of_any(&self) -> u32 {
-        self.held.keys().map(|key| self.images_useful(key)).max().unwrap_or(self.config.images_in_batch_max)
+        let backlog = self.backlog();
+        let of_keys = self.held.keys().map(|key| self.images_useful_with(backlog, key));
+        of_keys.max().unwrap_or(self.config.images_in_batch_max)
+    }
+
+    fn images_useful_with(&self, backlog: Backlog, key: BatchKey) -> u32 {
+        let Some(useful) = self.useful.get(&key).filter(|_| self.config.policy == Policy::Adaptive) else {
+            return self.config.images_in_batch_max;
+        };
+        match backlog {
+            Backlog::None => useful.calm,
+            Backlog::Waiting => useful.behind,
+        }
     }
 
     /// Images of a size that may step together.
@@ -357,15 +372,23 @@ impl Scheduler {
 
     /// How urgent a job is.
     pub(super) fn rank(&self, held: &Held) -> Rank {
-        if self.config.policy == Policy::Fixed {
-            return Rank { level: 0, class: 0, turn: 0, response: Reverse(0), order: held.order };
+        self.ranks(held.offer.key, held.offer.tenant)(held)
+    }
+
+    /// How urgent jobs of one size and tenant are.
+    fn ranks(&self, key: BatchKey, tenant: TenantKey) -> impl Fn(&Held) -> Rank {
+        let step_ms = self.costs.step_ms(key, 1);
+        let (first_level, turn) = self.turn_of(tenant, 0);
+        move |held: &Held| {
+            if self.config.policy == Policy::Fixed {
+                return Rank { level: 0, class: 0, turn: 0, response: Reverse(0), order: held.order };
+            }
+            let left_ms = f64::from(held.steps_left().max(1)) * step_ms;
+            let here_ms = self.now.since(held.came_at).as_secs_f64() * 1e3;
+            let class = self.urgency(held);
+            let response = Reverse((1e3 * here_ms / left_ms.max(1e-3)) as u64);
+            Rank { level: first_level + class, class, turn, response, order: held.order }
         }
-        let left_ms = f64::from(held.steps_left().max(1)) * self.costs.step_ms(held.offer.key, 1);
-        let here_ms = self.now.since(held.came_at).as_secs_f64() * 1e3;
-        let class = self.urgency(held);
-        let (level, turn) = self.turn_of(held.offer.tenant, class);
-        let response = Reverse((1e3 * here_ms / left_ms.max(1e-3)) as u64);
-        Rank { level, class, turn, response, order: held.order }
     }
 
     /// A job's class, one less when its deadline comes close, until it has missed it.
@@ -383,6 +406,7 @@ impl Scheduler {
     }
 
     fn turn_of(&self, tenant: TenantKey, class: u8) -> (u8, i64) {
-        (self.level_of(tenant, class), self.shares.turn(tenant))
+        let (far_ahead, turn) = self.shares.standing(tenant, self.levels.least_served_ms);
+        (level(class, far_ahead), turn)
     }
 }

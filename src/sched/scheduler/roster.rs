@@ -10,7 +10,7 @@ use super::super::batch::BatchKey;
 use super::super::fair::TenantKey;
 use super::super::message::Ticket;
 use super::super::time::Mono;
-use super::held::{Held, Phase};
+use super::held::{CLASSES, Held, Phase};
 
 /// What is held of one tenant in one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub(super) struct Roster {
 #[derive(Clone, Debug, Default)]
 struct Index {
     counts: BTreeMap<(TenantKey, u8), Counts>,
+    of_class: [Counts; CLASSES],
     claimed: BTreeMap<Kind, u32>,
     keys: BTreeMap<BatchKey, u32>,
     ahead: BTreeMap<Kind, BTreeSet<Ticket>>,
@@ -104,11 +105,15 @@ impl Roster {
         self.index.claimed.iter().map(|((key, tenant, class), images)| (*key, *tenant, *class, *images))
     }
 
-    /// How many tenants there are jobs of.
-    pub(super) fn tenants(&self) -> usize {
-        let mut tenants = self.index.counts.keys().map(|(tenant, _)| tenant);
-        let Some(mut last) = tenants.next() else { return 0 };
-        1 + tenants.filter(|tenant| std::mem::replace(&mut last, tenant) != *tenant).count()
+    /// What is held of all tenants, by class.
+    pub(super) fn of_class(&self) -> &[Counts; CLASSES] {
+        &self.index.of_class
+    }
+
+    /// Whether there are jobs of more than one tenant.
+    pub(super) fn is_shared(&self) -> bool {
+        let counts = &self.index.counts;
+        counts.first_key_value().map(|((first, _), _)| first) != counts.last_key_value().map(|((last, _), _)| last)
     }
 
     /// Images still to be made, of the tenant with most of them.
@@ -185,6 +190,7 @@ impl Roster {
             (Some(_), None) => true,
         };
         self.index.counts == anew.index.counts
+            && self.index.of_class == anew.index.of_class
             && self.index.keys == anew.index.keys
             && self.index.ahead == anew.index.ahead
             && self.index.waiting == anew.index.waiting
@@ -238,21 +244,26 @@ impl Index {
     fn count(&mut self, held: &Held, by: impl Fn(u32, u32) -> u32) {
         let images = if held.is_open() { held.offer.images - held.images_decoded } else { 0 };
         let class = held.class();
+        let is_ahead = held.phase == Phase::Ahead;
         let counts = self.counts.entry((held.offer.tenant, class)).or_default();
-        counts.jobs = by(counts.jobs, 1);
-        if held.phase == Phase::Ahead {
-            counts.ahead = by(counts.ahead, images);
-            counts.jobs_ahead = by(counts.jobs_ahead, 1);
-        } else {
-            counts.claimed = by(counts.claimed, images);
+        for counts in [&mut *counts, &mut self.of_class[usize::from(class)]] {
+            counts.jobs = by(counts.jobs, 1);
+            if is_ahead {
+                counts.ahead = by(counts.ahead, images);
+                counts.jobs_ahead = by(counts.jobs_ahead, 1);
+            } else {
+                counts.claimed = by(counts.claimed, images);
+            }
+        }
+        if *counts == Counts::default() {
+            self.counts.remove(&(held.offer.tenant, class));
+        }
+        if !is_ahead && images > 0 {
             let claimed = self.claimed.entry(kind(held)).or_default();
             *claimed = by(*claimed, images);
             if *claimed == 0 {
                 self.claimed.remove(&kind(held));
             }
-        }
-        if *counts == Counts::default() {
-            self.counts.remove(&(held.offer.tenant, class));
         }
     }
 }
