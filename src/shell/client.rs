@@ -316,7 +316,8 @@ impl Watch {
                 },
             };
             // `accepted` and `started` may be seen twice when catching up.
-            if seen.kind != EventKind::Progress && self.last_kind == Some(seen.kind) {
+            let may_repeat = matches!(seen.kind, EventKind::Progress | EventKind::Checkpoint);
+            if !may_repeat && self.last_kind == Some(seen.kind) {
                 continue;
             }
             self.last_kind = Some(seen.kind);

@@ -363,6 +363,7 @@ impl Worker {
         stop: &CancellationToken,
     ) -> Result<Exit, WorkerError<E>> {
         let mut draining = false;
+        let mut store_was_down = false;
         let mut reports = Reports::start(&self, &scheduler);
         let exit = loop {
             while let Some(effect) = scheduler.poll_effect() {
@@ -375,6 +376,14 @@ impl Worker {
             let fact = self.select(inbox, deadline, stop, &mut draining).await;
             if let Some(input) = self.learn(fact) {
                 scheduler.handle(self.clock.now(), input);
+            }
+            if scheduler.is_store_down() != store_was_down {
+                store_was_down = !store_was_down;
+                if store_was_down {
+                    tracing::error!("store.down: nothing is begun until something can be stored");
+                } else {
+                    tracing::info!("store.up");
+                }
             }
             reports.look(&self, &scheduler, if draining { WorkerState::Draining } else { WorkerState::Ready });
         };
