@@ -19,18 +19,19 @@ use super::clock::Clock;
 use super::config::Retention;
 use super::ending::Ending;
 use super::metrics::ReconcilerMetrics;
+use super::reconciler::ReconcileOptions;
 use super::stored::Stored;
 use super::{advisories, reconciler, telemetry, topology};
 
 /// What the function is told once.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Options {
+pub struct DeadletterOptions {
     /// How long jobs are kept after their end.
     #[command(flatten)]
     pub retention: Retention,
     /// How disagreements are mended.
     #[command(flatten)]
-    pub reconcile: reconciler::Options,
+    pub reconcile: ReconcileOptions,
 }
 
 /// How often the stream is looked through when nothing hints at an unserved request.
@@ -96,7 +97,7 @@ impl DeadLetter {
 ///
 /// # Errors
 /// A `Retry` fault when the bucket of records cannot be opened.
-pub async fn run(bus: Bus, options: Options, stop: CancellationToken) -> Result<(), Fault> {
+pub async fn run(bus: Bus, options: DeadletterOptions, stop: CancellationToken) -> Result<(), Fault> {
     let clock = Clock::start();
     let ending = Ending::open(bus, clock, options.retention).await?;
     let metrics = ReconcilerMetrics::new(&telemetry::meter());

@@ -35,7 +35,7 @@ const LOOKUPS_PER_PASS: usize = 2_000;
 
 /// When and what it mends.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Options {
+pub struct ReconcileOptions {
     /// Time between two looks for disagreements of queue, records and events
     #[arg(
         long = "reconcile-every",
@@ -66,7 +66,7 @@ pub struct Options {
 }
 
 /// Looks and mends until `stop`.
-pub async fn run(ending: &Ending, metrics: &ReconcilerMetrics, options: Options, stop: &CancellationToken) {
+pub async fn run(ending: &Ending, metrics: &ReconcilerMetrics, options: ReconcileOptions, stop: &CancellationToken) {
     let patience = Patience { grace: options.grace, lost: options.lost_after };
     let mut reconciler =
         Reconciler { ending, metrics, patience, next_request: 1, next_record: 1, settled: 0, round: Round::default() };

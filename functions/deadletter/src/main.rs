@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use darkroom::shell::config::BusOptions;
+use darkroom::shell::deadletter::DeadletterOptions;
 use darkroom::shell::{bus, deadletter, shutdown, telemetry};
 
 /// Fails requests that no consumer serves or delivers any more, keeps them as dead letters, and mends what queue, records and
@@ -15,7 +16,7 @@ struct Options {
     #[command(flatten)]
     bus: BusOptions,
     #[command(flatten)]
-    deadletter: deadletter::Options,
+    deadletter: DeadletterOptions,
 }
 
 fn main() -> ExitCode {
