@@ -10,6 +10,7 @@ use darkroom::shell::bus::{self, Access, Bus};
 use darkroom::shell::client::{self, Submission, Submitted, Watch};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
+use darkroom::shell::records::{self, Found, Owned};
 use darkroom::shell::{outlook, store, topology};
 use darkroom::wire::cancel::CancelOutcome;
 use darkroom::wire::event::{EventKind, StoredImage};
@@ -164,6 +165,9 @@ pub(crate) struct ListOptions {
     /// At most so many
     #[arg(long, default_value_t = 20, value_name = "N")]
     limit: usize,
+    /// Also jobs that ended and whose record was removed after its retention
+    #[arg(long)]
+    gone: bool,
 }
 
 pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: &Output) -> Result<Exit, Failed> {
@@ -424,9 +428,17 @@ async fn read_image(image: &StoredImage, from: Option<&str>) -> anyhow::Result<V
 pub(crate) async fn status(options: &BusOptions, status: &StatusOptions, output: &Output) -> Result<Exit, Failed> {
     let bus = bus::connect(options, "darkroom-status").await?;
     let StatusOptions { job, tenant } = status;
-    let Some(record) = client::status(&bus, tenant, job).await? else {
-        let error = anyhow::anyhow!("there is no job {job} of tenant {tenant}, or no worker has seen it yet");
-        return Err(Failed::new(Exit::NotFound, "unknown_job", error));
+    let record = match records::look_at(&bus, tenant, job).await? {
+        Found::Record(Owned { record, .. }) => record,
+        Found::Gone => {
+            let (text, value) = describe_gone(&format!("{tenant}.{job}"));
+            output.line(text, &value);
+            return Ok(Exit::Gone);
+        }
+        Found::Absent { .. } => {
+            let error = anyhow::anyhow!("there is no job {job} of tenant {tenant}, or no worker has seen it yet");
+            return Err(Failed::new(Exit::NotFound, "unknown_job", error));
+        }
     };
     let (text, mut value) = describe(&format!("{tenant}.{job}"), &record);
     let estimate = outlook::of_record(&bus, &record).await;
@@ -458,6 +470,10 @@ pub(crate) async fn cancel(options: &BusOptions, cancel: &CancelOptions, output:
             format!("{job} stops; `darkroom watch {job}` tells when what is there is stored")
         }
         (CancelOutcome::Ended, status) => format!("{job} had ended before: it is {}", status.unwrap_or("gone")),
+        (CancelOutcome::Gone, _) => {
+            let error = anyhow::anyhow!("the job {job} of tenant {tenant} ended, and its record was removed");
+            return Err(Failed::new(Exit::Gone, "gone", error));
+        }
         (CancelOutcome::Unknown, _) => {
             let error = anyhow::anyhow!("there is no job {job} of tenant {tenant}");
             return Err(Failed::new(Exit::NotFound, "unknown_job", error));
@@ -469,6 +485,14 @@ pub(crate) async fn cancel(options: &BusOptions, cancel: &CancelOptions, output:
     } else {
         Exit::Success
     })
+}
+
+/// A job whose record was removed after its retention.
+fn describe_gone(key: &str) -> (String, Value) {
+    let word = mark(&format!("{:10}", "gone"), "33");
+    let (tenant, job) = key.split_once('.').unwrap_or(("", key));
+    let text = format!("{key:48} {word} it ended, and its record was removed after its retention");
+    (text, json!({ "tenant": tenant, "job": job, "status": "gone" }))
 }
 
 fn describe(key: &str, record: &darkroom::wire::record::Record) -> (String, Value) {
@@ -493,12 +517,12 @@ fn describe(key: &str, record: &darkroom::wire::record::Record) -> (String, Valu
 
 pub(crate) async fn list(options: &BusOptions, list: &ListOptions, output: &Output) -> Result<Exit, Failed> {
     let bus = bus::connect(options, "darkroom-list").await?;
-    let jobs = client::list_jobs(&bus, list.tenant.as_ref(), list.limit).await?;
+    let jobs = client::list_jobs(&bus, list.tenant.as_ref(), list.gone, list.limit).await?;
     if jobs.is_empty() {
         output.note("no jobs");
     }
     for client::Listed { key, record } in jobs {
-        let (text, value) = describe(&key, &record);
+        let (text, value) = record.map_or_else(|| describe_gone(&key), |record| describe(&key, &record));
         output.line(text, &value);
     }
     Ok(Exit::Success)

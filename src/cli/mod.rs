@@ -1,6 +1,7 @@
 //! The command line: options, exit codes and the choice of command. It decides nothing about jobs.
 
 mod accounts;
+mod dlq;
 mod doctor;
 mod jobs;
 mod output;
@@ -19,6 +20,7 @@ use darkroom::job::{Fault, FaultCode};
 use darkroom::shell::bus::{ApiError, ConnectError};
 use darkroom::shell::client::{SubmitError, WatchError};
 use darkroom::shell::config::BusOptions;
+use darkroom::shell::dead_letters::DeadLetterError;
 
 use output::Output;
 
@@ -36,7 +38,7 @@ pub(crate) enum Exit {
     Unreachable = 4,
     /// The request breaks rules.
     InvalidRequest = 5,
-    /// No such job or model.
+    /// No such job, dead letter or model.
     NotFound = 6,
     /// The job id belongs to a different request, or the job has ended otherwise.
     Conflict = 7,
@@ -44,6 +46,12 @@ pub(crate) enum Exit {
     Cancelled = 8,
     /// The time given with --timeout is over.
     Timeout = 9,
+    /// The job ended, and its record was removed after its retention.
+    Gone = 10,
+    /// The tenant has as many requests in the queue as it may.
+    QuotaReached = 11,
+    /// The queue of all tenants is full.
+    QueueFull = 12,
 }
 
 const EXIT_CODES: &str = "Exit codes:
@@ -53,10 +61,13 @@ const EXIT_CODES: &str = "Exit codes:
   3  streams or consumers differ from this build in what must not be changed
   4  NATS or JetStream does not answer
   5  the request breaks rules; all of them are listed
-  6  no such job or model
+  6  no such job, dead letter or model
   7  the job id belongs to a different request; or what is to be cancelled has ended otherwise
   8  the job was cancelled
   9  the time given with --timeout is over
+  10 the job ended, and its record was removed after its retention
+  11 the tenant has as many requests in the queue as it may
+  12 the queue of all tenants is full
 
 Logs: DARKROOM_LOG=info (or debug, trace). Traces: OTEL_EXPORTER_OTLP_ENDPOINT.";
 
@@ -97,6 +108,9 @@ enum Command {
     Cancel(jobs::CancelOptions),
     /// List jobs, newest first
     List(jobs::ListOptions),
+    /// Requests that failed: list them, look at them, send them again, drop them
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// List the models that are served
     Models,
     /// Make the image of a request with the engine alone, without NATS
@@ -144,11 +158,35 @@ impl Failed {
     pub(crate) fn new(exit: Exit, code: &'static str, error: impl Into<anyhow::Error>) -> Self {
         Self { exit, code, error: error.into() }
     }
+
+    fn of_dead_letter(error: DeadLetterError) -> Self {
+        let (exit, code) = match &error {
+            DeadLetterError::Unknown { .. } => (Exit::NotFound, "unknown_dead_letter"),
+            DeadLetterError::StreamMissing => (Exit::NotFound, "no_stream"),
+            DeadLetterError::NotARequest { .. } | DeadLetterError::Unreadable(_) => {
+                (Exit::InvalidRequest, "invalid_request")
+            }
+            DeadLetterError::Ambiguous { .. } => (Exit::Failure, "ambiguous"),
+            DeadLetterError::TenantsAccount
+            | DeadLetterError::Name { .. }
+            | DeadLetterError::Submit(_)
+            | DeadLetterError::Api(_)
+            | DeadLetterError::Bus(_) => (Exit::Failure, "failed"),
+        };
+        Self { exit, code, error: error.into() }
+    }
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failed {
     fn from(error: E) -> Self {
-        let error = error.into();
+        let error: anyhow::Error = error.into();
+        let error: anyhow::Error = match error.downcast::<DeadLetterError>() {
+            Ok(DeadLetterError::Submit(error)) => error.into(),
+            Ok(DeadLetterError::Api(error)) => error.into(),
+            Ok(DeadLetterError::Bus(fault)) => fault.into(),
+            Ok(error) => return Self::of_dead_letter(error),
+            Err(error) => error,
+        };
         let bus_failed = |fault: &Fault| fault.code == FaultCode::BusFailed;
         let (exit, code) = if error.is::<ConnectError>()
             || error.is::<ApiError>()
@@ -160,6 +198,9 @@ impl<E: Into<anyhow::Error>> From<E> for Failed {
                 (Some(SubmitError::UnknownModel { .. }), _) => (Exit::NotFound, "unknown_model"),
                 (Some(SubmitError::Invalid { .. }), _) => (Exit::InvalidRequest, "invalid_request"),
                 (Some(SubmitError::Conflict { .. }), _) => (Exit::Conflict, "job_id_conflict"),
+                (Some(SubmitError::Gone { .. }), _) | (_, Some(WatchError::Gone { .. })) => (Exit::Gone, "gone"),
+                (Some(SubmitError::QuotaReached { .. }), _) => (Exit::QuotaReached, "quota_reached"),
+                (Some(SubmitError::QueueFull { .. }), _) => (Exit::QueueFull, "queue_full"),
                 (Some(SubmitError::Api(_) | SubmitError::Bus(_)), _) => (Exit::Unreachable, "unreachable"),
                 (_, Some(WatchError::Unknown { .. })) => (Exit::NotFound, "unknown_job"),
                 (_, Some(WatchError::Closed | WatchError::Bus(_))) => (Exit::Unreachable, "unreachable"),
@@ -195,6 +236,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Status(options) => runtime.block_on(jobs::status(&bus, &options, output)),
         Command::Cancel(options) => runtime.block_on(jobs::cancel(&bus, &options, output)),
         Command::List(options) => runtime.block_on(jobs::list(&bus, &options, output)),
+        Command::Dlq(command) => runtime.block_on(dlq::run(&bus, command, output)),
         Command::Models => runtime.block_on(jobs::models(&bus, output)),
         Command::Render(options) => render::render(&options, output),
         Command::Profile(options) => profile::profile(&options, output),

@@ -42,6 +42,12 @@ pub enum FaultCode {
     WorkersLost,
     /// The engine thread is gone.
     EngineLost,
+    /// The server delivered the request as often as its consumer allows, and nobody ended it.
+    DeliveriesExhausted,
+    /// The request is not in the stream any more, although its job has not ended.
+    RequestLost,
+    /// The job has a record, and its request was never published.
+    NeverPublished,
 }
 
 impl FaultCode {
@@ -60,6 +66,9 @@ impl FaultCode {
             Self::BusFailed => "bus_failed",
             Self::WorkersLost => "workers_lost",
             Self::EngineLost => "engine_lost",
+            Self::DeliveriesExhausted => "deliveries_exhausted",
+            Self::RequestLost => "request_lost",
+            Self::NeverPublished => "never_published",
         }
     }
 }

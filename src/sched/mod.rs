@@ -18,6 +18,7 @@ mod fit;
 mod lease;
 mod message;
 mod pulls;
+pub mod reconcile;
 mod retry;
 mod scheduler;
 mod time;

@@ -34,6 +34,9 @@ const NO_JETSTREAM_IN_ACCOUNT: u64 = 10039;
 /// NATS' error code for "the last sequence of the subject is another one".
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
 
+/// NATS' error code for a message that a stream could not store, because of its limits or of the disk.
+const STORE_FAILED: u64 = 10077;
+
 /// A connection.
 #[derive(Clone, Debug)]
 pub struct Bus {
@@ -143,7 +146,21 @@ pub enum PublishError {
         /// The subject.
         subject: String,
     },
-    /// The stream is full, for this tenant or for all.
+    /// As many messages are on the subject as the stream takes there: a tenant's quota.
+    #[error("{subject} holds as many messages as it may")]
+    QuotaReached {
+        /// The subject.
+        subject: String,
+    },
+    /// The stream is full, for all.
+    #[error("the stream of {subject} is full: {description}")]
+    StreamFull {
+        /// The subject.
+        subject: String,
+        /// NATS' words: which limit.
+        description: String,
+    },
+    /// The stream refuses this message.
     #[error("{subject} was refused: {description}")]
     Refused {
         /// The subject.
@@ -383,7 +400,13 @@ fn publish_answer(subject: &str, payload: &[u8]) -> Result<PubAck, PublishError>
             return Err(PublishError::WrongLastSequence { subject: subject.to_owned() });
         }
         let description = error.get("description").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-        return Err(PublishError::Refused { subject: subject.to_owned(), code, description });
+        let subject = subject.to_owned();
+        return Err(match code {
+            // One code for all of a stream's limits; only the words say which.
+            STORE_FAILED if description.contains("per subject") => PublishError::QuotaReached { subject },
+            STORE_FAILED if description.starts_with("maximum ") => PublishError::StreamFull { subject, description },
+            _ => PublishError::Refused { subject, code, description },
+        });
     }
     Ok(PubAck {
         sequence: answer.get("seq").and_then(Value::as_u64).unwrap_or_default(),
@@ -485,6 +508,21 @@ mod tests {
         assert_eq!(without_secrets("file:///data/images"), "file:///data/images");
         assert_eq!(without_secrets("nats://a:s@one:1,nats://b:s@two:2"), "nats://one:1,nats://two:2");
         assert!(!without_secrets("nats://me:sec,ret@host:4222").contains("sec"));
+    }
+
+    #[test]
+    fn a_stream_that_is_full_is_told_from_a_tenant_that_is() {
+        let answer = |code: u64, description: &str| {
+            let answer = serde_json::json!({"error": {"code": 503, "err_code": code, "description": description}});
+            publish_answer("s", answer.to_string().as_bytes()).unwrap_err()
+        };
+        assert!(matches!(answer(10077, "maximum messages per subject exceeded"), PublishError::QuotaReached { .. }));
+        for full in ["maximum messages exceeded", "maximum bytes exceeded"] {
+            assert!(matches!(answer(10077, full), PublishError::StreamFull { .. }), "{full}");
+        }
+        assert!(matches!(answer(10077, "error writing to disk"), PublishError::Refused { .. }));
+        assert!(matches!(answer(10054, "message size exceeds maximum allowed"), PublishError::Refused { .. }));
+        assert!(matches!(answer(10164, "wrong last sequence: 3"), PublishError::WrongLastSequence { .. }));
     }
 
     #[test]

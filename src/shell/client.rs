@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use async_nats::jetstream::kv::Operation;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::{HeaderMap, Subscriber};
 use bytes::Bytes;
@@ -21,8 +22,9 @@ use crate::wire::{header, subject};
 use super::bus::{Access, ApiError, Bus, PublishError, chain};
 use super::cancel::{Canceller, Keep};
 use super::clock::Clock;
+use super::config::Retention;
 use super::outlook;
-use super::records::{self, Changed, Owned, Records};
+use super::records::{self, Changed, Found, Owned, Records};
 use super::service;
 use super::topology;
 
@@ -69,6 +71,30 @@ pub enum SubmitError {
         /// The id.
         job: JobId,
     },
+    /// The id was used before.
+    #[error("the job id {job} was used by a job that ended; its record was removed after its retention")]
+    Gone {
+        /// The id.
+        job: JobId,
+    },
+    /// The tenant has as many requests in the queue as it may.
+    #[error("the quota is reached: {} of tenant {tenant} wait or run at {subject}", requests(*queued, *limit))]
+    QuotaReached {
+        /// Whose.
+        tenant: Tenant,
+        /// Where requests are counted.
+        subject: String,
+        /// How many are there; `None` where that may not be asked.
+        queued: Option<u64>,
+        /// How many may be.
+        limit: Option<u64>,
+    },
+    /// The queue of all tenants is full.
+    #[error("the queue of all tenants is full ({description}); try again later")]
+    QueueFull {
+        /// Which limit, in NATS' words.
+        description: String,
+    },
     /// JetStream does not answer.
     #[error("JetStream does not answer")]
     Api(#[from] ApiError),
@@ -78,6 +104,14 @@ pub enum SubmitError {
     /// The stream did not take it.
     #[error("the request was not stored")]
     Publish(#[from] PublishError),
+}
+
+fn requests(queued: Option<u64>, limit: Option<u64>) -> String {
+    match (queued, limit) {
+        (Some(queued), Some(limit)) => format!("{queued} requests, {limit} allowed,"),
+        (Some(queued), None) => format!("{queued} requests"),
+        (None, _) => "as many requests as are allowed".to_owned(),
+    }
 }
 
 fn list(names: &[String]) -> String {
@@ -110,7 +144,10 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
     let mut headers = HeaderMap::new();
     super::telemetry::inject(&mut headers);
     if bus.access().await? == Access::Tenant {
-        let stored = publish_surely(bus, &to, &headers, body).await?;
+        let stored = match publish_surely(bus, &to, &headers, body).await {
+            Ok(stored) => stored,
+            Err(error) => return Err(refused(bus, Access::Tenant, tenant, error).await),
+        };
         return Ok(Submitted { stream_sequence: Some(stored.sequence), pending: 0, estimate: None });
     }
     let Some(manifest) = topology::manifest_of(bus, model).await? else {
@@ -143,7 +180,20 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
     }
     let mut with_id = headers.clone();
     with_id.insert(header::MESSAGE_ID, header::message_id(tenant, job));
-    let mut stored = publish_surely(bus, &to, &with_id, body.clone()).await?;
+    let mut stored = match publish_surely(bus, &to, &with_id, body.clone()).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            let error = refused(bus, Access::Platform, tenant, error).await;
+            let not_stored = matches!(error, SubmitError::QuotaReached { .. } | SubmitError::QueueFull { .. });
+            // So that nobody takes it for a job that waits, and its id is free.
+            if let (true, Some(owned)) = (not_stored, &made)
+                && let Err(fault) = bucket.withdraw(tenant, job, owned).await
+            {
+                tracing::debug!(%fault, "job.withdraw");
+            }
+            return Err(error);
+        }
+    };
     let is_there = |message: &StreamMessage| message.subject.as_str() == to;
     if stored.duplicate && !outlook::request(bus, stored.sequence).await?.as_ref().is_some_and(is_there) {
         // Somebody else was there with this id, or it was ours and is done: then the record absorbs it.
@@ -157,6 +207,22 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
         }
     }
     Ok(Submitted { stream_sequence: Some(stored.sequence), pending: pending.unwrap_or_default(), estimate })
+}
+
+/// What a refusal means to a client.
+async fn refused(bus: &Bus, access: Access, tenant: &Tenant, error: PublishError) -> SubmitError {
+    match error {
+        PublishError::QuotaReached { subject } => {
+            let counted = match access {
+                Access::Platform => topology::quota_of(bus, &subject).await.ok(),
+                Access::Tenant => None,
+            };
+            let (queued, limit) = counted.unzip();
+            SubmitError::QuotaReached { tenant: tenant.clone(), subject, queued, limit: limit.flatten() }
+        }
+        PublishError::StreamFull { description, .. } => SubmitError::QueueFull { description },
+        error => SubmitError::Publish(error),
+    }
 }
 
 /// What a job's record says before its request is published.
@@ -178,7 +244,11 @@ async fn record_to_publish(
     if let Changed::Won(owned) = bucket.create(tenant, job, fresh).await? {
         return Ok(Recorded::ToPublish(Some(Box::new(owned))));
     }
-    let Some(owned) = bucket.read(tenant, job).await? else { return Ok(Recorded::ToPublish(None)) };
+    let owned = match bucket.look(tenant, job).await? {
+        Found::Record(owned) => owned,
+        Found::Gone => return Err(SubmitError::Gone { job: job.clone() }),
+        Found::Absent { .. } => return Ok(Recorded::ToPublish(None)),
+    };
     if owned.record.request_digest != digest {
         return Err(SubmitError::Conflict { job: job.clone() });
     }
@@ -241,6 +311,14 @@ pub enum WatchError {
         /// Whose.
         tenant: Tenant,
     },
+    /// It ended, and its record was removed.
+    #[error("the job {job} of tenant {tenant} ended, and its record was removed after its retention")]
+    Gone {
+        /// The id.
+        job: JobId,
+        /// Whose.
+        tenant: Tenant,
+    },
     /// The record does not answer.
     #[error(transparent)]
     Bus(#[from] Fault),
@@ -282,10 +360,13 @@ impl Watch {
     /// Reads what was published before, for a job that was submitted earlier.
     ///
     /// # Errors
-    /// [`WatchError::Unknown`] when there is no such job.
+    /// [`WatchError::Unknown`] when there is no such job, [`WatchError::Gone`] when there is none any more.
     pub async fn catch_up(&mut self) -> Result<(), WatchError> {
-        if records::read(&self.bus, &self.tenant, &self.job).await?.is_none() {
-            return Err(WatchError::Unknown { job: self.job.clone(), tenant: self.tenant.clone() });
+        let (job, tenant) = (self.job.clone(), self.tenant.clone());
+        match records::look_at(&self.bus, &tenant, &job).await? {
+            Found::Record(_) => {}
+            Found::Gone => return Err(WatchError::Gone { job, tenant }),
+            Found::Absent { .. } => return Err(WatchError::Unknown { job, tenant }),
         }
         for kind in [EventKind::Accepted, EventKind::Started] {
             if let Some(seen) = self.stored(kind).await? {
@@ -366,15 +447,20 @@ fn decode(message: Option<async_nats::Message>) -> Result<Option<Seen>, WatchErr
 pub struct Listed {
     /// `<tenant>.<job>`.
     pub key: String,
-    /// The record.
-    pub record: Record,
+    /// The record; `None` where it was removed after its retention.
+    pub record: Option<Record>,
 }
 
-/// The newest records, newest first: `tenant` and at most `limit`.
+/// The newest records, newest first: `tenant` and at most `limit`; also of jobs that are gone, if `with_gone`.
 ///
 /// # Errors
 /// A `Retry` fault when nobody answers.
-pub async fn list_jobs(bus: &Bus, tenant: Option<&Tenant>, limit: usize) -> Result<Vec<Listed>, Fault> {
+pub async fn list_jobs(
+    bus: &Bus,
+    tenant: Option<&Tenant>,
+    with_gone: bool,
+    limit: usize,
+) -> Result<Vec<Listed>, Fault> {
     let lost = |error: &(dyn std::error::Error + 'static)| {
         Fault::retry(FaultCode::BusFailed, format!("the jobs' records: {}", chain(error)))
     };
@@ -388,7 +474,10 @@ pub async fn list_jobs(bus: &Bus, tenant: Option<&Tenant>, limit: usize) -> Resu
     // A tenant without records never gets an entry, so the wait is bounded.
     while let Ok(Some(entry)) = tokio::time::timeout(Duration::from_secs(2), entries.next()).await {
         let entry = entry.map_err(|error| lost(&error))?;
-        if let Ok(record) = crate::wire::record::decode(&entry.value) {
+        let record = crate::wire::record::decode(&entry.value).ok();
+        // The client library takes the server's mark for a purge, which nobody else makes here.
+        let is_gone = entry.value.is_empty() && entry.operation == Operation::Purge;
+        if record.is_some() || (is_gone && with_gone) {
             listed.push_front(Listed { key: entry.key, record });
             listed.truncate(limit);
         }
@@ -413,7 +502,8 @@ pub async fn cancel(
     let unanswered = |why: String| Fault::retry(FaultCode::BusFailed, why);
     if bus.access().await.map_err(|error| unanswered(chain(&error)))? == Access::Platform {
         let keep = if keep_partial { Keep::Partial } else { Keep::Nothing };
-        let outcome = Canceller::open(bus.clone(), *clock).await?.cancel(tenant, job, keep).await?;
+        let outcome =
+            Canceller::open(bus.clone(), *clock, Retention::default()).await?.cancel(tenant, job, keep).await?;
         return Ok(service::answer(job.to_string(), outcome));
     }
     let request = CancelRequest { job: job.to_string(), keep_partial };

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::job::Status;
+
 use super::guard::AddressGuard;
 
 /// Where NATS is, and who asks.
@@ -64,6 +66,59 @@ pub struct StoreOptions {
     /// How long presigned URLs are good
     #[arg(long, env = "DARKROOM_URL_EXPIRES", default_value = "24h", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub url_expires: Duration,
+}
+
+/// How long jobs can be looked up after their end, by their record and their events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Retention {
+    /// How long the record and the events of a completed job are kept
+    #[arg(
+        id = "retain_completed",
+        long = "retain-completed",
+        env = "DARKROOM_RETAIN_COMPLETED",
+        default_value = "24h",
+        value_parser = parse_retention,
+        value_name = "DURATION"
+    )]
+    pub completed: Duration,
+    /// How long those of a failed or cancelled job are
+    #[arg(
+        id = "retain_failed",
+        long = "retain-failed",
+        env = "DARKROOM_RETAIN_FAILED",
+        default_value = "1h",
+        value_parser = parse_retention,
+        value_name = "DURATION"
+    )]
+    pub failed: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { completed: Duration::from_secs(24 * 3600), failed: Duration::from_secs(3600) }
+    }
+}
+
+impl Retention {
+    /// How long a job is kept that ended so; `None` for one that has not ended.
+    pub fn of(&self, status: Status) -> Option<Duration> {
+        match status {
+            Status::Completed => Some(self.completed),
+            Status::Failed | Status::Cancelled => Some(self.failed),
+            Status::Pending | Status::Processing => None,
+        }
+    }
+
+    /// How long a job is kept at the longest, however it ends.
+    pub fn longest(&self) -> Duration {
+        self.completed.max(self.failed)
+    }
+}
+
+/// Reads a duration that a server can count: whole seconds, one at least.
+fn parse_retention(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text).map_err(|error| error.to_string())?;
+    if duration < Duration::from_secs(1) { Err("must be at least 1s".to_owned()) } else { Ok(duration) }
 }
 
 /// What may be fetched for a request.

@@ -1,4 +1,4 @@
-//! Dead letters, and the sweep that fails what no consumer serves.
+//! The dead-letter function: dead letters, and the sweep that fails what no consumer serves.
 //!
 //! A request for an unknown model, priority or pool, or on a subject with tokens missing or left over, lies in the
 //! stream where no worker looks. The sweep finds it, announces `failed` with code `unserved`, and removes it.
@@ -6,33 +6,44 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{Fault, FaultCode, JobId};
-use crate::wire::event::{ErrorDocument, EventKind, Failed};
-use crate::wire::header;
-use crate::wire::record::Record;
-use crate::wire::request::{canonical_digest, id_in_body};
-use crate::wire::subject::{self, RequestSubject};
+use crate::wire::{header, subject};
 
 use super::bus::{ApiError, Bus, chain};
 use super::clock::Clock;
-use super::events::Events;
-use super::records::Records;
-use super::topology;
+use super::config::Retention;
+use super::ending::Ending;
+use super::metrics::ReconcilerMetrics;
+use super::reconciler::ReconcileOptions;
+use super::stored::Stored;
+use super::{advisories, reconciler, telemetry, topology};
+
+/// What the function is told once.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DeadletterOptions {
+    /// How long jobs are kept after their end.
+    #[command(flatten)]
+    pub retention: Retention,
+    /// How disagreements are mended.
+    #[command(flatten)]
+    pub reconcile: ReconcileOptions,
+}
 
 /// How often the stream is looked through when nothing hints at an unserved request.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// A request this young may have been published before the consumers of its model were made.
-const PATIENCE_MS: i64 = 1_000;
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request that will not be tried again, with the reason.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
+    /// The job that it was for.
+    pub job: JobId,
     /// Where it was published to.
     pub subject: String,
     /// Its headers.
@@ -68,6 +79,7 @@ impl DeadLetter {
             }
         }
         headers.insert(header::MESSAGE_ID, header::dead_letter_id(self.stream_sequence));
+        headers.insert(header::DEAD_LETTER_JOB, self.job.as_str());
         headers.insert(header::DEAD_LETTER_CODE, self.code);
         headers.insert(header::DEAD_LETTER_MESSAGE, self.message.replace(['\r', '\n'], " "));
         headers.insert(header::DEAD_LETTER_SUBJECT, self.subject.clone());
@@ -81,32 +93,48 @@ impl DeadLetter {
     }
 }
 
-/// Sweeps until `stop`: at once when a request arrives on an unserved subject, and now and then in any case.
+/// Sweeps, takes advisories and reconciles until `stop`.
 ///
 /// # Errors
 /// A `Retry` fault when the bucket of records cannot be opened.
-pub async fn run(bus: Bus, stop: CancellationToken) -> Result<(), Fault> {
+pub async fn run(bus: Bus, options: DeadletterOptions, stop: CancellationToken) -> Result<(), Fault> {
     let clock = Clock::start();
-    let records = Records::open(&bus).await?;
-    let events = Events::start(bus.clone(), clock);
+    let ending = Ending::open(bus, clock, options.retention).await?;
+    let metrics = ReconcilerMetrics::new(&telemetry::meter());
+    let sweeping = sweep_until(&ending, &stop);
+    let advised = advisories::run(&ending, &metrics, &stop);
+    let reconciling = reconciler::run(&ending, &metrics, options.reconcile, &stop);
+    tokio::join!(sweeping, advised, reconciling).0
+}
+
+/// Sweeps: at once when a request arrives on an unserved subject, and now and then in any case.
+async fn sweep_until(ending: &Ending, stop: &CancellationToken) -> Result<(), Fault> {
     let lost = |error: &(dyn std::error::Error + 'static)| Fault::retry(FaultCode::BusFailed, chain(error));
     // A hint only: the stream itself is the authority.
-    let mut hints = bus.client.subscribe(subject::ALL_REQUESTS).await.map_err(|error| lost(&error))?;
-    let sweeper = Sweeper { bus, clock, records, events };
+    let mut hints = match ending.bus.client.subscribe(subject::ALL_REQUESTS).await {
+        Ok(hints) => hints,
+        Err(error) => {
+            stop.cancel();
+            return Err(lost(&error));
+        }
+    };
     let mut served = Vec::new();
     let mut wait = Duration::ZERO;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             hint = hints.next() => {
-                let Some(hint) = hint else { return Ok(()) };
+                let Some(hint) = hint else {
+                    stop.cancel();
+                    return Ok(());
+                };
                 if is_served(&served, hint.subject.as_str()) || wait <= Duration::from_millis(1_100) {
                     continue;
                 }
                 wait = Duration::from_millis(1_100);
             }
             () = tokio::time::sleep(wait) => {
-                match sweeper.sweep().await {
+                match sweep(ending).await {
                     Ok(filters) => served = filters,
                     Err(fault) => tracing::warn!(%fault, "deadletter.sweep"),
                 }
@@ -116,102 +144,72 @@ pub async fn run(bus: Bus, stop: CancellationToken) -> Result<(), Fault> {
     }
 }
 
-fn is_served(filters: &[String], subject: &str) -> bool {
-    RequestSubject::parse(subject).is_some_and(|parsed| {
-        filters.contains(&subject::request_filter(&parsed.model, parsed.priority, parsed.pool))
-    })
-        // A tenant token that is not an id still belongs to the consumer: it refuses such requests with all others.
-        || subject.rsplit_once('.').is_some_and(|(front, _)| filters.contains(&format!("{front}.*")))
+/// Whether a consumer with one of these filters takes requests on `subject`.
+pub(super) fn is_served(filters: &[String], subject: &str) -> bool {
+    filters.iter().any(|filter| serves(filter, subject))
 }
 
-struct Sweeper {
-    bus: Bus,
-    clock: Clock,
-    records: Records,
-    events: Events,
+/// Whether the consumer with this filter takes requests on `subject`: that of (model, priority, pool), whatever the tenant's
+/// token is. One that is not an id still belongs to the consumer: it refuses such requests with all others.
+pub(super) fn serves(filter: &str, subject: &str) -> bool {
+    let front = |text: &str| text.rsplit_once('.').map(|(front, _)| front.len());
+    let (Some(in_filter), Some(in_subject)) = (front(filter), front(subject)) else { return false };
+    filter.ends_with(".*") && filter[..in_filter] == subject[..in_subject]
 }
 
-impl Sweeper {
-    /// Fails every request that no consumer filters, and returns the filters.
-    async fn sweep(&self) -> Result<Vec<String>, Fault> {
-        let lost = |error: ApiError| Fault::retry(FaultCode::BusFailed, chain(&error));
-        let served = topology::served(&self.bus).await.map_err(lost)?;
-        let filters: Vec<String> = served.into_iter().map(|consumer| consumer.filter).collect();
-        let info = format!("STREAM.INFO.{}", subject::STREAM_REQUESTS);
-        let request = json!({ "subjects_filter": subject::ALL_REQUESTS });
-        let info = self.bus.api(&info, &request).await.map_err(lost)?;
-        let subjects: Vec<String> = info["state"]["subjects"]
-            .as_object()
-            .map(|subjects| subjects.keys().cloned().collect())
-            .unwrap_or_default();
-        for subject in subjects.iter().filter(|subject| !is_served(&filters, subject)) {
-            self.fail_all_on(subject, &filters).await?;
-        }
-        Ok(filters)
+/// Fails every request that no consumer filters, and returns the filters.
+async fn sweep(ending: &Ending) -> Result<Vec<String>, Fault> {
+    let lost = |error: ApiError| Fault::retry(FaultCode::BusFailed, chain(&error));
+    let served = topology::served(&ending.bus).await.map_err(lost)?;
+    let filters: Vec<String> = served.into_iter().map(|consumer| consumer.filter).collect();
+    let counts = topology::requests_by_subject(&ending.bus).await.map_err(lost)?;
+    for subject in counts.keys().filter(|subject| !is_served(&filters, subject)) {
+        fail_all_on(ending, subject, &filters).await?;
     }
+    Ok(filters)
+}
 
-    async fn fail_all_on(&self, on: &str, filters: &[String]) -> Result<(), Fault> {
-        let lost = |error: &(dyn std::error::Error + 'static)| Fault::retry(FaultCode::BusFailed, chain(error));
-        let stream =
-            self.bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await.map_err(|error| lost(&error))?;
-        loop {
-            let message: StreamMessage = match stream.get_last_raw_message_by_subject(on).await {
-                Ok(message) => message,
-                Err(error) if chain(&error).contains("no message found") => return Ok(()),
-                Err(error) => return Err(lost(&error)),
-            };
-            let age_ms =
-                self.clock.unix_ms() - i64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
-            if age_ms < PATIENCE_MS {
-                return Ok(());
-            }
-            self.fail(on, &message, filters).await?;
-            let delete = format!("STREAM.MSG.DELETE.{}", subject::STREAM_REQUESTS);
-            let request = json!({ "seq": message.sequence, "no_erase": true });
-            self.bus.api(&delete, &request).await.map_err(|error| lost(&error))?;
+async fn fail_all_on(ending: &Ending, on: &str, filters: &[String]) -> Result<(), Fault> {
+    let lost = |error: &(dyn std::error::Error + 'static)| Fault::retry(FaultCode::BusFailed, chain(error));
+    let stream = ending.bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await.map_err(|error| lost(&error))?;
+    let mut models: Vec<&str> = filters.iter().filter_map(|filter| filter.split('.').nth(2)).collect();
+    models.dedup();
+    let known = if models.is_empty() { "none yet".to_owned() } else { models.join(", ") };
+    let fault = Fault::reject(
+        FaultCode::Unserved,
+        format!("nothing serves {on}; a request goes to {}, models here: {known}", subject::REQUEST_FORM),
+    );
+    loop {
+        let message: Stored = match stream.get_last_raw_message_by_subject(on).await {
+            Ok(message) => message.into(),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(()),
+            Err(error) => return Err(lost(&error)),
+        };
+        if message.age(ending.clock.unix_ms()) < PATIENCE {
+            return Ok(());
         }
-    }
-
-    async fn fail(&self, on: &str, message: &StreamMessage, filters: &[String]) -> Result<(), Fault> {
-        let mut models: Vec<&str> = filters.iter().filter_map(|filter| filter.split('.').nth(2)).collect();
-        models.dedup();
-        let known = if models.is_empty() { "none yet".to_owned() } else { models.join(", ") };
-        let fault = Fault::reject(
-            FaultCode::Unserved,
-            format!("nothing serves {on}; a request goes to {}, models here: {known}", subject::REQUEST_FORM),
-        );
         tracing::warn!(%fault, sequence = message.sequence, "deadletter.unserved");
-        let (model, tenant) = subject::model_and_tenant_tokens(on);
-        let id = message.headers.get(header::MESSAGE_ID).map(|id| id.as_str());
-        let id = id.map(|id| tenant.parse().map_or(id, |tenant| header::job_in_message_id(&tenant, id)));
-        let id = id.and_then(|id| id.parse::<JobId>().ok());
-        let id = id.or_else(|| id_in_body(&message.payload));
-        let job = id.unwrap_or_else(|| JobId::from_stream_sequence(message.sequence));
-        let data = Failed { error: ErrorDocument::from(&fault), attempts: 0, metadata: None };
-        let now = self.clock.unix_ms();
-        let ours = match tenant.parse() {
-            Ok(tenant) => {
-                let digest = canonical_digest(&message.payload);
-                let fresh = Record::accepted(digest, model, Some(message.sequence), now);
-                let terminal: Option<Value> = serde_json::to_value(&data).ok();
-                let changed = self.records.refuse(&tenant, &job, fresh, terminal, now).await?;
-                !matches!(changed, super::records::Changed::Lost)
-            }
-            Err(_) => true,
-        };
-        if ours {
-            self.events.publish(EventKind::Failed, tenant, &job, 0, data).await?;
+        ending.end_request(&message, &fault).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_serves_every_tenant_and_no_other_form() {
+        let filters = ["darkroom.req.shapes.normal.any.*".to_owned()];
+        for (subject, served) in [
+            ("darkroom.req.shapes.normal.any.t", true),
+            ("darkroom.req.shapes.normal.any.t!", true),
+            ("darkroom.req.shapes.low.any.t", false),
+            ("darkroom.req.other.normal.any.t", false),
+            ("darkroom.req.shapes.normal.any.t.more", false),
+            ("darkroom.req.shapes.normal.any", false),
+            ("darkroom.req.shapes", false),
+        ] {
+            assert_eq!(is_served(&filters, subject), served, "{subject}");
         }
-        let letter = DeadLetter {
-            subject: on.to_owned(),
-            headers: Some(message.headers.clone()),
-            body: message.payload.clone(),
-            stream_sequence: message.sequence,
-            attempts: 0,
-            code: fault.code.as_str().to_owned(),
-            message: fault.message,
-            worker: None,
-        };
-        letter.send(&self.bus).await
     }
 }

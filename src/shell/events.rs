@@ -3,6 +3,8 @@
 //! One task sends what is put into its queue, first in first out, over the one connection; who needs to know that an
 //! event is stored waits for the answer, nobody else does.
 
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
 use bytes::Bytes;
@@ -15,10 +17,14 @@ use crate::wire::{header, subject};
 
 use super::bus::{Bus, chain, only_one_on_subject};
 use super::clock::Clock;
+use super::config::Retention;
 use super::telemetry;
 
 /// Events that may wait to be sent; progress is dropped beyond it.
 const QUEUE_LENGTH: usize = 1024;
+
+/// By how much an event outlives its job's record.
+const LONGER_THAN_RECORD: Duration = Duration::from_secs(600);
 
 struct Outgoing {
     subject: String,
@@ -32,6 +38,7 @@ struct Outgoing {
 pub struct Events {
     queue: mpsc::Sender<Outgoing>,
     clock: Clock,
+    retention: Retention,
 }
 
 impl Events {
@@ -64,7 +71,12 @@ impl Events {
                 });
             }
         });
-        Self { queue, clock }
+        Self { queue, clock, retention: Retention::default() }
+    }
+
+    /// The same, with events that are kept so long.
+    pub fn kept_for(self, retention: Retention) -> Self {
+        Self { retention, ..self }
     }
 
     /// Queues a durable event, at once, and resolves when it is stored. `accepted` and the terminal kinds are stored at
@@ -86,6 +98,10 @@ impl Events {
         if kind.is_terminal() || kind == EventKind::Accepted {
             headers = only_one_on_subject(headers);
         }
+        let kept = kind.as_terminal().and_then(|status| self.retention.of(status));
+        // Longer than the record: who finds the record and no event would publish it once more.
+        let kept = kept.unwrap_or_else(|| self.retention.longest()).saturating_add(LONGER_THAN_RECORD);
+        headers.insert(header::TIME_TO_LIVE, header::time_to_live(kept));
         let subject = subject::event(tenant, job, kind.as_str());
         let outgoing = Outgoing { subject, headers, body: event::encode(&event).into(), stored: Some(sender) };
         let queued = self.queue.try_send(outgoing);

@@ -4,29 +4,26 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, StatusCode};
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures_util::StreamExt;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{Fault, FaultCode, ModelName, Pool, Priority, WorkerId};
+use crate::job::{Fault, ModelName, Pool, Priority, WorkerId};
 use crate::sched::estimate::{Fleet, Pace, PriorityLoad, Remembered, WorkerLoad};
 use crate::wire::worker::{self, ModelReport, PaceReport, PriorityReport, WorkerReport, WorkerState};
 use crate::wire::{header, subject};
 
 use super::bus::{Bus, chain};
+use super::stored::{self, Stored};
 
 /// Between two reports; the bucket keeps each for five times as long.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// The model's report is renewed with every so many of the worker's, and at the end.
 const REPORTS_PER_MODEL_REPORT: u64 = 30;
-/// How long reports are waited for, and how long the end of a worker is held up by its last.
+/// How long the end of a worker is held up by its last report.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The server answers for so many keys at once.
-const WORKERS_MAX: u32 = 1024;
 
 /// Publishes a worker's reports, on a task of its own.
 #[derive(Debug)]
@@ -207,39 +204,10 @@ pub async fn model_report(bus: &Bus, model: &ModelName) -> Result<Option<ModelRe
     Ok(values.first().and_then(|value| worker::decode_model(value).ok()))
 }
 
-/// The values of a bucket under the keys that match, in one question: the client library needs one for each key, or waits for
-/// a first one that never comes.
+/// The values of a bucket under the keys that match: the client library needs one question for each key, or waits for a
+/// first one that never comes.
 async fn values(bus: &Bus, bucket: &str, keys: &str) -> Result<Vec<Bytes>, Fault> {
-    let lost = |why: String| Fault::retry(FaultCode::BusFailed, format!("the bucket {bucket}: {why}"));
-    let inbox = bus.client.new_inbox();
-    let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(|error| lost(chain(&error)))?;
-    let asked = json!({ "multi_last": [keys], "batch": WORKERS_MAX }).to_string();
-    let to = format!("{}{}", subject::API_PREFIX, subject::values_of_bucket(bucket));
-    bus.client.publish_with_reply(to, inbox, asked.into()).await.map_err(|error| lost(chain(&error)))?;
-    let all = async {
-        let mut values = Vec::new();
-        while let Some(answer) = answers.next().await {
-            match answer.status {
-                None | Some(StatusCode::OK) => {
-                    let deleted = answer.headers.as_ref().is_some_and(|of| of.get(header::KEY_OPERATION).is_some());
-                    if !deleted {
-                        values.push(answer.payload);
-                    }
-                }
-                Some(StatusCode::NOT_FOUND) => return Ok(values),
-                Some(status) if status.as_u16() == END_OF_BATCH => return Ok(values),
-                Some(status) => {
-                    return Err(lost(format!("{status} {}", answer.description.unwrap_or_default())));
-                }
-            }
-        }
-        Err(lost("the connection was lost".to_owned()))
-    };
-    match tokio::time::timeout(PATIENCE, all).await {
-        Ok(values) => values,
-        Err(_) => Err(lost("no answer".to_owned())),
-    }
+    let stored = stored::last_of(bus, &subject::stream_of_bucket(bucket), &[keys.to_owned()]).await?;
+    let is_deleted = |message: &Stored| message.headers.get(header::KEY_OPERATION).is_some();
+    Ok(stored.into_iter().filter(|message| !is_deleted(message)).map(|message| message.body).collect())
 }
-
-/// "All answers were given."
-const END_OF_BATCH: u16 = 204;

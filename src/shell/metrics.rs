@@ -19,6 +19,39 @@ pub struct Metrics {
     failures: Counter<u64>,
 }
 
+/// The instruments of the dead-letter function.
+#[derive(Clone, Debug)]
+pub struct ReconcilerMetrics {
+    repairs: Counter<u64>,
+    findings: Counter<u64>,
+}
+
+impl ReconcilerMetrics {
+    /// Makes them.
+    pub fn new(meter: &Meter) -> Self {
+        let counter = |name: &'static str, description: &'static str| {
+            meter.u64_counter(name).with_description(description).build()
+        };
+        Self {
+            repairs: counter(
+                "darkroom.reconciler.repairs",
+                "Disagreements of queue, records and events that were mended",
+            ),
+            findings: counter("darkroom.reconciler.findings", "Disagreements that were only seen"),
+        }
+    }
+
+    /// Something was mended.
+    pub fn repaired(&self, kind: &'static str) {
+        self.repairs.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    /// Something was seen.
+    pub fn found(&self, kind: &'static str) {
+        self.findings.add(1, &[KeyValue::new("kind", kind)]);
+    }
+}
+
 impl Metrics {
     /// Makes the instruments of a worker that serves `model`.
     pub fn new(meter: &Meter, model: &str) -> Self {

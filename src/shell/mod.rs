@@ -3,13 +3,16 @@
 //! It carries out what `sched` decides and translates with `wire`; it holds no policy of its own.
 
 pub mod accounts;
+pub mod advisories;
 pub mod bus;
 pub mod cancel;
 pub mod client;
 pub mod clock;
 pub mod config;
 pub mod costs;
+pub mod dead_letters;
 pub mod deadletter;
+pub mod ending;
 pub mod events;
 pub mod fetch;
 pub mod fleet;
@@ -17,10 +20,12 @@ pub mod guard;
 pub mod loras;
 pub mod metrics;
 pub mod outlook;
+pub mod reconciler;
 pub mod records;
 pub mod service;
 pub mod shutdown;
 pub mod store;
+pub mod stored;
 pub mod supervisor;
 pub mod telemetry;
 pub mod topology;

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
 use crate::job::{Fault, FaultCode, JobId, JobState, JobStep, Status, Tenant, WorkerId};
 use crate::sched::{Claim, RecordChange};
 use crate::wire::record::{self, Record};
-use crate::wire::subject;
 use crate::wire::time::rfc3339;
+use crate::wire::{header, subject};
 
-use super::bus::{Bus, Looks, chain, look};
+use super::bus::{Bus, Looks, PublishError, chain, look};
+use super::config::Retention;
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
@@ -22,7 +23,23 @@ const BEHIND: Duration = Duration::from_millis(50);
 /// The bucket.
 #[derive(Clone, Debug)]
 pub struct Records {
-    bucket: kv::Store,
+    bus: Bus,
+    stream: Stream<()>,
+    retention: Retention,
+}
+
+/// What stands under a job's key.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Its record.
+    Record(Owned),
+    /// The job ended, and its record was removed after its time.
+    Gone,
+    /// Nothing that counts.
+    Absent {
+        /// What a record must name that is made there: 0, or the revision of a deletion.
+        revision: u64,
+    },
 }
 
 /// A record with the revision that proves ownership.
@@ -95,22 +112,58 @@ fn unanswered(error: &(dyn std::error::Error + 'static)) -> Fault {
     Fault::retry(FaultCode::BusFailed, format!("the job's record: {}", chain(error)))
 }
 
+/// Looks at a job as a tenant may: by its subject, without opening the bucket.
+///
+/// # Errors
+/// As [`Records::look`].
+pub async fn look_at(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Found, Fault> {
+    look_in(&stream_of(bus).await?, tenant, job).await
+}
+
 /// Reads a record as a tenant may: by its subject, without opening the bucket.
 ///
 /// # Errors
 /// As [`Records::read`].
 pub async fn read(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-    let stream = format!("KV_{}", subject::BUCKET_JOBS);
-    let stream = bus.context.get_stream_no_info(stream).await.map_err(|error| unanswered(&error))?;
-    read_from(&stream, tenant, job).await
+    Ok(look_at(bus, tenant, job).await?.into_record())
 }
 
-async fn read_from<I>(stream: &Stream<I>, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
+impl Found {
+    /// The record, if there is one.
+    pub fn into_record(self) -> Option<Owned> {
+        match self {
+            Self::Record(owned) => Some(owned),
+            Self::Gone | Self::Absent { .. } => None,
+        }
+    }
+
+    /// Reads what a stream has under a job's key.
+    ///
+    /// # Errors
+    /// A `Reject` fault when it is a record that this build cannot read.
+    pub fn read(headers: &HeaderMap, body: &[u8], revision: u64) -> Result<Self, Fault> {
+        if !body.is_empty() {
+            let record =
+                record::decode(body).map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
+            return Ok(Self::Record(Owned { record, revision }));
+        }
+        // The server's own mark of a record that outlived its time; anybody else who removes one means to free the key.
+        let reason = headers.get(header::MARKER_REASON).map(HeaderValue::as_str);
+        Ok(if reason == Some(header::MARKER_MAX_AGE) { Self::Gone } else { Self::Absent { revision } })
+    }
+}
+
+async fn stream_of(bus: &Bus) -> Result<Stream<()>, Fault> {
+    let stream = bus.context.get_stream_no_info(subject::STREAM_JOBS).await;
+    stream.map_err(|error| unanswered(&error))
+}
+
+async fn look_in(stream: &Stream<()>, tenant: &Tenant, job: &JobId) -> Result<Found, Fault> {
     let mut looks = Looks::default();
     let message = loop {
         match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
             Ok(message) => break message,
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(Found::Absent { revision: 0 }),
             Err(error) => {
                 if !looks.again(&chain(&error)).await {
                     return Err(unanswered(&error));
@@ -118,44 +171,55 @@ async fn read_from<I>(stream: &Stream<I>, tenant: &Tenant, job: &JobId) -> Resul
             }
         }
     };
-    if message.payload.is_empty() {
-        // What marks a record that was removed has no body.
-        return Ok(None);
-    }
-    let record =
-        record::decode(&message.payload).map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
-    Ok(Some(Owned { record, revision: message.sequence }))
+    Found::read(&message.headers, &message.payload, message.sequence)
 }
 
 impl Records {
-    /// Opens the bucket.
+    /// Opens the bucket. What is written there of jobs that ended is kept for the usual time.
     ///
     /// # Errors
     /// A `Retry` fault when it does not exist or nobody answers.
     pub async fn open(bus: &Bus) -> Result<Self, Fault> {
         let bucket = look(async || bus.context.get_key_value(subject::BUCKET_JOBS).await);
-        let bucket = bucket.await.map_err(|error| unanswered(&*error))?;
-        Ok(Self { bucket })
+        bucket.await.map_err(|error| unanswered(&*error))?;
+        Ok(Self { bus: bus.clone(), stream: stream_of(bus).await?, retention: Retention::default() })
+    }
+
+    /// The same, with jobs that are kept so long after their end.
+    pub fn kept_for(self, retention: Retention) -> Self {
+        Self { retention, ..self }
+    }
+
+    /// Looks at what stands under a job's key.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers; `Reject` when the record cannot be read.
+    pub async fn look(&self, tenant: &Tenant, job: &JobId) -> Result<Found, Fault> {
+        look_in(&self.stream, tenant, job).await
     }
 
     /// Reads a record.
     ///
     /// # Errors
-    /// A `Retry` fault when nobody answers; `Reject` when the record cannot be read.
+    /// As [`Self::look`].
     pub async fn read(&self, tenant: &Tenant, job: &JobId) -> Result<Option<Owned>, Fault> {
-        read_from(&self.bucket.stream, tenant, job).await
+        Ok(self.look(tenant, job).await?.into_record())
     }
 
-    /// Makes a record if there is none.
+    /// Makes a record if there is none and none was removed after its time.
     ///
     /// # Errors
     /// A `Retry` fault when nobody answers.
     pub async fn create(&self, tenant: &Tenant, job: &JobId, record: Record) -> Result<Changed, Fault> {
-        let value = Bytes::from(record::encode(&record));
-        match self.bucket.create(subject::record_key(tenant, job), value).await {
-            Ok(revision) => Ok(Changed::Won(Owned { record, revision })),
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists || is_race(&error) => Ok(Changed::Lost),
-            Err(error) => Err(unanswered(&error)),
+        match self.put(tenant, job, 0, &record).await? {
+            Some(revision) => Ok(Changed::Won(Owned { record, revision })),
+            None => match self.look(tenant, job).await? {
+                Found::Absent { revision } => {
+                    let revision = self.put(tenant, job, revision, &record).await?;
+                    Ok(revision.map_or(Changed::Lost, |revision| Changed::Won(Owned { record, revision })))
+                }
+                Found::Record(_) | Found::Gone => Ok(Changed::Lost),
+            },
         }
     }
 
@@ -164,17 +228,43 @@ impl Records {
     /// # Errors
     /// A `Retry` fault when nobody answers.
     pub async fn replace(&self, tenant: &Tenant, job: &JobId, owned: &Owned, record: Record) -> Result<Changed, Fault> {
-        let key = subject::record_key(tenant, job);
-        let value = Bytes::from(record::encode(&record));
-        match self.bucket.update(&key, value, owned.revision).await {
-            Ok(revision) => Ok(Changed::Won(Owned { record, revision })),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision || is_race(&error) => {
-                // A lost answer to our own write looks like somebody else's: the content tells.
-                match self.read(tenant, job).await? {
-                    Some(found) if found.record == record => Ok(Changed::Won(found)),
-                    Some(_) | None => Ok(Changed::Lost),
-                }
-            }
+        match self.put(tenant, job, owned.revision, &record).await? {
+            Some(revision) => Ok(Changed::Won(Owned { record, revision })),
+            // A lost answer to our own write looks like somebody else's: the content tells.
+            None => match self.read(tenant, job).await? {
+                Some(found) if found.record == record => Ok(Changed::Won(found)),
+                Some(_) | None => Ok(Changed::Lost),
+            },
+        }
+    }
+
+    /// Takes a record away whose request was not published, so that its id can be used again for as long as a failed job
+    /// would be kept.
+    ///
+    /// # Errors
+    /// A `Retry` fault when nobody answers.
+    pub async fn withdraw(&self, tenant: &Tenant, job: &JobId, owned: &Owned) -> Result<(), Fault> {
+        let mut headers = expecting(owned.revision);
+        headers.insert(header::KEY_OPERATION, header::KEY_DELETED);
+        headers.insert(header::TIME_TO_LIVE, header::time_to_live(self.retention.failed));
+        match self.bus.publish(&subject::record(tenant, job), headers, Bytes::new()).await {
+            Ok(_) | Err(PublishError::WrongLastSequence { .. }) => Ok(()),
+            Err(error) => Err(unanswered(&error)),
+        }
+    }
+
+    /// Writes a record where `revision` is the last one, with its time to live if it is terminal; `None` if another is.
+    ///
+    /// The client library can give no time to a value that replaces another.
+    async fn put(&self, tenant: &Tenant, job: &JobId, revision: u64, record: &Record) -> Result<Option<u64>, Fault> {
+        let mut headers = expecting(revision);
+        if let Some(kept) = self.retention.of(record.state.status) {
+            headers.insert(header::TIME_TO_LIVE, header::time_to_live(kept));
+        }
+        let value = Bytes::from(record::encode(record));
+        match self.bus.publish(&subject::record(tenant, job), headers, value).await {
+            Ok(stored) => Ok(Some(stored.sequence)),
+            Err(PublishError::WrongLastSequence { .. }) => Ok(None),
             Err(error) => Err(unanswered(&error)),
         }
     }
@@ -249,7 +339,11 @@ impl Records {
         unix_ms: i64,
     ) -> Result<Changed, Fault> {
         for _ in 0..RACES_MAX {
-            let Some(owned) = self.read(tenant, job).await? else {
+            let found = self.look(tenant, job).await?;
+            if let Found::Gone = found {
+                return Ok(Changed::Lost);
+            }
+            let Some(owned) = found.into_record() else {
                 let state = fresh.state.next(JobStep::Fail).unwrap_or_else(|_| fresh.state.clone());
                 let record = Record { state, terminal: terminal.clone(), ..fresh.clone() };
                 match self.create(tenant, job, record).await? {
@@ -293,7 +387,13 @@ impl Records {
                     return Ok(claimed(&owned));
                 }
             }
-            let Some(owned) = self.read(tenant, job).await? else {
+            let found = self.look(tenant, job).await?;
+            if let Found::Gone = found {
+                // It ended long ago: a late duplicate must not make it again.
+                tracing::warn!(%tenant, %job, stream_sequence, "job.gone");
+                return Ok(Claimed { claim: Claim::Duplicate, owned: None });
+            }
+            let Some(owned) = found.into_record() else {
                 let fresh = Record::accepted(digest.clone(), model, Some(*stream_sequence), unix_ms);
                 self.create(tenant, job, fresh).await?;
                 continue;
@@ -330,8 +430,8 @@ impl Records {
     }
 }
 
-/// The server's two other words for a lost compare-and-set.
-fn is_race(error: &(dyn std::error::Error + 'static)) -> bool {
-    let text = chain(error);
-    text.contains("10164") || text.contains("10071") || text.contains("wrong last sequence")
+fn expecting(revision: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+    headers
 }

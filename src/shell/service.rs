@@ -17,6 +17,7 @@ use crate::wire::subject;
 use super::bus::Bus;
 use super::cancel::{Canceller, Keep, Outcome};
 use super::clock::Clock;
+use super::config::Retention;
 
 /// Requests that are worked on at a time: what comes beyond waits in the subscription.
 const CONCURRENCY_MAX: usize = 64;
@@ -29,7 +30,7 @@ const UNAVAILABLE: usize = 503;
 ///
 /// # Errors
 /// A `Retry` fault when the service cannot be started, or its subscription ends.
-pub async fn run(bus: Bus, stop: CancellationToken) -> Result<(), Fault> {
+pub async fn run(bus: Bus, retention: Retention, stop: CancellationToken) -> Result<(), Fault> {
     let lost = |error: async_nats::Error| Fault::retry(FaultCode::BusFailed, format!("the service: {error}"));
     let service = bus
         .client
@@ -39,7 +40,7 @@ pub async fn run(bus: Bus, stop: CancellationToken) -> Result<(), Fault> {
         .await
         .map_err(lost)?;
     let mut requests = service.endpoint_builder().name("cancel").add(subject::API_CANCEL).await.map_err(lost)?;
-    let canceller = Canceller::open(bus.clone(), Clock::start()).await?;
+    let canceller = Canceller::open(bus.clone(), Clock::start(), retention).await?;
     let tasks = TaskTracker::new();
     tracing::info!("gateway.ready");
     let limit = std::sync::Arc::new(tokio::sync::Semaphore::new(CONCURRENCY_MAX));
@@ -91,6 +92,7 @@ pub fn answer(job: String, outcome: Outcome) -> CancelAnswer {
         Outcome::Cancelled => (CancelOutcome::Cancelled, Some("cancelled")),
         Outcome::Stopping => (CancelOutcome::Stopping, Some("processing")),
         Outcome::Ended(status) => (CancelOutcome::Ended, Some(status.as_str())),
+        Outcome::Gone => (CancelOutcome::Gone, None),
         Outcome::Unknown => (CancelOutcome::Unknown, None),
     };
     CancelAnswer { job, outcome, status: status.map(str::to_owned) }

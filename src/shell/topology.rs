@@ -2,6 +2,7 @@
 //!
 //! The files are compiled in, so that they are the one source of truth wherever the program runs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ const STREAMS: [&str; 8] = [
     include_str!("../../nats/buckets/darkroom_models.json"),
 ];
 const CONSUMER: &str = include_str!("../../nats/consumers/generate.json");
+const CONSUMER_OF_ADVISORIES: &str = include_str!("../../nats/consumers/deadletter.json");
 
 /// What the server refuses to change, or what would strand stored messages.
 const STREAM_FIXED: [&str; 4] = ["name", "subjects", "storage", "retention"];
@@ -117,11 +119,15 @@ pub async fn reconcile_with(
         let outcome = reconcile_stream(bus, &name, &wanted, mode).await?;
         findings.push(Finding { kind: "stream", name, outcome });
     }
+    let name = subject::CONSUMER_ADVISORIES;
+    let wanted = object(CONSUMER_OF_ADVISORIES);
+    let outcome = reconcile_consumer(bus, subject::STREAM_ADVISORIES, name, &wanted, mode).await?;
+    findings.push(Finding { kind: "consumer", name: name.to_owned(), outcome });
     for model in models {
         for (priority, pool) in lanes() {
             let wanted = consumer_config(model, priority, pool);
             let name = subject::consumer(&model.name, priority, pool);
-            let outcome = reconcile_consumer(bus, &name, &wanted, mode).await?;
+            let outcome = reconcile_consumer(bus, subject::STREAM_REQUESTS, &name, &wanted, mode).await?;
             findings.push(Finding { kind: "consumer", name, outcome });
         }
     }
@@ -150,6 +156,8 @@ pub struct Served {
     pub in_flight: u64,
     /// Open pulls.
     pub pulls: u64,
+    /// When it was made, RFC 3339.
+    pub created: String,
 }
 
 /// The consumers of requests that the server has.
@@ -175,6 +183,7 @@ pub async fn served(bus: &Bus) -> Result<Vec<Served>, ApiError> {
                 delivered_sequence: info["delivered"]["stream_seq"].as_u64().unwrap_or_default(),
                 in_flight: info["num_ack_pending"].as_u64().unwrap_or_default(),
                 pulls: info["num_waiting"].as_u64().unwrap_or_default(),
+                created: info["created"].as_str().unwrap_or_default().to_owned(),
             });
         }
         if found.is_empty() || offset >= usize::try_from(page["total"].as_u64().unwrap_or_default()).unwrap_or(0) {
@@ -199,6 +208,36 @@ pub async fn last_sequence(bus: &Bus) -> Result<u64, ApiError> {
 pub async fn requests_stored(bus: &Bus) -> Result<u64, ApiError> {
     let info = bus.api(&format!("STREAM.INFO.{}", subject::STREAM_REQUESTS), &Value::Null).await?;
     Ok(info["state"]["messages"].as_u64().unwrap_or_default())
+}
+
+/// Requests in the stream, by subject.
+///
+/// # Errors
+/// [`ApiError`].
+pub async fn requests_by_subject(bus: &Bus) -> Result<BTreeMap<String, u64>, ApiError> {
+    let mut counts = BTreeMap::new();
+    loop {
+        let request = json!({ "subjects_filter": subject::ALL_REQUESTS, "offset": counts.len() });
+        let info = bus.api(&format!("STREAM.INFO.{}", subject::STREAM_REQUESTS), &request).await?;
+        let page = info["state"]["subjects"].as_object().cloned().unwrap_or_default();
+        let known = counts.len();
+        counts.extend(page.into_iter().filter_map(|(subject, count)| Some((subject, count.as_u64()?))));
+        // The server answers with so many subjects at once.
+        if counts.len() == known || counts.len() as u64 >= info["total"].as_u64().unwrap_or_default() {
+            return Ok(counts);
+        }
+    }
+}
+
+/// Requests on one subject, and how many may be there; `None` for no end.
+///
+/// # Errors
+/// [`ApiError`].
+pub async fn quota_of(bus: &Bus, subject: &str) -> Result<(u64, Option<u64>), ApiError> {
+    let request = json!({ "subjects_filter": subject });
+    let info = bus.api(&format!("STREAM.INFO.{}", subject::STREAM_REQUESTS), &request).await?;
+    let queued = info["state"]["subjects"][subject].as_u64().unwrap_or_default();
+    Ok((queued, info["config"]["max_msgs_per_subject"].as_u64()))
 }
 
 /// The manifest that `darkroom setup` recorded for a model.
@@ -243,13 +282,15 @@ async fn reconcile_stream(bus: &Bus, name: &str, wanted: &Map<String, Value>, mo
 
 async fn reconcile_consumer(
     bus: &Bus,
+    stream: &str,
     name: &str,
     wanted: &Map<String, Value>,
     mode: Mode,
 ) -> Result<Outcome, ApiError> {
-    let stream = subject::STREAM_REQUESTS;
-    let filter = wanted["filter_subject"].as_str().unwrap_or_default();
-    let create = format!("CONSUMER.CREATE.{stream}.{name}.{filter}");
+    let create = match wanted.get("filter_subject").and_then(Value::as_str) {
+        Some(filter) => format!("CONSUMER.CREATE.{stream}.{name}.{filter}"),
+        None => format!("CONSUMER.CREATE.{stream}.{name}"),
+    };
     let found = match bus.api(&format!("CONSUMER.INFO.{stream}.{name}"), &Value::Null).await {
         Ok(info) => info["config"].as_object().cloned().unwrap_or_default(),
         Err(error) if error.code() == Some(CONSUMER_NOT_FOUND) || error.code() == Some(STREAM_NOT_FOUND) => {
@@ -368,6 +409,11 @@ mod tests {
             format!("KV_{}", subject::BUCKET_MODELS),
         ];
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn the_consumer_of_advisories_is_named_as_the_code_means() {
+        assert_eq!(object(CONSUMER_OF_ADVISORIES)["durable_name"], json!(subject::CONSUMER_ADVISORIES));
     }
 
     #[test]

@@ -43,6 +43,7 @@ use crate::wire::worker::WorkerState;
 
 use super::bus::Bus;
 use super::clock::Clock;
+use super::config::Retention;
 use super::costs;
 use super::engine_thread::{self, Answer, Command, EngineThread, StartError};
 use super::events::Events;
@@ -102,6 +103,8 @@ pub struct Config {
     pub fetch_allow: AddressGuard,
     /// The folder that LoRAs of the store are put in.
     pub loras: Option<PathBuf>,
+    /// How long jobs are kept after their end.
+    pub retention: Retention,
 }
 
 /// Why a worker could not begin, or had to stop.
@@ -274,6 +277,7 @@ where
         what: format!("the bucket {}", subject::BUCKET_JOBS),
         source: Box::new(fault),
     })?;
+    let records = records.kept_for(config.retention);
     let lanes: Vec<Lane> = topology::lanes()
         .filter(|(_, pool)| config.pools.contains(pool))
         .map(|(priority, pool)| Lane { priority, pool })
@@ -317,7 +321,7 @@ where
     let worker = Worker {
         metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
         measured: Measured::new(clock.now()),
-        events: Events::start(bus.clone(), clock),
+        events: Events::start(bus.clone(), clock).kept_for(config.retention),
         fetcher,
         loras: config.loras.clone().map(|folder| LoraFolder::new(folder, store.clone())),
         config,

@@ -24,6 +24,8 @@ pub enum CancelOutcome {
     Stopping,
     /// It had ended before; `status` says how.
     Ended,
+    /// It had ended before, and its record was removed after its retention.
+    Gone,
     /// There is no such job of this tenant.
     Unknown,
 }

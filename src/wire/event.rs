@@ -72,6 +72,16 @@ impl EventKind {
         }
     }
 
+    /// The terminal state that this kind announces.
+    pub fn as_terminal(self) -> Option<Status> {
+        match self {
+            Self::Completed => Some(Status::Completed),
+            Self::Failed => Some(Status::Failed),
+            Self::Cancelled => Some(Status::Cancelled),
+            Self::Accepted | Self::Started | Self::Progress | Self::Checkpoint => None,
+        }
+    }
+
     /// The kind of a CloudEvents `type`.
     pub fn from_type(text: &str) -> Option<Self> {
         let kind = text.strip_prefix("darkroom.job.")?;

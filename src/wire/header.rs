@@ -1,11 +1,19 @@
 //! Header names of requests, events and dead letters, and how message ids are made.
 
+use std::time::Duration;
+
 use crate::job::{JobId, Tenant};
 
 /// NATS: the id by which a stream drops repeated publishes; on requests `<job>`, or `<tenant>.<job>`.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// NATS: the publish succeeds only if this is the last sequence on the subject; 0 for "none yet".
 pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+/// NATS: how long a stream keeps the message, as `90s`, whatever its own rule is.
+pub const TIME_TO_LIVE: &str = "Nats-TTL";
+/// NATS: why a message without a body stands where the last one of a subject was.
+pub const MARKER_REASON: &str = "Nats-Marker-Reason";
+/// It outlived its time.
+pub const MARKER_MAX_AGE: &str = "MaxAge";
 /// Media type of the body.
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// Events are structured CloudEvents.
@@ -25,6 +33,8 @@ pub const SERVICE_ERROR: &str = "Nats-Service-Error";
 pub const DEAD_LETTER_CODE: &str = "Darkroom-Error-Code";
 /// Dead letters: why, as a sentence.
 pub const DEAD_LETTER_MESSAGE: &str = "Darkroom-Error-Message";
+/// Dead letters: the job that the request was for.
+pub const DEAD_LETTER_JOB: &str = "Darkroom-Job";
 /// Dead letters: the subject that the request was published to.
 pub const DEAD_LETTER_SUBJECT: &str = "Darkroom-Original-Subject";
 /// Dead letters: its sequence in the request stream.
@@ -57,6 +67,11 @@ pub fn estimated_start(text: &str, published_unix_ms: i64) -> Option<i64> {
 /// The id of a dead letter, so that repeating it stores nothing.
 pub fn dead_letter_id(stream_sequence: u64) -> String {
     format!("dlq-{stream_sequence}")
+}
+
+/// A time to live as NATS reads it: whole seconds, at least one.
+pub fn time_to_live(duration: Duration) -> String {
+    format!("{}s", duration.as_secs().max(1))
 }
 
 /// Whether a header of the original request is kept on its dead letter: NATS' own would change what the stream does.

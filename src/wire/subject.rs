@@ -16,10 +16,14 @@ pub const STREAM_ADVISORIES: &str = "DARKROOM_ADV";
 pub const PULL_GROUP: &str = "workers";
 /// The bucket with one record per job.
 pub const BUCKET_JOBS: &str = "darkroom_jobs";
+/// The stream that [`BUCKET_JOBS`] is kept in.
+pub const STREAM_JOBS: &str = "KV_darkroom_jobs";
 /// The bucket with one report per running worker.
 pub const BUCKET_WORKERS: &str = "darkroom_workers";
 /// The bucket with what is remembered of each model.
 pub const BUCKET_MODELS: &str = "darkroom_models";
+/// The consumer of [`STREAM_ADVISORIES`] that the dead-letter function pulls.
+pub const CONSUMER_ADVISORIES: &str = "deadletter";
 /// All requests.
 pub const ALL_REQUESTS: &str = "darkroom.req.>";
 
@@ -45,11 +49,6 @@ pub fn request(model: &ModelName, priority: Priority, pool: Pool, tenant: &Tenan
 /// What the durable consumer of (model, priority, pool) filters: the requests of every tenant.
 pub fn request_filter(model: &ModelName, priority: Priority, pool: Pool) -> String {
     format!("{REQUEST_PREFIX}{model}.{priority}.{pool}.*")
-}
-
-/// The requests of one tenant.
-pub fn requests_of(tenant: &Tenant) -> String {
-    format!("{REQUEST_PREFIX}*.*.*.{tenant}")
 }
 
 /// The name of the durable consumer of (model, priority, pool).
@@ -97,6 +96,17 @@ pub fn dead_letter(model: &str, tenant: &str) -> String {
     format!("darkroom.dlq.{model}.{tenant}")
 }
 
+/// Every dead letter; `None` stands for any model or tenant.
+pub fn dead_letters(model: Option<&ModelName>, tenant: Option<&Tenant>) -> String {
+    let model = model.map_or("*", ModelName::as_str);
+    format!("darkroom.dlq.{model}.{}", tenant.map_or("*", Tenant::as_str))
+}
+
+/// The requests of one tenant, for whatever model, priority and pool.
+pub fn requests_of(tenant: &Tenant) -> String {
+    format!("{REQUEST_PREFIX}*.*.*.{tenant}")
+}
+
 /// The key of a job's record in [`BUCKET_JOBS`].
 pub fn record_key(tenant: &Tenant, job: &JobId) -> String {
     format!("{tenant}.{job}")
@@ -117,14 +127,26 @@ pub fn model_report(model: &ModelName) -> String {
     format!("$KV.{BUCKET_MODELS}.{model}")
 }
 
-/// Where a bucket is asked for the values under several keys, below [`API_PREFIX`].
-pub fn values_of_bucket(bucket: &str) -> String {
-    format!("DIRECT.GET.KV_{bucket}")
+/// The stream that a bucket is kept in.
+pub fn stream_of_bucket(bucket: &str) -> String {
+    format!("KV_{bucket}")
 }
 
 /// Where a job's record is stored: the subject of [`record_key`] in [`BUCKET_JOBS`].
 pub fn record(tenant: &Tenant, job: &JobId) -> String {
     format!("$KV.{BUCKET_JOBS}.{}", record_key(tenant, job))
+}
+
+/// Where the records of all jobs are stored.
+pub fn all_records() -> String {
+    format!("$KV.{BUCKET_JOBS}.>")
+}
+
+/// The job whose record is stored under a subject; `None` when it is no such subject.
+pub fn record_owner(subject: &str) -> Option<(Tenant, JobId)> {
+    let key = subject.strip_prefix("$KV.")?.strip_prefix(BUCKET_JOBS)?.strip_prefix('.')?;
+    let (tenant, job) = key.split_once('.')?;
+    Some((tenant.parse().ok()?, job.parse().ok()?))
 }
 
 /// A request's subject, as far as it could be read.
@@ -179,6 +201,16 @@ mod tests {
                 assert_eq!(RequestSubject::parse(&text), Some(subject));
             }
         }
+    }
+
+    #[test]
+    fn records_tell_whose_they_are() {
+        let (tenant, job): (Tenant, JobId) = ("t-1".parse().unwrap(), "j_2".parse().unwrap());
+        assert_eq!(record_owner(&record(&tenant, &job)), Some((tenant, job)));
+        for other in ["$KV.darkroom_jobs.t", "$KV.darkroom_jobs.t.j.more", "$KV.darkroom_workers.t.j", "t.j"] {
+            assert_eq!(record_owner(other), None, "{other}");
+        }
+        assert_eq!(STREAM_JOBS, format!("KV_{BUCKET_JOBS}"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use darkroom::job::{JobId, JobStep, Status, Tenant};
 use darkroom::shell::cancel::{Canceller, Keep, Outcome};
 use darkroom::shell::clock::Clock;
+use darkroom::shell::config::Retention;
 use darkroom::shell::events::Events;
 use darkroom::shell::records::{Changed, Records};
 use darkroom::wire::event::EventKind;
@@ -212,7 +213,7 @@ async fn of_a_cancellation_and_a_completion_exactly_one_wins() {
     let stack = Stack::start().await;
     let clock = Clock::start();
     let records = Records::open(&stack.bus).await.unwrap();
-    let canceller = Canceller::open(stack.bus.clone(), clock).await.unwrap();
+    let canceller = Canceller::open(stack.bus.clone(), clock, Retention::default()).await.unwrap();
     let events = Events::start(stack.bus.clone(), clock);
     let tenant: Tenant = "t".parse().unwrap();
     let race = async |index: u32| {

@@ -1,18 +1,22 @@
-//! The `deadletter` function: fails requests that no consumer serves, so that nothing waits silently.
+//! The `deadletter` function: ends jobs that no worker will end, so that nothing waits silently.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use darkroom::shell::config::BusOptions;
+use darkroom::shell::deadletter::DeadletterOptions;
 use darkroom::shell::{bus, deadletter, shutdown, telemetry};
 
-/// Fails requests for models, priorities and pools that no consumer serves, and keeps them as dead letters.
+/// Fails requests that no consumer serves or delivers any more, keeps them as dead letters, and mends what queue, records and
+/// events of jobs disagree on.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
     #[command(flatten)]
     bus: BusOptions,
+    #[command(flatten)]
+    deadletter: DeadletterOptions,
 }
 
 fn main() -> ExitCode {
@@ -33,7 +37,7 @@ fn main() -> ExitCode {
 async fn run(options: Options) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let bus = bus::connect(&options.bus, "darkroom-deadletter").await?;
-    deadletter::run(bus, stop).await?;
+    deadletter::run(bus, options.deadletter, stop).await?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use darkroom::shell::config::BusOptions;
+use darkroom::shell::config::{BusOptions, Retention};
 use darkroom::shell::{bus, service, shutdown, telemetry};
 
 /// Answers requests of clients on `darkroom.api.>`.
@@ -15,6 +15,8 @@ use darkroom::shell::{bus, service, shutdown, telemetry};
 struct Options {
     #[command(flatten)]
     bus: BusOptions,
+    #[command(flatten)]
+    retention: Retention,
 }
 
 fn main() -> ExitCode {
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
 async fn run(options: Options) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let bus = bus::connect(&options.bus, "darkroom-gateway").await?;
-    service::run(bus, stop).await?;
+    service::run(bus, options.retention, stop).await?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use clap::Parser;
 use darkroom::engine::{self, Engine};
 use darkroom::job::{Pool, WorkerId};
 use darkroom::sched::Policy;
-use darkroom::shell::config::{BusOptions, FetchOptions, StoreOptions, parse_bytes, parse_duration};
+use darkroom::shell::config::{BusOptions, FetchOptions, Retention, StoreOptions, parse_bytes, parse_duration};
 use darkroom::shell::{bus, shutdown, store, telemetry, worker};
 
 /// Turns requests on NATS JetStream into images, for one model, until there is nothing to do.
@@ -66,6 +66,8 @@ struct Options {
     /// Exit with 0 when there was nothing to do for so long, as `30s`; never when absent
     #[arg(long, env = "DARKROOM_EXIT_WHEN_IDLE", value_parser = parse_duration, value_name = "DURATION")]
     exit_when_idle: Option<Duration>,
+    #[command(flatten)]
+    retention: Retention,
     /// Time between SIGTERM and the end: what can be finished is, the rest is given back
     #[arg(long, env = "DARKROOM_GRACE", default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
     grace: Duration,
@@ -110,6 +112,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         grace: options.grace,
         fetch_allow: options.fetch.fetch_allow,
         loras: options.loras.clone(),
+        retention: options.retention,
     };
     let load_options = engine::LoadOptions {
         device: options.device,

@@ -335,6 +335,7 @@ impl Worker {
             }
         };
         DeadLetter {
+            job: job.id(),
             subject: job.delivery.subject.clone(),
             headers: job.delivery.headers.clone(),
             body: job.delivery.body.clone(),
