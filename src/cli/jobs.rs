@@ -10,7 +10,7 @@ use darkroom::shell::bus::{self, Access, Bus};
 use darkroom::shell::client::{self, Submission, Submitted, Watch};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::config::{BusOptions, StoreOptions, parse_duration};
-use darkroom::shell::records::{self, Found, Owned};
+use darkroom::shell::records::{self, Found};
 use darkroom::shell::{outlook, store, topology};
 use darkroom::wire::cancel::CancelOutcome;
 use darkroom::wire::event::{EventKind, StoredImage};
@@ -429,7 +429,7 @@ pub(crate) async fn status(options: &BusOptions, status: &StatusOptions, output:
     let bus = bus::connect(options, "darkroom-status").await?;
     let StatusOptions { job, tenant } = status;
     let record = match records::look_at(&bus, tenant, job).await? {
-        Found::Record(Owned { record, .. }) => record,
+        Found::Record(owned) => owned.record,
         Found::Gone => {
             let (text, value) = describe_gone(&format!("{tenant}.{job}"));
             output.line(text, &value);

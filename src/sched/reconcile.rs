@@ -234,7 +234,8 @@ mod tests {
         use Status::{Cancelled, Completed, Failed, Pending, Processing};
         let gone = Known::Request(None);
         let there = |sequence| Known::Request(Some(sequence));
-        let table: [(Status, Option<u64>, Known, u64, &[RecordRepair]); 17] = [
+        type Row = (Status, Option<u64>, Known, u64, &'static [RecordRepair]);
+        let table: [Row; 17] = [
             (Completed, Some(7), Known::Event(false), OLD, &[Announce]),
             (Failed, Some(7), Known::Event(false), VERY_OLD, &[Announce]),
             (Cancelled, None, Known::Event(false), OLD, &[Announce]),

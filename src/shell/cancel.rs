@@ -71,7 +71,7 @@ impl Canceller {
         for _ in 0..RACES_MAX {
             let now = clock.unix_ms();
             let owned = match records.look(tenant, job).await? {
-                Found::Record(owned) => owned,
+                Found::Record(owned) => *owned,
                 Found::Gone => return Ok(Outcome::Gone),
                 // Nobody has seen the request yet, but it may wait.
                 Found::Absent { .. } => match self.ending.request_of(tenant, job).await? {

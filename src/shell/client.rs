@@ -221,7 +221,10 @@ async fn refused(bus: &Bus, access: Access, tenant: &Tenant, error: PublishError
             SubmitError::QuotaReached { tenant: tenant.clone(), subject, queued, limit: limit.flatten() }
         }
         PublishError::StreamFull { description, .. } => SubmitError::QueueFull { description },
-        error => SubmitError::Publish(error),
+        error @ (PublishError::NoStream { .. }
+        | PublishError::WrongLastSequence { .. }
+        | PublishError::Refused { .. }
+        | PublishError::Unconfirmed { .. }) => SubmitError::Publish(error),
     }
 }
 
@@ -245,7 +248,7 @@ async fn record_to_publish(
         return Ok(Recorded::ToPublish(Some(Box::new(owned))));
     }
     let owned = match bucket.look(tenant, job).await? {
-        Found::Record(owned) => owned,
+        Found::Record(owned) => *owned,
         Found::Gone => return Err(SubmitError::Gone { job: job.clone() }),
         Found::Absent { .. } => return Ok(Recorded::ToPublish(None)),
     };

@@ -66,7 +66,8 @@ pub fn relation(message: &Stored, found: &Found) -> Relation {
     match found {
         Found::Absent { .. } => Relation::Unrecorded,
         Found::Gone => Relation::Gone,
-        Found::Record(Owned { record, .. }) => {
+        Found::Record(owned) => {
+            let record = &owned.record;
             let is_same = record.request_digest == canonical_digest(&message.body);
             Relation::of(record.state.status, is_same, record.stream_sequence, message.sequence)
         }

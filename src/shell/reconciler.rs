@@ -255,7 +255,7 @@ impl Reconciler<'_> {
                 };
                 let is_settled = record.status.is_terminal() && owned.revision <= self.settled;
                 let need = if is_settled { Need::Nothing } else { need(&record, &self.patience) };
-                seen.push((Job { tenant, job, owned }, record, need));
+                seen.push((Job { tenant, job, owned: *owned }, record, need));
             }
             let events = self.events_of(&seen).await?;
             for (job, record, need) in seen {

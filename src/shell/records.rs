@@ -32,7 +32,7 @@ pub struct Records {
 #[derive(Clone, Debug)]
 pub enum Found {
     /// Its record.
-    Record(Owned),
+    Record(Box<Owned>),
     /// The job ended, and its record was removed after its time.
     Gone,
     /// Nothing that counts.
@@ -132,7 +132,7 @@ impl Found {
     /// The record, if there is one.
     pub fn into_record(self) -> Option<Owned> {
         match self {
-            Self::Record(owned) => Some(owned),
+            Self::Record(owned) => Some(*owned),
             Self::Gone | Self::Absent { .. } => None,
         }
     }
@@ -145,7 +145,7 @@ impl Found {
         if !body.is_empty() {
             let record =
                 record::decode(body).map_err(|error| Fault::reject(FaultCode::JobIdConflict, chain(&error)))?;
-            return Ok(Self::Record(Owned { record, revision }));
+            return Ok(Self::Record(Box::new(Owned { record, revision })));
         }
         // The server's own mark of a record that outlived its time; anybody else who removes one means to free the key.
         let reason = headers.get(header::MARKER_REASON).map(HeaderValue::as_str);

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 async fn run(options: Options) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let bus = bus::connect(&options.bus, "darkroom-deadletter").await?;
-    deadletter::run(bus, options.deadletter, stop).await?;
+    Box::pin(deadletter::run(bus, options.deadletter, stop)).await?;
     Ok(())
 }
 
