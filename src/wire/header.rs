@@ -6,6 +6,8 @@ use crate::job::{JobId, Tenant};
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// NATS: the publish succeeds only if this is the last sequence on the subject; 0 for "none yet".
 pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+/// Of which subject the last message is meant there, when not of that published to.
+pub const EXPECTED_LAST_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// Media type of the body.
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// Events are structured CloudEvents.
