@@ -54,6 +54,7 @@ impl Scheduler {
             tries: 0,
             failures: 0,
             runs_alone: false,
+            is_suspect: false,
             images_admitted: 0,
             images_decoded: 0,
             steps_made: 0,
@@ -95,16 +96,19 @@ impl Scheduler {
         let ack = Action::Settle(Verdict::Ack);
         match claim {
             Claim::Won { failures, deaths } => {
+                let is_suspect = deaths + 1 >= self.config.deaths_max;
+                let beside_another = is_suspect && self.held.has_suspect();
                 self.held.change(ticket, |held| {
                     held.failures = failures;
-                    held.runs_alone = failures > 0 || deaths + 1 >= self.config.deaths_max;
+                    held.runs_alone = failures > 0 || is_suspect;
+                    held.is_suspect = is_suspect && !beside_another;
                     held.phase = Phase::Active;
                 });
                 if deaths >= self.config.deaths_max {
                     let message = format!("{deaths} workers died or stood still with this job");
                     return self.end(ticket, Transition::Fail(Fault::reject(FaultCode::WorkersLost, message)));
                 }
-                if let Mode::Draining { .. } = self.mode {
+                if beside_another || matches!(self.mode, Mode::Draining { .. }) {
                     self.end(ticket, Transition::GiveBack);
                 }
             }

@@ -154,6 +154,10 @@ impl Scheduler {
         if !self.levels.are_ahead() || is_full && self.now < self.look_ahead_at {
             return None;
         }
+        if self.held.has_suspect() {
+            // What is claimed beside it would die with it, and be given up for it in the end.
+            return None;
+        }
         let claimed: Vec<Claimed> = self
             .held
             .claimed()
