@@ -497,6 +497,12 @@ pub fn only_one_on_subject(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
+/// Headers of an event that must not come when there is one on `subject`.
+pub fn only_without(mut headers: HeaderMap, subject: String) -> HeaderMap {
+    headers.insert(header::EXPECTED_LAST_SUBJECT, subject);
+    only_one_on_subject(headers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use crate::job::{Fault, FaultCode, JobId, Tenant};
 use crate::wire::event::{self, EventKind};
 use crate::wire::{header, subject};
 
-use super::bus::{Bus, chain, only_one_on_subject};
+use super::bus::{Bus, chain, only_one_on_subject, only_without};
 use super::clock::Clock;
 use super::config::Retention;
 use super::telemetry;
@@ -61,7 +61,7 @@ impl Events {
                         Err(error) => Err(error),
                     };
                     let outcome = match outcome {
-                        // It was published before, by this worker or by one that died.
+                        // It was published before, by this worker or by one that died, or the job has its images.
                         Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => {
                             Err(Fault::retry(FaultCode::BusFailed, format!("the event: {}", chain(&error))))
                         }
@@ -80,7 +80,7 @@ impl Events {
     }
 
     /// Queues a durable event, at once, and resolves when it is stored. `accepted` and the terminal kinds are stored at
-    /// most once per job, whoever publishes them.
+    /// most once per job, whoever publishes them; the others are not stored any more when `completed` is.
     ///
     /// # Errors
     /// A `Retry` fault when the stream does not confirm it.
@@ -97,6 +97,9 @@ impl Events {
         let mut headers = headers();
         if kind.is_terminal() || kind == EventKind::Accepted {
             headers = only_one_on_subject(headers);
+        } else {
+            // A worker that stood still for longer than its lease must not tell of a job that has its images.
+            headers = only_without(headers, subject::event(tenant, job, EventKind::Completed.as_str()));
         }
         let kept = kind.as_terminal().and_then(|status| self.retention.of(status));
         // Longer than the record: who finds the record and no event would publish it once more.

@@ -33,4 +33,6 @@ pub mod topology;
 #[cfg(feature = "engine")]
 pub mod engine_thread;
 #[cfg(feature = "engine")]
+mod failpoint;
+#[cfg(feature = "engine")]
 pub mod worker;

@@ -14,6 +14,8 @@ pub const TIME_TO_LIVE: &str = "Nats-TTL";
 pub const MARKER_REASON: &str = "Nats-Marker-Reason";
 /// It outlived its time.
 pub const MARKER_MAX_AGE: &str = "MaxAge";
+/// Of which subject the last message is meant there, when not of that published to.
+pub const EXPECTED_LAST_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// Media type of the body.
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// Events are structured CloudEvents.

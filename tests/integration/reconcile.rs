@@ -50,7 +50,7 @@ fn body(job: &str) -> Vec<u8> {
 fn won(changed: Changed) -> Owned {
     match changed {
         Changed::Won(owned) => owned,
-        Changed::Lost | Changed::Unrecorded => panic!("{changed:?}"),
+        Changed::Lost | Changed::Cancelled(_) | Changed::Unrecorded => panic!("{changed:?}"),
     }
 }
 

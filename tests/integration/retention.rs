@@ -44,7 +44,7 @@ async fn is_gone(stack: &Stack, job: &JobId) {
 async fn won(changed: Changed) -> Owned {
     match changed {
         Changed::Won(owned) => owned,
-        Changed::Lost | Changed::Unrecorded => panic!("{changed:?}"),
+        Changed::Lost | Changed::Cancelled(_) | Changed::Unrecorded => panic!("{changed:?}"),
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use darkroom::job::Status;
-use darkroom::sched::{BatchKey, Mono, Offer, TenantKey};
+use darkroom::job::{Fault, FaultCode, Status};
+use darkroom::sched::{
+    Acted, Action, BatchKey, Claim, Effect, Input, Mono, Offer, Scheduler, TenantKey, Ticket, Transition,
+};
 
 use crate::clients::{Body, Deed, Poison};
 use crate::knobs::{Chaos, Kind, Knobs, Trap, Trouble};
@@ -124,6 +126,48 @@ fn a_job_that_takes_engines_down_fails_alone() {
         let end = if job == 2 { Status::Failed } else { Status::Completed };
         assert_eq!(world.records.events[&job], [end], "job {job}");
     }
+}
+
+/// A worker that dies is held against all of its jobs, not only the one that killed it.
+#[test]
+fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
+    let now = Mono::from_micros(1_000_000);
+    let mut scheduler = Scheduler::new(Knobs::quiet().config, now);
+    while scheduler.poll_effect().is_some() {}
+    let key = BatchKey { width: 64, height: 64 };
+    let offer = Offer { images: 1, key, previews: None, steps: 4, tenant: TenantKey(0), deadline: None };
+    let mut tell = |input| {
+        scheduler.handle(now, input);
+        let effects = std::iter::from_fn(|| scheduler.poll_effect());
+        let acts = effects.filter_map(|effect| {
+            if let Effect::Act { ticket, action } = effect { Some((ticket.0, action)) } else { None }
+        });
+        acts.collect::<Vec<_>>()
+    };
+    let come = |ticket| Input::Delivered {
+        ticket: Ticket(ticket),
+        lane: 0,
+        offer: Some(offer.clone()),
+        pending: 0,
+        deliveries: 3,
+    };
+    let acted = |ticket, outcome| Input::Acted { ticket: Ticket(ticket), outcome };
+    let suspected = || Acted::Claimed(Claim::Won { failures: 0, deaths: 2, stopping: false });
+
+    assert_eq!(tell(come(1)), [(1, Action::Claim)]);
+    assert_eq!(tell(come(2)), [(2, Action::Claim)]);
+    assert_eq!(tell(acted(1, suspected())), []);
+    assert_eq!(tell(acted(2, suspected())), [(2, Action::Record(Transition::GiveBack))], "they were claimed together");
+    assert_eq!(tell(come(3)), [], "and nothing more is");
+    let mut todo = tell(Input::Engine(Err(Fault::reject(FaultCode::NotFinite, "NaN"))));
+    let mut done = Vec::new();
+    while let Some((ticket, action)) = todo.pop() {
+        done.push((ticket, action.clone()));
+        if action != Action::Claim {
+            todo.extend(tell(acted(ticket, Acted::Done)));
+        }
+    }
+    assert_eq!(done.last(), Some(&(3, Action::Claim)), "until it has ended: {done:?}");
 }
 
 #[test]

@@ -65,6 +65,7 @@ impl Scheduler {
             tries: 0,
             failures: 0,
             runs_alone: false,
+            is_suspect: false,
             images_admitted: 0,
             images_decoded: 0,
             steps_made: 0,
@@ -139,10 +140,13 @@ impl Scheduler {
         match claim {
             Claim::Won { failures, deaths, stopping } => {
                 let now = self.now;
+                let is_suspect = deaths + 1 >= self.config.deaths_max;
+                let beside_another = is_suspect && self.held.has_suspect();
                 self.held.change(ticket, |held| {
                     held.saved_at = now;
                     held.failures = failures;
-                    held.runs_alone = failures > 0 || deaths + 1 >= self.config.deaths_max;
+                    held.runs_alone = failures > 0 || is_suspect;
+                    held.is_suspect = is_suspect && !beside_another;
                     held.phase = Phase::Active;
                 });
                 if deaths >= self.config.deaths_max {
@@ -151,7 +155,7 @@ impl Scheduler {
                 }
                 if stopping {
                     self.stop(ticket);
-                } else if let Mode::Draining { .. } = self.mode {
+                } else if beside_another || matches!(self.mode, Mode::Draining { .. }) {
                     self.end(ticket, Transition::GiveBack);
                 }
             }

@@ -41,6 +41,8 @@ pub(super) struct Held {
     pub(super) failures: u32,
     /// It has failed before, or may take workers down: nobody shall share a step with it.
     pub(super) runs_alone: bool,
+    /// One more worker that dies with it, and it is given up; at most one of those is held.
+    pub(super) is_suspect: bool,
     pub(super) images_admitted: u32,
     pub(super) images_decoded: u32,
     pub(super) steps_made: u32,

@@ -159,6 +159,10 @@ impl Scheduler {
         if !self.levels.are_ahead() || is_full && !looks_at_each {
             return None;
         }
+        if self.held.has_suspect() {
+            // What is claimed beside it would die with it, and be given up for it in the end.
+            return None;
+        }
         if is_full {
             let late = self.held.with_deadline().filter(|(_, held)| held.phase == Phase::Ahead && self.is_late(held));
             return late.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| ticket);

@@ -47,6 +47,7 @@ struct Index {
     ahead: BTreeMap<Kind, BTreeSet<Ticket>>,
     waiting: BTreeSet<Ticket>,
     with_deadline: BTreeSet<Ticket>,
+    suspects: u32,
     /// Nothing is due at any job before.
     quiet_until: Option<Mono>,
 }
@@ -93,6 +94,11 @@ impl Roster {
     /// Jobs that end when they miss their deadline.
     pub(super) fn with_deadline(&self) -> impl Iterator<Item = (Ticket, &Held)> {
         self.index.with_deadline.iter().filter_map(|ticket| Some((*ticket, self.jobs.get(ticket)?)))
+    }
+
+    /// Whether a job is held that is given up when one more worker dies with it.
+    pub(super) fn has_suspect(&self) -> bool {
+        self.index.suspects > 0
     }
 
     /// By tenant and class.
@@ -195,6 +201,7 @@ impl Roster {
             && self.index.ahead == anew.index.ahead
             && self.index.waiting == anew.index.waiting
             && self.index.with_deadline == anew.index.with_deadline
+            && self.index.suspects == anew.index.suspects
             && self.index.claimed == anew.index.claimed
             && due_in_time
     }
@@ -243,6 +250,7 @@ impl Index {
 
     fn count(&mut self, held: &Held, by: impl Fn(u32, u32) -> u32) {
         let images = if held.is_open() { held.offer.images - held.images_decoded } else { 0 };
+        self.suspects = by(self.suspects, u32::from(held.is_suspect));
         let class = held.class();
         let is_ahead = held.phase == Phase::Ahead;
         let counts = self.counts.entry((held.offer.tenant, class)).or_default();

@@ -19,6 +19,7 @@ use crate::wire::{header, key};
 
 use super::super::bus::{Bus, chain};
 use super::super::deadletter::DeadLetter;
+use super::super::failpoint;
 use super::super::records::{Changed, ClaimRequest, Claimed};
 use super::{Fact, Job, Prepared, Worker, checkpoints};
 
@@ -114,7 +115,7 @@ impl Worker {
             Action::Claim => self.claim(ticket),
             Action::Checkpoint => self.checkpoint(ticket),
             Action::Store => {
-                let stored = self.store_images(job);
+                let stored = failpoint::around("store", &job.id(), self.store_images(job));
                 let clock = self.clock;
                 let began = clock.now();
                 self.tasks.spawn(async move {
@@ -128,7 +129,7 @@ impl Worker {
                     self.metrics.attempt_failed(fault.code.as_str());
                     tracing::warn!(parent: &span, %fault, "job.retry");
                 }
-                let changed = self.record(job, transition);
+                let changed = failpoint::around("record", &job.id(), self.record(job, transition));
                 let recorded = async move {
                     let outcome = changed.await;
                     let _ = facts.send(Fact::Recorded { ticket, outcome });
@@ -137,16 +138,17 @@ impl Worker {
             }
             Action::Publish => {
                 let published = span.in_scope(|| self.publish_terminal(job));
+                let published = failpoint::around("publish", &job.id(), published);
                 self.tasks.spawn(async move {
                     let outcome = published.await;
                     let _ = facts.send(Fact::Acted { ticket, outcome });
                 });
             }
             Action::DeadLetter => {
-                let letter = self.dead_letter(job);
+                let (letter, id) = (self.dead_letter(job), job.id());
                 let bus = self.bus.clone();
                 let sent = async move {
-                    let outcome = letter.send(&bus).await;
+                    let outcome = failpoint::around("letter", &id, letter.send(&bus)).await;
                     let _ = facts.send(Fact::Acted { ticket, outcome });
                 };
                 self.tasks.spawn(sent.instrument(span));
@@ -157,10 +159,11 @@ impl Worker {
                     Verdict::Nak(delay) => format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into(),
                     Verdict::Term => Bytes::from_static(b"+TERM dead-lettered"),
                 };
-                let (bus, reply) = (self.bus.clone(), job.delivery.reply.clone());
+                let (bus, reply, id) = (self.bus.clone(), job.delivery.reply.clone(), job.id());
                 self.tasks.spawn(async move {
                     let span = tracing::info_span!(parent: &span, "job.settle");
-                    let outcome = bus.settle(&reply, payload).instrument(span).await;
+                    let settled = failpoint::around("settle", &id, bus.settle(&reply, payload));
+                    let outcome = settled.instrument(span).await;
                     let _ = facts.send(Fact::Acted { ticket, outcome });
                 });
             }
@@ -183,7 +186,7 @@ impl Worker {
         let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
         let (digest, prompts, store) = (self.engine.digest.clone(), self.prompts.clone(), self.store.clone());
         let claimed = async move {
-            let mut outcome = match records.claim(&claim, unix_ms).await {
+            let mut outcome = match failpoint::around("claim", &claim.job, records.claim(&claim, unix_ms)).await {
                 // A record that this build cannot read belongs to somebody else.
                 Err(fault) if fault.class == FaultClass::Reject => Ok(Claimed { claim: Claim::Conflict, owned: None }),
                 outcome => outcome,
