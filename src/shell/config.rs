@@ -121,6 +121,42 @@ fn parse_retention(text: &str) -> Result<Duration, String> {
     if duration < Duration::from_secs(1) { Err("must be at least 1s".to_owned()) } else { Ok(duration) }
 }
 
+/// What becomes of running jobs when their worker ends, dies or hangs.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Interruptions {
+    /// Save the rows of a running job after so long, so that another worker can go on from there
+    #[arg(
+        long,
+        env = "DARKROOM_CHECKPOINT_EVERY",
+        default_value = "10s",
+        value_parser = parse_duration,
+        value_name = "DURATION"
+    )]
+    pub checkpoint_every: Duration,
+    /// And after so many of its steps, if that is sooner
+    #[arg(long, env = "DARKROOM_CHECKPOINT_STEPS", value_name = "STEPS")]
+    pub checkpoint_steps: Option<u32>,
+    /// Give all jobs back and exit when the engine does not answer for so long, and for 20 times longer than it usually
+    /// takes
+    #[arg(
+        long,
+        env = "DARKROOM_ENGINE_STALL_MAX",
+        default_value = "60s",
+        value_parser = parse_duration,
+        value_name = "DURATION"
+    )]
+    pub engine_stall_max: Duration,
+    /// Time between SIGTERM and the end: what can be finished is, the rest is saved and given back
+    #[arg(
+        long,
+        env = "DARKROOM_GRACE",
+        default_value = "30s",
+        value_parser = parse_duration,
+        value_name = "DURATION"
+    )]
+    pub grace: Duration,
+}
+
 /// What may be fetched for a request.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FetchOptions {

@@ -43,7 +43,7 @@ use crate::wire::worker::WorkerState;
 
 use super::bus::Bus;
 use super::clock::Clock;
-use super::config::Retention;
+use super::config::{Interruptions, Retention};
 use super::costs;
 use super::engine_thread::{self, Answer, Command, EngineThread, StartError};
 use super::events::Events;
@@ -89,16 +89,10 @@ pub struct Config {
     pub policy: Policy,
     /// What `darkroom profile` measured; where it keeps it when absent.
     pub costs: Option<PathBuf>,
-    /// Rows of a running job are saved after so long.
-    pub checkpoint_every: Duration,
-    /// And after so many of its steps, if that is sooner.
-    pub checkpoint_steps: Option<u32>,
-    /// An engine that does not answer for so long, or much longer than it usually takes, has hung.
-    pub engine_stall_max: Duration,
+    /// What becomes of running jobs when it ends, dies or hangs.
+    pub interruptions: Interruptions,
     /// End when there was nothing to do for so long.
     pub exit_when_idle: Option<Duration>,
-    /// Time between the wish to end and the end.
-    pub grace: Duration,
     /// Where pictures may be fetched from besides the public internet.
     pub fetch_allow: AddressGuard,
     /// The folder that LoRAs of the store are put in.
@@ -307,16 +301,16 @@ where
         jobs_ahead_max: JOBS_AHEAD_MAX,
         stall_max: STALL_MAX,
         passed_over_max: PASSED_OVER_MAX,
-        checkpoint_every: config.checkpoint_every,
-        checkpoint_steps: config.checkpoint_steps,
-        engine_stall_max: config.engine_stall_max,
+        checkpoint_every: config.interruptions.checkpoint_every,
+        checkpoint_steps: config.interruptions.checkpoint_steps,
+        engine_stall_max: config.interruptions.engine_stall_max,
         policy: config.policy,
         costs: known_costs(config.costs.clone(), manifest.name.as_str(), &engine.placement),
         ack_wait,
         failures_max: FAILURES_MAX,
         deaths_max: DEATHS_MAX,
         exit_when_idle: config.exit_when_idle,
-        grace: config.grace,
+        grace: config.interruptions.grace,
     };
     let worker = Worker {
         metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),

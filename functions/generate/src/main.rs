@@ -11,7 +11,9 @@ use clap::Parser;
 use darkroom::engine::{self, Engine};
 use darkroom::job::{Pool, WorkerId};
 use darkroom::sched::Policy;
-use darkroom::shell::config::{BusOptions, FetchOptions, Retention, StoreOptions, parse_bytes, parse_duration};
+use darkroom::shell::config::{
+    BusOptions, FetchOptions, Interruptions, Retention, StoreOptions, parse_bytes, parse_duration,
+};
 use darkroom::shell::{bus, shutdown, store, telemetry, worker};
 
 /// Turns requests on NATS JetStream into images, for one model, until there is nothing to do.
@@ -54,23 +56,13 @@ struct Options {
     /// What `darkroom profile` measured of the model here; where that keeps it in the user's cache when absent
     #[arg(long, env = "DARKROOM_COSTS", value_name = "FILE")]
     costs: Option<PathBuf>,
-    /// Save the rows of a running job after so long, so that another worker can go on from there
-    #[arg(long, env = "DARKROOM_CHECKPOINT_EVERY", default_value = "10s", value_parser = parse_duration, value_name = "DURATION")]
-    checkpoint_every: Duration,
-    /// And after so many of its steps, if that is sooner
-    #[arg(long, env = "DARKROOM_CHECKPOINT_STEPS", value_name = "STEPS")]
-    checkpoint_steps: Option<u32>,
-    /// Give all jobs back and exit when the engine does not answer for so long, and for 20 times longer than it usually takes
-    #[arg(long, env = "DARKROOM_ENGINE_STALL_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
-    engine_stall_max: Duration,
+    #[command(flatten)]
+    interruptions: Interruptions,
     /// Exit with 0 when there was nothing to do for so long, as `30s`; never when absent
     #[arg(long, env = "DARKROOM_EXIT_WHEN_IDLE", value_parser = parse_duration, value_name = "DURATION")]
     exit_when_idle: Option<Duration>,
     #[command(flatten)]
     retention: Retention,
-    /// Time between SIGTERM and the end: what can be finished is, the rest is given back
-    #[arg(long, env = "DARKROOM_GRACE", default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
-    grace: Duration,
 }
 
 fn main() -> ExitCode {
@@ -105,11 +97,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         memory: options.memory,
         policy: options.policy,
         costs: options.costs,
-        checkpoint_every: options.checkpoint_every,
-        checkpoint_steps: options.checkpoint_steps,
-        engine_stall_max: options.engine_stall_max,
+        interruptions: options.interruptions,
         exit_when_idle: options.exit_when_idle,
-        grace: options.grace,
         fetch_allow: options.fetch.fetch_allow,
         loras: options.loras.clone(),
         retention: options.retention,
@@ -119,8 +108,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         precisions: engine::Precisions::all(options.dtype),
         loras: options.loras,
     };
-    let model = options.model;
-    let load = move || engine::load(&model, &load_options).map(|engine| Box::new(engine) as Box<dyn Engine>);
+    let load = move || engine::load(&options.model, &load_options).map(|engine| Box::new(engine) as Box<dyn Engine>);
     Box::pin(worker::run(config, load, bus, store, stop)).await?;
     Ok(())
 }
