@@ -76,7 +76,12 @@ async fn step(stack: &Stack, job: &str, owned: &Owned, step: JobStep, terminal: 
 async fn ended(stack: &Stack, job: &str, sequence: Option<u64>, how: JobStep) -> Owned {
     let data = match how {
         JobStep::Fail => json!({"error": {"code": "store_failed", "message": "the disk is full"}, "attempts": 1}),
-        _ => json!({"attempts": 1, "images": []}),
+        JobStep::Claim { .. }
+        | JobStep::GiveBack
+        | JobStep::Retry
+        | JobStep::Complete
+        | JobStep::Cancel
+        | JobStep::Stop => json!({"attempts": 1, "images": []}),
     };
     let owned = processing(stack, job, sequence).await;
     step(stack, job, &owned, how, Some(data)).await

@@ -93,6 +93,12 @@ impl Platform {
         started(command.arg("--model").arg(model_directory())).await
     }
 
+    pub(crate) async fn gateway(&self) -> Background {
+        let gateway = Background::start(&mut self.command("darkroom-gateway", "gateway"));
+        gateway.wait_for_log(|line| line.contains("gateway.ready"), PATIENCE).await;
+        gateway
+    }
+
     /// What is in a stream, as `setup` sees it: messages by subject.
     pub(crate) async fn subjects(&self, stream: &str) -> BTreeMap<String, u64> {
         let info = json!({ "subjects_filter": ">" });
@@ -300,6 +306,9 @@ fn attempts() -> BTreeMap<&'static str, Attempt> {
             "read what a worker announced",
             Publish("$JS.API.DIRECT.GET.KV_darkroom_workers.$KV.darkroom_workers.worker-1", ""),
         ),
+        ("ask for a job of its own to be cancelled", Publish("darkroom.api.cancel.acme", r#"{"job":"job-9"}"#)),
+        ("ask for a job of another tenant to be cancelled", Publish("darkroom.api.cancel.beta", r#"{"job":"job-9"}"#)),
+        ("hear who wants a job cancelled", Subscribe("darkroom.api.cancel.*")),
         ("ask a worker to cancel", Tell("darkroom.ctl.cancel.job-1", "")),
         ("hear what is to be cancelled", Subscribe("darkroom.ctl.cancel.*")),
         ("look at a consumer of requests", Publish("$JS.API.CONSUMER.INFO.DARKROOM_REQ.shapes-low-any", "")),
@@ -344,6 +353,7 @@ fn table() -> (Vec<String>, Vec<(String, Vec<bool>)>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_can_do_what_the_table_says_and_nothing_else() {
     let platform = Platform::start().await;
+    let _gateway = platform.gateway().await;
     let (roles, rows) = table();
     let attempts = attempts();
     let named: Vec<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
@@ -373,6 +383,33 @@ async fn each_role_can_do_what_the_table_says_and_nothing_else() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_cancels_its_own_jobs_and_no_others() {
+    let platform = Platform::start().await;
+    let cancel = async |who, tenant| {
+        let finished = platform.darkroom(who, ["--json", "cancel", "one", "--tenant", tenant]).await;
+        (finished.status.code(), format!("{finished}"))
+    };
+    let submit = ["submit", "a ring", "--model", "shapes", "--job", "one", "--tenant", "acme"];
+    platform.darkroom("acme", submit).await.expect_success();
+    let (code, said) = cancel("acme", "acme").await;
+    assert!(code == Some(4) && said.contains("no gateway answers"), "{said}");
+    let _gateway = platform.gateway().await;
+    let (code, said) = cancel("beta", "acme").await;
+    assert!(code == Some(4), "another tenant's jobs cannot even be asked for: {said}");
+    let (code, said) = cancel("beta", "beta").await;
+    assert!(code == Some(6) && said.contains("there is no job one of tenant beta"), "{said}");
+    let (code, said) = cancel("acme", "acme").await;
+    assert!(code == Some(0) && said.contains(r#""outcome":"cancelled""#), "{said}");
+    let watched = platform.darkroom("acme", ["watch", "one", "--tenant", "acme"]).await;
+    assert_eq!(watched.status.code(), Some(8), "{watched}");
+    assert!(platform.subjects("DARKROOM_REQ").await.is_empty(), "no worker is woken for it");
+    // The operator's key does the same without a gateway's help.
+    platform.darkroom("acme", submit.map(|word| if word == "one" { "two" } else { word })).await.expect_success();
+    platform.darkroom("gateway", ["cancel", "two", "--tenant", "acme"]).await.expect_success();
+    assert!(platform.subjects("DARKROOM_REQ").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
