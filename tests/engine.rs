@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
+#[path = "engine/checkpoints.rs"]
+mod checkpoints;
 #[path = "golden/tiny.rs"]
 mod tiny;
 

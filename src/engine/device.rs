@@ -126,6 +126,18 @@ pub(crate) struct Placements {
 }
 
 impl Placements {
+    /// All of it that decides how numbers are rounded: the class of the device and every part's number format.
+    pub(crate) fn class(&self) -> String {
+        let Self { denoiser, text_encoder, vae } = self;
+        let class = match denoiser.device.location() {
+            DeviceLocation::Cpu => "cpu",
+            DeviceLocation::Cuda { .. } => "cuda",
+            DeviceLocation::Metal { .. } => "metal",
+        };
+        let [denoiser, text_encoder, vae] = [denoiser, text_encoder, vae].map(|part| part.dtype.as_str());
+        format!("{class}, denoiser {denoiser}, text encoder {text_encoder}, vae {vae}")
+    }
+
     /// The placements on `device`, text encoders `beside` it: what `asked` says, else f32 on the CPU; elsewhere bf16 for weights
     /// that are stored so (they do not fit into f16's range), else f16, but f32 for a VAE that `upcasts`.
     pub(crate) fn choose(

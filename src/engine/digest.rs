@@ -82,11 +82,16 @@ fn of_files(directory: &Path, files: &[PathBuf]) -> Result<String, LoadError> {
             hasher.update(hash);
         }
     }
-    Ok(hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+    Ok(hexadecimal(&hasher.finalize()))
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         // Writing into a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
-    }))
+    })
 }
 
 fn of_piece(file: &File, piece: &Piece) -> std::io::Result<[u8; 32]> {

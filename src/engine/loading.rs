@@ -42,6 +42,8 @@ pub struct LoadOptions {
 pub(crate) struct Weighted {
     pub(crate) text: TextEncoders,
     pub(crate) denoiser: Denoiser,
+    /// The digests of the LoRAs that are merged into them, with commas.
+    pub(crate) loras: String,
     /// Weights in memory of their own.
     pub(crate) copied_bytes: u64,
     /// Weights in mapped files, which models with other LoRAs share.
@@ -176,7 +178,8 @@ impl Source {
             DenoiserConfig::Flux(config) => Denoiser::Flux(FluxTransformer::new(&weights, config)?),
         };
         let text = self.text_encoders(loras, &tally)?;
-        Ok(Weighted { text, denoiser, copied_bytes: tally.copied(), mapped_bytes: tally.mapped() })
+        let loras = loras.map(|loras| loras.digests()).unwrap_or_default();
+        Ok(Weighted { text, denoiser, loras, copied_bytes: tally.copied(), mapped_bytes: tally.mapped() })
     }
 
     fn text_encoders(&self, loras: Option<&Arc<LoraSet>>, tally: &Arc<Tally>) -> Result<TextEncoders, LoadError> {

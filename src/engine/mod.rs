@@ -4,6 +4,7 @@
 //! NATS, jobs, tenants or time: a row is one image, named by a number that the caller picked.
 
 mod cache;
+mod checkpoint;
 mod clip;
 mod condition;
 mod config;
@@ -45,6 +46,7 @@ use bytes::Bytes;
 
 use crate::job::{Fault, ImageSpec, ModelManifest};
 
+pub use checkpoint::ResumeError;
 pub use device::{DeviceChoice, Precision, Precisions, UnknownDevice, UnknownPrecision};
 pub use digest::ModelDigest;
 pub use error::LoadError;
@@ -84,8 +86,10 @@ pub struct PictureFiles {
 /// An image that the engine has begun.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admitted {
-    /// How many calls of [`Engine::step`] it needs. (Some samplers need more or fewer than asked for.)
+    /// How many steps it needs in all. (Some samplers need more or fewer than asked for.)
     pub steps: u32,
+    /// How many of them are made already: more than 0 only after [`Engine::resume`].
+    pub step: u32,
     /// What the requester should know, such as a prompt that was cut off.
     pub warnings: Vec<String>,
 }
@@ -109,8 +113,8 @@ pub trait PromptEncoder: Send + Sync + std::fmt::Debug {
 /// The picture of a row is a function of its [`ImageSpec`], its starting pictures, the weights and the device, never of
 /// the other rows.
 ///
-/// The calls of a row, in this order: `admit`, `step` as often as `admit` said, `decode`, `release`. `preview` may come
-/// between any two; `release` may come at any time and is harmless for a row that does not exist.
+/// The calls of a row, in this order: `admit` or `resume`, `step` as often as they said, `decode`, `release`. `preview` and
+/// `save` may come between any two; `release` may come at any time and is harmless for a row that does not exist.
 pub trait Engine: Send {
     /// What the model is called and can do.
     fn manifest(&self) -> &ModelManifest;
@@ -135,6 +139,26 @@ pub trait Engine: Send {
     /// # Errors
     /// `Reject` when the model can never do this, `Retry` when it cannot now.
     fn admit(&mut self, row: RowId, spec: &ImageSpec, pictures: &StartingPictures) -> Result<Admitted, Fault>;
+
+    /// What a row has become so far, in a form that another process with the same model can go on from. It waits for the
+    /// model's digest.
+    ///
+    /// # Errors
+    /// `Retry` when the state cannot be read from the device, or the model's files.
+    fn save(&mut self, row: RowId) -> Result<Vec<u8>, Fault>;
+
+    /// As [`Self::admit`], but goes on from what [`Self::save`] wrote for the same specification, pictures and model: the
+    /// picture has the same bytes in the end. Whatever is not in the saved bytes is worked out again.
+    ///
+    /// # Errors
+    /// What does not fit, and leaves no row: begin anew with `admit`. `Engine` is what `admit` would say as well.
+    fn resume(
+        &mut self,
+        row: RowId,
+        spec: &ImageSpec,
+        pictures: &StartingPictures,
+        saved: &[u8],
+    ) -> Result<Admitted, ResumeError>;
 
     /// One denoising step of every row in `rows`; their sizes must agree, all else may differ.
     ///

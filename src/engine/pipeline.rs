@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::cache::Cache;
+use super::checkpoint::{Checkpoint, Facts, ResumeError, image_digest};
 use super::condition::Conditioning;
 use super::config::Family;
 use super::denoiser::{Denoiser, Told};
@@ -31,7 +32,7 @@ use super::tokenizer::ClipTokenizer;
 use super::unet::Unet;
 use super::vae::{Decoder, Encoder, LatentScale};
 use super::{Admitted, DeviceMemory, Engine, PromptEncoder, RgbImage, RowId, StartingPictures, image};
-use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, Sizes, Start};
+use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, SamplerKind, Sizes, Start};
 
 /// Previews are small and short-lived.
 const PREVIEW_JPEG_QUALITY: u8 = 80;
@@ -75,6 +76,9 @@ struct Row {
     guidance_scale: f64,
     guidance_rescale: f64,
     inpainting: Option<Inpainting>,
+    sampler: SamplerKind,
+    /// The digest of its specification and starting pictures.
+    image: String,
 }
 
 /// A row after a step.
@@ -202,7 +206,7 @@ impl Pipeline {
         noise: Option<Tensor>,
         on_step: &mut dyn FnMut(u32, u32),
     ) -> Result<Rendered, Fault> {
-        let Admitted { steps, warnings } = self.admit_with(RENDERED_ROW, spec, pictures, noise)?;
+        let Admitted { steps, warnings, .. } = self.admit_with(RENDERED_ROW, spec, pictures, noise)?;
         for step in 1..=steps {
             self.step(&[RENDERED_ROW])?;
             on_step(step, steps);
@@ -257,6 +261,19 @@ impl Pipeline {
         pictures: &StartingPictures,
         noise: Option<Tensor>,
     ) -> Result<Admitted, Fault> {
+        let (row, warnings) = self.first(spec, pictures, noise)?;
+        let steps = row.trajectory.steps.len() as u32;
+        self.rows.insert(id, row);
+        Ok(Admitted { steps, step: 0, warnings })
+    }
+
+    /// The row of `spec` before its first step, and what the requester should know.
+    fn first(
+        &mut self,
+        spec: &ImageSpec,
+        pictures: &StartingPictures,
+        noise: Option<Tensor>,
+    ) -> Result<(Row, Vec<String>), Fault> {
         let limits = &self.manifest.limits;
         for (field, side) in [("width", spec.width), ("height", spec.height)] {
             if side == 0 || side > limits.side_max || !side.is_multiple_of(limits.side_multiple) {
@@ -271,11 +288,21 @@ impl Pipeline {
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
-        let (row, warnings) =
-            self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)?;
-        let steps = row.trajectory.steps.len() as u32;
-        self.rows.insert(id, row);
-        Ok(Admitted { steps, warnings })
+        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)
+    }
+
+    /// What the state of `row` belongs to. Waits for the model's digest.
+    fn facts(&self, row: &Row) -> Result<Facts, Fault> {
+        let digest = self.digest.wait();
+        let model = digest.map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?.to_owned();
+        Ok(Facts {
+            model,
+            loras: row.model.loras.clone(),
+            placement: self.source.placements.class(),
+            sampler: row.sampler.as_str().to_owned(),
+            steps: row.trajectory.steps.len(),
+            image: row.image.clone(),
+        })
     }
 
     /// The model with `loras` merged into its weights.
@@ -376,6 +403,8 @@ impl Pipeline {
             guidance_scale: f64::from(spec.guidance_scale),
             guidance_rescale: f64::from(spec.guidance_rescale),
             inpainting,
+            sampler: spec.scheduler,
+            image: image_digest(spec, pictures.map(|pictures| pictures.digest.as_str())),
         };
         Ok((row, conditioning.warnings))
     }
@@ -445,6 +474,18 @@ impl Row {
             state.latents = inpainting.blend(&state.latents, next)?;
         }
         Ok(Moved { state, random })
+    }
+
+    /// Whether the row could have got into this state.
+    fn fits(&self, state: &SamplerState, random: &Generator) -> Result<(), ResumeError> {
+        let (found, expected) = (state.memory.len(), self.state.memory.len());
+        if found != expected {
+            return Err(ResumeError::Damaged { why: format!("it has {found} tensors of memory, not {expected}") });
+        }
+        if std::mem::discriminant(random) != std::mem::discriminant(&self.random) {
+            return Err(ResumeError::Damaged { why: "its random numbers are of another kind".into() });
+        }
+        Ok(())
     }
 
     /// What must agree for two rows to share a forward pass.
@@ -521,6 +562,30 @@ impl Engine for Pipeline {
 
     fn admit(&mut self, row: RowId, spec: &ImageSpec, pictures: &StartingPictures) -> Result<Admitted, Fault> {
         self.admit_with(row, spec, pictures, None)
+    }
+
+    fn save(&mut self, row: RowId) -> Result<Vec<u8>, Fault> {
+        let row = self.row(row)?;
+        let (state, random) = (row.state.clone(), row.random.clone());
+        Checkpoint { facts: self.facts(row)?, step: row.step, state, random }.to_bytes().map_err(failed)
+    }
+
+    fn resume(
+        &mut self,
+        row: RowId,
+        spec: &ImageSpec,
+        pictures: &StartingPictures,
+        saved: &[u8],
+    ) -> Result<Admitted, ResumeError> {
+        let (b, c, h, w) = self.latent_shape(spec);
+        let Checkpoint { facts, step, state, random } = Checkpoint::from_bytes(saved, &[b, c, h, w])?;
+        let (first, warnings) = self.first(spec, pictures, None)?;
+        facts.check(self.facts(&first)?)?;
+        first.fits(&state, &random)?;
+        let state = state.to_device(self.device()).map_err(failed)?;
+        let steps = first.trajectory.steps.len() as u32;
+        self.rows.insert(row, Row { step, state, random, ..first });
+        Ok(Admitted { steps, step: step as u32, warnings })
     }
 
     fn step(&mut self, rows: &[RowId]) -> Result<(), Fault> {

@@ -47,7 +47,6 @@ impl Generator {
     }
 
     /// The whole state.
-    #[cfg_attr(not(test), expect(dead_code, reason = "checkpoints will hold it"))]
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         match self {
             Self::TorchCpu(twister) => {
@@ -68,7 +67,6 @@ impl Generator {
     }
 
     /// The generator whose state [`Self::to_bytes`] wrote.
-    #[cfg_attr(not(test), expect(dead_code, reason = "checkpoints will hold it"))]
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, DamagedState> {
         match bytes.split_first() {
             Some((0, rest)) => {

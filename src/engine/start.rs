@@ -4,8 +4,10 @@
 //! and sizing pictures needs no model, so that it need not hold one up.
 
 use candle_core::{Device, Result, Tensor};
+use sha2::{Digest, Sha256};
 
 use super::PictureFiles;
+use super::digest::hexadecimal;
 use super::picture;
 use super::random::Generator;
 use super::sampler::{Noising, SamplerState, Trajectory};
@@ -38,8 +40,19 @@ impl StartingPictures {
             Start::Noise | Start::Picture { .. } => None,
         };
         let picture = picture::prepare(&decoded, width, height).map_err(|error| error.fault("init_image"))?;
-        Ok(Self(Some(Pictures { picture, mask })))
+        Ok(Self(Some(Pictures { picture, mask, digest: digest(files) })))
     }
+}
+
+/// SHA-256 over each file behind its length.
+fn digest(PictureFiles { init_image, mask_image }: &PictureFiles) -> String {
+    let mut hasher = Sha256::new();
+    for file in [init_image, mask_image] {
+        let bytes = file.as_deref().unwrap_or_default();
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    hexadecimal(&hasher.finalize())
 }
 
 /// A decoded starting picture, and the mask where it is to be made anew.
@@ -49,12 +62,14 @@ pub(crate) struct Pictures {
     pub(crate) picture: Tensor,
     /// `(1, 1, h, w)` f32, 0 or 1.
     pub(crate) mask: Option<Tensor>,
+    /// Of the files that they were.
+    pub(crate) digest: String,
 }
 
 impl Pictures {
     pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         let mask = self.mask.as_ref().map(|mask| mask.to_device(device)).transpose()?;
-        Ok(Self { picture: self.picture.to_device(device)?, mask })
+        Ok(Self { picture: self.picture.to_device(device)?, mask, digest: self.digest.clone() })
     }
 }
 

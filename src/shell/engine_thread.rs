@@ -186,7 +186,7 @@ fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock,
         };
         let done = catch_unwind(AssertUnwindSafe(|| match &command {
             Command::Admit { row, spec, pictures } => {
-                let Admitted { steps, warnings } = engine.admit(row_id(row), spec, pictures)?;
+                let Admitted { steps, warnings, .. } = engine.admit(row_id(row), spec, pictures)?;
                 Ok(Answer { warnings, ..answered(EngineReport::Admitted { steps }) })
             }
             Command::Step { rows, previews } => {

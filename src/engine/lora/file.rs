@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::names::{Base, Target, target};
 use super::{LoraError, Part};
+use crate::engine::digest::hexadecimal;
 
 /// Parts of keys that only other kinds of files have.
 const OTHER_KINDS: [(&str, &str); 11] = [
@@ -80,6 +82,7 @@ impl Layer {
 pub(crate) struct Lora {
     name: String,
     path: PathBuf,
+    digest: String,
     layers: BTreeMap<Target, Layer>,
 }
 
@@ -106,12 +109,17 @@ impl Lora {
             return Err(file.invalid("(no key)", "is no key of a LoRA: the file is empty"));
         }
         let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { name, path: path.into(), layers })
+        Ok(Self { name, path: path.into(), digest: hexadecimal(&Sha256::digest(&bytes)), layers })
     }
 
     /// The file's name without its ending.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// SHA-256 over the file.
+    pub(super) fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Where it was read from.

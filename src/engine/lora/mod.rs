@@ -145,6 +145,11 @@ impl LoraSet {
         Self { loras }
     }
 
+    /// The digests of their files, in that order, with commas.
+    pub(crate) fn digests(&self) -> String {
+        self.loras.iter().map(|(lora, _)| lora.digest()).collect::<Vec<_>>().join(",")
+    }
+
     /// Whether any LoRA adds to `tensor` of `part`.
     pub(crate) fn changes(&self, part: Part, tensor: &str) -> bool {
         self.loras.iter().any(|(lora, _)| lora.layer(part, tensor).is_some())

@@ -23,7 +23,7 @@ use crate::job::SamplerKind;
 use schedule::Schedule;
 #[cfg(test)]
 use step::StepNoise;
-pub(crate) use step::{Noising, SamplerState, StepPlan};
+pub(crate) use step::{MEMORY_SLOTS_MAX, Noising, SamplerState, StepPlan};
 
 /// `original_inference_steps` of models that do not say.
 const LCM_ORIGINAL_STEPS: usize = 50;

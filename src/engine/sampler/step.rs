@@ -3,13 +3,12 @@
 //! A step is a handful of [`Combination`]s whose factors were worked out in f64 before the first step. Evaluating them
 //! is all that happens to tensors; schedules and solvers are none of this module's business.
 
-use std::collections::HashMap;
 use std::ops::{Add, Mul, Sub};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// Memory slots of the sampler that has the most.
-const MEMORY_SLOTS_MAX: usize = 4;
+pub(crate) const MEMORY_SLOTS_MAX: usize = 4;
 /// Sample, model output, estimate, noise, then memory.
 const INPUTS: usize = 4 + MEMORY_SLOTS_MAX;
 
@@ -176,49 +175,10 @@ pub(crate) struct SamplerState {
     pub(crate) memory: Vec<Tensor>,
 }
 
-const LATENTS: &str = "latents";
-const ESTIMATED: &str = "estimate";
-
-fn slot_name(slot: usize) -> String {
-    format!("memory.{slot}")
-}
-
-#[cfg_attr(not(test), expect(dead_code, reason = "checkpoints will hold it"))]
 impl SamplerState {
-    /// The state as a safetensors file with the tensors `latents`, `estimate` and `memory.0`, `memory.1`, …
-    ///
-    /// # Errors
-    /// When a tensor cannot be read back from its device.
-    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut tensors = vec![(LATENTS.to_owned(), &self.latents), (ESTIMATED.to_owned(), &self.estimate)];
-        tensors.extend(self.memory.iter().enumerate().map(|(slot, tensor)| (slot_name(slot), tensor)));
-        Ok(safetensors::serialize(tensors, None)?)
-    }
-
-    /// The state that [`Self::to_bytes`] wrote, bit for bit.
-    ///
-    /// # Errors
-    /// When `bytes` are no such file, or its tensors differ in shape.
-    pub(crate) fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self> {
-        let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load_buffer(bytes, device)?;
-        let mut take = |name: &str| match tensors.remove(name) {
-            Some(tensor) if tensor.dtype() == DType::F32 => Ok(Some(tensor)),
-            Some(tensor) => candle_core::bail!("tensor `{name}` is {:?}, not F32", tensor.dtype()),
-            None => Ok(None),
-        };
-        let (Some(latents), Some(estimate)) = (take(LATENTS)?, take(ESTIMATED)?) else {
-            candle_core::bail!("the state has no tensor `{LATENTS}` or `{ESTIMATED}`");
-        };
-        let mut memory = Vec::new();
-        while let Some(slot) = take(&slot_name(memory.len()))? {
-            memory.push(slot);
-        }
-        if let Some(name) = tensors.keys().next() {
-            candle_core::bail!("the state has a tensor `{name}` that no sampler has");
-        }
-        if memory.iter().chain([&estimate]).any(|tensor| tensor.shape() != latents.shape()) {
-            candle_core::bail!("the state's tensors differ in shape");
-        }
-        Ok(Self { latents, estimate, memory })
+    /// The same state on `device`.
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+        let memory = self.memory.iter().map(|slot| slot.to_device(device)).collect::<Result<_>>()?;
+        Ok(Self { latents: self.latents.to_device(device)?, estimate: self.estimate.to_device(device)?, memory })
     }
 }
