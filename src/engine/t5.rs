@@ -75,7 +75,7 @@ fn read_tokenizer(directory: &Path, length: usize) -> std::result::Result<Tokeni
     if !path.is_file() {
         return Err(LoadError::Missing { path });
     }
-    let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| refused(error.to_string()))?;
+    let mut tokenizer = super::tokenizer::read(&path)?;
     let Some(pad_id) = tokenizer.token_to_id(PAD) else {
         return Err(refused(format!("it does not know its padding token `{PAD}`")));
     };

@@ -28,7 +28,7 @@ impl ClipTokenizer {
         let path = directory.join("tokenizer.json");
         let refused = |error: tokenizers::Error| LoadError::Tokenizer { path: path.clone(), reason: error.to_string() };
         let mut inner = if path.is_file() {
-            Tokenizer::from_file(&path).map_err(refused)?
+            read(&path)?
         } else {
             Tokenizer::from_bytes(assemble(directory)?.to_string()).map_err(refused)?
         };
@@ -41,6 +41,14 @@ impl ClipTokenizer {
         let special = Special { start: Some(id(START)?), end: id(END)?, pad: id(&pad_token(directory)?)? };
         Ok(Self { inner, special, length })
     }
+}
+
+/// The tokenizer in a `tokenizer.json`.
+pub(crate) fn read(path: &Path) -> Result<Tokenizer, LoadError> {
+    // It panics over some damaged files, and would not say which.
+    let read = std::panic::catch_unwind(|| Tokenizer::from_file(path).map_err(|error| error.to_string()));
+    let read = read.unwrap_or_else(|_| Err("reading it failed badly".into()));
+    read.map_err(|reason| LoadError::Tokenizer { path: path.into(), reason })
 }
 
 /// What short prompts are filled up with: the end token in Stable Diffusion 1, `!` in 2.

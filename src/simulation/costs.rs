@@ -12,6 +12,8 @@ use crate::sched::BatchKey;
 
 /// Step times are looked up for batches of up to so many images.
 const IMAGES_MAX: u32 = 64;
+/// Longer than anything takes, so that sums do not overflow: more than two hours.
+pub(super) const MS_MAX: f64 = 1e7;
 
 /// The tables that come along, by name.
 const TABLES: &[(&str, &str)] = &[
@@ -36,7 +38,7 @@ pub enum CostsError {
         known: String,
     },
     /// A number that time cannot have.
-    #[error("the cost table {name:?} has a negative time, or batch sizes that do not grow from 1")]
+    #[error("the cost table {name:?} has a negative time or one of hours, or batch sizes that do not grow from 1")]
     Impossible {
         /// The table's name.
         name: String,
@@ -176,7 +178,7 @@ fn between(points: &[(u32, f64)], images: u32) -> f64 {
 }
 
 fn micros(millis: f64) -> Option<u64> {
-    (millis.is_finite() && millis >= 0.0).then(|| (millis * 1e3).round() as u64)
+    (0.0..=MS_MAX).contains(&millis).then(|| (millis * 1e3).round() as u64)
 }
 
 #[cfg(test)]

@@ -4,16 +4,29 @@
 //! the fleet would be busy for 80 % of the time if every batch were full, of one size and of one number of steps.
 //! Prompts, samplers and LoRAs are not part of it: they change neither time nor batches.
 
+use std::ops::RangeInclusive;
+
 use serde::Deserialize;
 
 use crate::job::Priority;
 use crate::sched::BatchKey;
 
-use super::costs::{Costs, CostsError};
+use super::costs::{Costs, CostsError, MS_MAX};
 use super::random::Random;
 
 /// Jobs of a burst follow each other so closely.
 const BURST_SPACING_US: u64 = 1000;
+
+/// More than anybody replays, so that memory lasts and times do not overflow.
+const WORKERS_MAX: u32 = 100_000;
+const JOBS_MAX: u32 = 10_000_000;
+const IMAGES_IN_BATCH_MAX: u32 = 1024;
+/// Of steps, pixels a side, images and bursts.
+const NUMBER_MAX: u32 = 100_000;
+/// Of loads and weights.
+const SHARES: RangeInclusive<f64> = 1e-6..=1e6;
+/// 31 years.
+const ARRIVAL_US_MAX: f64 = 1e15;
 
 /// A workload that makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +100,13 @@ pub struct LatencyMs {
     pub extend: f64,
     /// How long a pull waits for messages.
     pub pull_expires: f64,
+}
+
+impl LatencyMs {
+    fn all(&self) -> [f64; 9] {
+        let Self { pull, deliver, claim, store, record, publish, settle, extend, pull_expires } = *self;
+        [pull, deliver, claim, store, record, publish, settle, extend, pull_expires]
+    }
 }
 
 impl Default for LatencyMs {
@@ -225,17 +245,28 @@ impl Workload {
 
     fn check(&self) -> Result<(), WorkloadError> {
         let invalid = |field, problem: &str| Err(WorkloadError::Invalid { field, problem: problem.to_owned() });
-        if self.workers == 0 || self.jobs == 0 || self.images_in_batch_max == 0 {
-            return invalid("workers, jobs and images_in_batch_max", "must be at least 1");
+        for (field, number, most) in [
+            ("workers", self.workers, WORKERS_MAX),
+            ("jobs", self.jobs, JOBS_MAX),
+            ("images_in_batch_max", self.images_in_batch_max, IMAGES_IN_BATCH_MAX),
+        ] {
+            if !(1..=most).contains(&number) {
+                return invalid(field, &format!("must be 1 to {most}"));
+            }
         }
-        if self.loads.is_empty() || self.loads.iter().any(|load| matches!(load, Load::Share(share) if *share <= 0.0)) {
+        let share_is_wrong = |load: &Load| matches!(load, Load::Share(share) if !SHARES.contains(share));
+        if self.loads.is_empty() || self.loads.iter().any(share_is_wrong) {
             return invalid("loads", "must hold shares above 0 or \"saturated\"");
         }
-        if self.tenants.is_empty() || self.tenants.iter().any(|tenant| tenant.weight <= 0.0 || tenant.burst == 0) {
+        let weighs = |tenant: &TenantLoad| SHARES.contains(&tenant.weight) && (1..=NUMBER_MAX).contains(&tenant.burst);
+        if self.tenants.is_empty() || !self.tenants.iter().all(weighs) {
             return invalid("tenants", "must be there, with weights and bursts above 0");
         }
-        if self.fairness_window_ms < 1.0 {
-            return invalid("fairness_window_ms", "must be at least 1");
+        if !(1.0..=MS_MAX).contains(&self.fairness_window_ms) {
+            return invalid("fairness_window_ms", &format!("must be 1 to {MS_MAX}"));
+        }
+        if !self.latency_ms.all().into_iter().all(|ms| (0.0..=MS_MAX).contains(&ms)) {
+            return invalid("latency_ms", &format!("must be 0 to {MS_MAX}"));
         }
         let mixes = |own: &Option<Vec<(u32, f64)>>, common: &Vec<(u32, f64)>| own.as_ref().unwrap_or(common).clone();
         for tenant in &self.tenants {
@@ -244,7 +275,10 @@ impl Workload {
                 return invalid("images", "must not be more than images_in_batch_max");
             }
             let numbers = [images, mixes(&tenant.steps, &self.steps), mixes(&tenant.sides, &self.sides)];
-            if numbers.iter().any(|mix| !sensible(mix) || mix.iter().any(|(number, _)| *number == 0)) {
+            if numbers
+                .iter()
+                .any(|mix| !sensible(mix) || mix.iter().any(|(number, _)| !(1..=NUMBER_MAX).contains(number)))
+            {
                 return invalid("steps, sides and images", "must be numbers above 0 with shares");
             }
             let priorities = tenant.priorities.as_ref().unwrap_or(&self.priorities);
@@ -253,7 +287,9 @@ impl Workload {
             }
         }
         let shares: Vec<((), f64)> = self.tenants.iter().map(|tenant| ((), tenant.share)).collect();
-        if !sensible(&shares) || !self.deadlines.iter().all(|(times, share)| *times > 0.0 && *share >= 0.0) {
+        if !sensible(&shares)
+            || !self.deadlines.iter().all(|(times, share)| *times > 0.0 && (0.0..=1.0).contains(share))
+        {
             return invalid("shares", "must not be negative, and not all be 0");
         }
         Ok(())
@@ -292,6 +328,10 @@ impl Workload {
                 let mut now = 0.0;
                 for burst in own.chunks_mut(tenant.burst as usize) {
                     now += random.exponential(mean);
+                    if now > ARRIVAL_US_MAX {
+                        let problem = "spread the jobs over more than 31 years".to_owned();
+                        return Err(WorkloadError::Invalid { field: "loads", problem });
+                    }
                     for (nth, (_, job)) in (0_u64..).zip(burst) {
                         job.arrived_us = now as u64 + nth * BURST_SPACING_US;
                     }

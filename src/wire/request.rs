@@ -447,7 +447,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// A field name that a client made up, shortened.
+/// A field name that a client made up, shortened; where there is none, the quotes around nothing.
 fn field_name(name: &str) -> String {
-    name.chars().take(64).collect()
+    if name.is_empty() { "\"\"".to_owned() } else { name.chars().take(64).collect() }
 }

@@ -26,6 +26,11 @@ pub(crate) use text::{ClipConfig, TextActivation};
 pub(crate) use unet::{TIME_IDS, UnetConfig, UnetLevel};
 pub(crate) use vae::VaeConfig;
 
+/// Whole numbers are sizes and counts of what models have. None has so many of anything, and products of three fit.
+const NUMBER_MAX: u64 = 1 << 20;
+/// Halvings of a picture's sides and one more. Even the largest picture would be a single pixel then.
+const LEVELS_MAX: usize = 10;
+
 /// A JSON object and where it came from.
 #[derive(Debug)]
 struct Document {
@@ -40,6 +45,11 @@ impl Document {
     }
 
     fn parse<T: DeserializeOwned>(&self) -> Result<T, LoadError> {
+        for (field, value) in &self.fields {
+            if let Some(number) = greatest(value).filter(|number| *number > NUMBER_MAX) {
+                return Err(self.invalid(field, format!("is {number}, above {NUMBER_MAX}")));
+            }
+        }
         serde_json::from_value(Value::Object(self.fields.clone()))
             .map_err(|source| LoadError::Json { path: self.file.clone(), source })
     }
@@ -70,6 +80,15 @@ impl Document {
 
     fn invalid(&self, field: &str, reason: impl Into<String>) -> LoadError {
         LoadError::Invalid { file: self.file.clone(), field: field.into(), reason: reason.into() }
+    }
+}
+
+/// The greatest whole number in a value, lists included.
+fn greatest(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64(),
+        Value::Array(values) => values.iter().filter_map(greatest).max(),
+        Value::Null | Value::Bool(_) | Value::String(_) | Value::Object(_) => None,
     }
 }
 

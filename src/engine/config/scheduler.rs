@@ -358,6 +358,7 @@ impl SchedulerConfig {
         let spaced = spacings.into_iter().filter(|spacing| *spacing == Some(true)).count();
         let reasons = [
             ("num_train_timesteps", config.train_timesteps() < 2, "is less than 2"),
+            ("steps_offset", config.steps_offset >= config.train_timesteps(), "is not below num_train_timesteps"),
             ("original_inference_steps", config.original_inference_steps == Some(0), "is 0"),
             ("use_karras_sigmas", spaced > 1, "is only one of use_exponential_sigmas and use_beta_sigmas"),
             ("solver_order", !(1..=3).contains(&config.solver_order.unwrap_or(2)), "is not 1 to 3"),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Document, epsilon, groups, yes};
+use super::{Document, LEVELS_MAX, epsilon, groups, yes};
 use crate::engine::error::LoadError;
 
 /// One value for every level of the UNet, or one for each.
@@ -166,6 +166,12 @@ impl UnetConfig {
         if count == 0 || fields.down_block_types.len() != count || fields.up_block_types.len() != count {
             return Err(document.invalid("down_block_types", "is not as long as up_block_types and block_out_channels"));
         }
+        if count > LEVELS_MAX {
+            return Err(document.invalid("block_out_channels", format!("has more than {LEVELS_MAX} levels")));
+        }
+        if fields.norm_num_groups == 0 {
+            return Err(document.invalid("norm_num_groups", "is 0"));
+        }
         let mut levels = Vec::with_capacity(count);
         for index in 0..count {
             let (down, up) = (&fields.down_block_types[index], &fields.up_block_types[count - 1 - index]);
@@ -181,7 +187,7 @@ impl UnetConfig {
             let channels = fields.block_out_channels[index];
             if heads[index] == 0
                 || !channels.is_multiple_of(heads[index])
-                || !channels.is_multiple_of(fields.norm_num_groups.max(1))
+                || !channels.is_multiple_of(fields.norm_num_groups)
             {
                 let reason = format!("has {channels}, which the heads or norm_num_groups do not divide");
                 return Err(document.invalid("block_out_channels", reason));

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Document, groups, yes};
+use super::{Document, LEVELS_MAX, groups, yes};
 use crate::engine::error::LoadError;
 
 /// `vae/config.json`.
@@ -82,10 +82,13 @@ impl VaeConfig {
                 return Err(document.invalid(field, format!("has not {} values", config.latent_channels)));
             }
         }
-        if config.block_out_channels.is_empty() {
-            return Err(document.invalid("block_out_channels", "is empty"));
+        if !(1..=LEVELS_MAX).contains(&config.block_out_channels.len()) {
+            return Err(document.invalid("block_out_channels", format!("has not 1 to {LEVELS_MAX} levels")));
         }
-        if config.block_out_channels.iter().any(|channels| !channels.is_multiple_of(config.norm_num_groups.max(1))) {
+        if config.norm_num_groups == 0 {
+            return Err(document.invalid("norm_num_groups", "is 0"));
+        }
+        if config.block_out_channels.iter().any(|channels| !channels.is_multiple_of(config.norm_num_groups)) {
             return Err(document.invalid("norm_num_groups", "does not divide block_out_channels"));
         }
         Ok(config)
