@@ -545,6 +545,8 @@ fn calls_out_of_order_are_faults_and_move_no_row() {
     assert!(model.step(&[RowId(1), RowId(2)]).is_err());
     model.step(&[]).unwrap();
     model.step(&[RowId(1)]).unwrap();
+    let half_way = model.decode(RowId(1)).unwrap();
+    assert!(half_way != expected && (half_way.width, half_way.height) == (expected.width, expected.height));
     model.step(&[RowId(1)]).unwrap();
     assert!(model.step(&[RowId(1)]).is_err());
     assert_eq!(model.decode(RowId(1)).unwrap(), expected);

@@ -172,7 +172,8 @@ pub trait Engine: Send {
     /// Previews are best effort: a caller goes on without.
     fn preview(&mut self, row: RowId) -> Result<Vec<u8>, Fault>;
 
-    /// The finished picture of a row whose steps are all done; while steps are left, what the last one expected it to become.
+    /// The finished picture of a row whose steps are all done; while steps are left, what the last one expected it to become,
+    /// if there was one.
     ///
     /// # Errors
     /// `Reject` with code `not_finite` when the latents are not numbers.

@@ -629,8 +629,12 @@ impl Engine for Pipeline {
     }
 
     fn decode(&mut self, row: RowId) -> Result<RgbImage, Fault> {
-        let row = self.row(row)?;
+        let id = row;
+        let row = self.row(id)?;
         let is_finished = row.step >= row.trajectory.steps.len();
+        if row.step == 0 && !is_finished {
+            return Err(Fault::retry(FaultCode::EngineFailed, format!("row {} has made no step", id.0)));
+        }
         let latents = if is_finished { &row.state.latents } else { &row.state.estimate };
         let values = latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(failed)?;
         if !values.iter().all(|value| value.is_finite()) {
