@@ -205,6 +205,27 @@ pub struct Timings {
     pub storing_ms: f64,
 }
 
+/// Milliseconds to the microsecond: fewer digits than JSON readers get wrong, and nobody measures finer.
+pub fn to_the_microsecond(milliseconds: f64) -> f64 {
+    (milliseconds * 1e3).round() / 1e3
+}
+
+impl Timings {
+    /// The same, as [`to_the_microsecond`].
+    #[must_use]
+    pub fn to_the_microsecond(&self) -> Self {
+        let Self { queued_ms, loading_ms, encoding_ms, denoising_ms, decoding_ms, storing_ms } = self;
+        Self {
+            queued_ms: to_the_microsecond(*queued_ms),
+            loading_ms: to_the_microsecond(*loading_ms),
+            encoding_ms: to_the_microsecond(*encoding_ms),
+            denoising_ms: to_the_microsecond(*denoising_ms),
+            decoding_ms: to_the_microsecond(*decoding_ms),
+            storing_ms: to_the_microsecond(*storing_ms),
+        }
+    }
+}
+
 /// `data` of `completed`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Completed {

@@ -95,7 +95,7 @@ fn resealed(bytes: &[u8]) -> Option<Vec<u8>> {
         add(value.as_bytes());
     }
     let mut tensors: Vec<_> = file.iter().collect();
-    tensors.sort_by(|(one, _), (other, _)| one.cmp(other));
+    tensors.sort_by_key(|(name, _)| *name);
     for (name, view) in tensors {
         add(name.as_bytes());
         add(format!("{:?} {:?}", view.dtype(), view.shape()).as_bytes());

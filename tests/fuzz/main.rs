@@ -6,7 +6,7 @@
 //! which looks for inputs that reach new code.
 
 #![cfg_attr(fuzzing, no_main)]
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail like tests, and say why")]
 
 #[cfg(feature = "engine")]
 mod engine;

@@ -8,7 +8,7 @@ use darkroom::wire::event::EventKind;
 use darkroom::wire::worker::WorkerState;
 use serde_json::{Value, json};
 
-use crate::stack::{PATIENCE, REQUESTS, Stack, started};
+use crate::stack::{PATIENCE, REQUESTS, Stack, kinds_without_checkpoints, started};
 use crate::support::eventually;
 use crate::support::process::run;
 
@@ -32,7 +32,7 @@ async fn status(stack: &Stack, job: &str) -> Value {
 /// The data of a job's `started` event, after its end.
 async fn started_data(stack: &Stack, job: &str) -> Value {
     let events = stack.events_to_the_end("t", job).await;
-    let kinds: Vec<EventKind> = events.iter().map(|(kind, _)| *kind).collect();
+    let kinds = kinds_without_checkpoints(&events);
     assert_eq!(kinds, [EventKind::Accepted, EventKind::Started, EventKind::Completed], "{job}");
     events[1].1["data"].clone()
 }

@@ -161,8 +161,8 @@ async fn a_tenant_that_is_at_its_cap_is_refused_and_another_is_not() {
     acme.publish(&requests_of("acme"), HeaderMap::new(), "{}".into()).await.unwrap();
     let submit = ["submit", "a ring", "--model", "shapes", "--tenant", "acme"];
     let refused = platform.darkroom("acme", submit).await;
-    assert_eq!(refused.status.code(), Some(1), "{refused}");
-    assert!(refused.stderr.contains("maximum messages per subject exceeded"), "{refused}");
+    assert_eq!(refused.status.code(), Some(11), "{refused}");
+    assert!(refused.stderr.contains("the quota is reached"), "{refused}");
     platform.bus("beta").await.publish(&requests_of("beta"), HeaderMap::new(), body("one")).await.unwrap();
     let of_acme = platform.subjects("DARKROOM_REQ").await[&requests_of("acme")];
     assert_eq!(of_acme, cap);

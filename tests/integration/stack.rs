@@ -179,6 +179,11 @@ impl Stack {
 /// Where tenant `t` publishes.
 pub(crate) const REQUESTS: &str = "darkroom.req.shapes.normal.any.t";
 
+/// What happened to a job; a machine that is slow enough makes checkpoints besides.
+pub(crate) fn kinds_without_checkpoints(events: &[(EventKind, Value)]) -> Vec<EventKind> {
+    events.iter().map(|(kind, _)| *kind).filter(|kind| *kind != EventKind::Checkpoint).collect()
+}
+
 /// Starts a worker and waits until it has its model.
 pub(crate) async fn started(command: &mut Command) -> Background {
     let worker = Background::start(command);

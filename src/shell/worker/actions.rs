@@ -11,7 +11,7 @@ use crate::job::{
     Fault, FaultClass, FaultCode, ImageSpec, InvalidToken, JobId, JobStep, ModelManifest, Priority, Tenant, Violation,
 };
 use crate::sched::{Action, Claim, Ticket, Transition, Verdict};
-use crate::wire::event::{Cancelled, Completed, ErrorDocument, EventKind, Failed, StoredImage};
+use crate::wire::event::{Cancelled, Completed, ErrorDocument, EventKind, Failed, StoredImage, to_the_microsecond};
 use crate::wire::record::Record;
 use crate::wire::request::{self, Context, Refusal, Request};
 use crate::wire::subject::{self, RequestSubject};
@@ -270,8 +270,8 @@ impl Worker {
             Transition::Complete => {
                 let data = Completed {
                     images: job.stored.clone(),
-                    timings: job.timings.clone(),
-                    gpu_ms: job.gpu_ms,
+                    timings: job.timings.to_the_microsecond(),
+                    gpu_ms: to_the_microsecond(job.gpu_ms),
                     model: self.manifest.name.to_string(),
                     model_digest: job.prepared.model_digest.clone(),
                     worker: self.config.worker.to_string(),
