@@ -23,11 +23,12 @@ async fn a_worker_that_is_cut_off_is_replaced_and_comes_back_to_change_nothing()
     for (name, directions) in cuts {
         let proxy = Proxy::start(laboratory.nats.port()).await;
         let url = format!("nats://127.0.0.1:{}", proxy.port());
-        let mut command = laboratory.worker_command_at(&format!("cut-{name}"), &url, laboratory.s3.port());
-        let mut cut = started(command.args(["--exit-when-idle", "2s"])).await;
+        // Before the worker, which would end for want of work while these are made on a slow machine.
         for index in 0..3 {
             laboratory.submit("t", &format!("{name}-{index}"), LONG).await;
         }
+        let mut command = laboratory.worker_command_at(&format!("cut-{name}"), &url, laboratory.s3.port());
+        let mut cut = started(command.args(["--exit-when-idle", "2s"])).await;
         laboratory.seen(&format!("t/{name}-0"), EventKind::Started).await;
         for direction in directions {
             proxy.set(*direction, Flow::Held);

@@ -153,7 +153,7 @@ async fn a_tenant_over_its_quota_is_refused_alone_and_gets_its_places_back() {
             let id = format!("flood-{round}-{index}");
             match laboratory.publish_by(&laboratory.bus, "flood", &id, &pictures()[0].request).await {
                 Ok(_) => {}
-                Err(PublishError::Refused { code: 10077, .. }) => refused += 1,
+                Err(PublishError::QuotaReached { .. }) => refused += 1,
                 Err(error) => panic!("{error}"),
             }
         }
