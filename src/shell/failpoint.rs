@@ -54,6 +54,7 @@ mod armed {
 
     use fail::FailScenario;
     use rustix::process::{Signal, getpid, kill_process};
+    use tokio::signal::unix::{SignalKind, signal};
 
     use crate::job::{Fault, FaultCode, JobId};
 
@@ -67,13 +68,24 @@ mod armed {
             let Some(what) = fail::eval(&name, |what| what.unwrap_or_default()) else { continue };
             tracing::warn!(point = name, what, "failpoint");
             match what.as_str() {
-                "kill" => drop(kill_process(getpid(), Signal::KILL)),
-                "stop" => drop(kill_process(getpid(), Signal::STOP)),
+                "kill" => send(Signal::KILL, std::future::pending::<()>()).await,
+                "stop" => {
+                    let mut continued = signal(SignalKind::from_raw(Signal::CONT.as_raw())).map_err(|error| {
+                        Fault::retry(FaultCode::EngineFailed, format!("SIGCONT cannot be listened for: {error}"))
+                    })?;
+                    send(Signal::STOP, continued.recv()).await;
+                }
                 "abort" => std::process::abort(),
                 "hang" => std::future::pending().await,
                 _ => return Err(Fault::retry(FaultCode::EngineFailed, format!("the point {name} was told to fail"))),
             }
         }
         Ok(())
+    }
+
+    /// Sends this process a signal and waits for what comes of it: this thread runs on for a while after it has sent one.
+    async fn send<T>(signal: Signal, then: impl Future<Output = T>) {
+        let _ = kill_process(getpid(), signal);
+        then.await;
     }
 }

@@ -53,6 +53,10 @@ impl HttpServer {
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
 }
 
 impl Drop for HttpServer {

@@ -39,6 +39,13 @@ pub(crate) async fn eventually<T>(what: &str, deadline: Duration, mut probe: imp
     }
 }
 
+/// The wall clock, which the servers on this machine share, in nanoseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "what happened first is told by when it happened")]
+pub(crate) fn unix_ns() -> i128 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    i128::try_from(since.as_nanos()).expect("before the end of time")
+}
+
 /// The root of the checkout, from whichever package's tests.
 pub(crate) fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

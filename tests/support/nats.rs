@@ -119,6 +119,14 @@ impl NatsServer {
         Self::start_members(3, Configuration::Local { arguments: Vec::new() }, temporary_directory()).await
     }
 
+    /// Starts one in a directory that the test has prepared; its store is `store-0` there.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) async fn start_in(directory: TempDir) -> Self {
+        Self::start_members(1, Configuration::Local { arguments: Vec::new() }, directory).await
+    }
+
     /// Starts one from a directory that `darkroom accounts` made.
     ///
     /// # Panics
@@ -213,8 +221,38 @@ impl NatsServer {
 
     /// SIGKILL, to one server of a cluster, the first of [`Self::url`].
     pub(crate) fn kill_first(&mut self) {
-        let mut process = self.members.first_mut().and_then(|member| member.process.take()).expect("the server runs");
-        process.kill();
+        self.kill_member(0);
+    }
+
+    /// SIGKILL, to the server `test-<index>` of a cluster, if it runs.
+    pub(crate) fn kill_member(&mut self, index: usize) {
+        if let Some(mut process) = self.members[index].process.take() {
+            process.kill();
+        }
+    }
+
+    /// Starts what of it does not run, without a wait for it.
+    pub(crate) fn revive(&mut self) {
+        for index in 0..self.members.len() {
+            if self.members[index].process.as_mut().is_none_or(|process| process.ended().is_some()) {
+                self.members[index].process = Some(self.spawn(index));
+            }
+        }
+    }
+
+    /// Whether all of it runs and has a leader.
+    pub(crate) async fn is_whole(&self) -> bool {
+        for member in &self.members {
+            if !has_leader(member.port).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Stops the server `test-<index>` of a cluster where it is.
+    pub(crate) fn pause_member(&self, index: usize) {
+        self.members[index].process.iter().for_each(|process| process.signal(Signal::STOP));
     }
 
     /// Stops it where it is: connections stay open and nothing answers.

@@ -2,9 +2,12 @@
 //!
 //! It has conditional PUT (`If-None-Match: *`) and presigned GET. It can be told to fail, and says what it was asked.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
@@ -14,6 +17,7 @@ use s3s_fs::FileSystem;
 use tempfile::TempDir;
 
 use super::http::{AsyncHandler, HttpServer};
+use super::unix_ns;
 
 const BUCKET: &str = "darkroom-images";
 const REGION: &str = "us-east-1";
@@ -27,6 +31,21 @@ pub(crate) struct S3Request {
     /// `/<bucket>/<key>`.
     pub(crate) path: String,
     pub(crate) status: StatusCode,
+    /// Of the body, as the client signed it.
+    pub(crate) sha256: Option<String>,
+    /// When it was done, before the answer left; see [`unix_ns`].
+    pub(crate) at_ns: i128,
+}
+
+/// What a store does to its clients instead of serving them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Answers this and does nothing.
+    Fails(StatusCode),
+    /// Takes the request and never answers.
+    Hangs,
+    /// Does it, and answers so much later.
+    Late(Duration),
 }
 
 /// A running S3 server with one empty bucket. Gone when dropped, objects included.
@@ -38,7 +57,9 @@ pub(crate) struct S3Server {
 
 #[derive(Default)]
 struct Control {
-    failing: Mutex<Option<StatusCode>>,
+    trouble: Mutex<Option<Trouble>>,
+    /// Requests that came, answered or not.
+    asked: AtomicU64,
     requests: Mutex<Vec<S3Request>>,
 }
 
@@ -59,6 +80,27 @@ impl S3Server {
     /// Its URL.
     pub(crate) fn endpoint(&self) -> String {
         self.http.url()
+    }
+
+    /// What is stored now, by key.
+    ///
+    /// # Panics
+    /// If its directory cannot be read.
+    pub(crate) fn objects(&self) -> BTreeMap<String, Vec<u8>> {
+        let root = self.directory.path().join(BUCKET);
+        let (mut found, mut open) = (BTreeMap::new(), vec![root.clone()]);
+        while let Some(directory) = open.pop() {
+            for entry in std::fs::read_dir(directory).expect("a directory") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    open.push(path);
+                } else {
+                    let key = path.strip_prefix(&root).expect("below it").display().to_string();
+                    found.insert(key, std::fs::read(path).expect("an object"));
+                }
+            }
+        }
+        found
     }
 
     /// The bucket that is there.
@@ -85,7 +127,22 @@ impl S3Server {
 
     /// From now on every request is answered by this status and does nothing; `None` ends that.
     pub(crate) fn set_failing(&self, status: Option<StatusCode>) {
-        *self.control.failing.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        self.set_trouble(status.map(Trouble::Fails));
+    }
+
+    /// What every request meets that comes from now on; `None` ends that.
+    pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
+        *self.control.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// How many requests came, answered or not.
+    pub(crate) fn asked(&self) -> u64 {
+        self.control.asked.load(Ordering::SeqCst)
+    }
+
+    /// The port of [`Self::endpoint`].
+    pub(crate) fn port(&self) -> u16 {
+        self.http.port()
     }
 
     /// What was asked so far, in the order of the answers.
@@ -116,9 +173,14 @@ struct Handler {
 impl AsyncHandler<s3s::Body> for Handler {
     async fn answer(&self, request: Request<Incoming>) -> Response<s3s::Body> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let failing = *self.control.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let sha256 =
+            request.headers().get("x-amz-content-sha256").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let trouble = *self.control.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        self.control.asked.fetch_add(1, Ordering::SeqCst);
         let mut response = Response::new(s3s::Body::empty());
-        if let Some(status) = failing {
+        if trouble == Some(Trouble::Hangs) {
+            std::future::pending::<()>().await;
+        } else if let Some(Trouble::Fails(status)) = trouble {
             *response.status_mut() = status;
         } else {
             let _one_at_a_time = if method == Method::PUT { Some(self.puts.lock().await) } else { None };
@@ -128,8 +190,11 @@ impl AsyncHandler<s3s::Body> for Handler {
             }
         }
         let status = response.status();
-        let mut requests = self.control.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.push(S3Request { method, path, status });
+        let request = S3Request { method, path, status, sha256, at_ns: unix_ns() };
+        self.control.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        if let Some(Trouble::Late(delay)) = trouble {
+            tokio::time::sleep(delay).await;
+        }
         response
     }
 }
