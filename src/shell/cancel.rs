@@ -75,7 +75,11 @@ impl Canceller {
                 Found::Gone => return Ok(Outcome::Gone),
                 // Nobody has seen the request yet, but it may wait.
                 Found::Absent { .. } => match self.ending.request_of(tenant, job).await? {
-                    None => return Ok(Outcome::Unknown),
+                    // Or it was taken and done between these two looks.
+                    None => match records.look(tenant, job).await? {
+                        Found::Absent { .. } => return Ok(Outcome::Unknown),
+                        Found::Record(_) | Found::Gone => continue,
+                    },
                     Some(request) => match records.create(tenant, job, record_of(&request, now)).await? {
                         Changed::Won(owned) => owned,
                         Changed::Lost | Changed::Cancelled(_) | Changed::Unrecorded => continue,

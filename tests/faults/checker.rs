@@ -26,11 +26,15 @@ pub(crate) enum Wrong {
     FailedInstead,
     /// A job ended of which somebody was told that it is cancelled.
     CancelIgnored,
+    /// Somebody was told that there is no such job after it had been accepted.
+    Denied,
+    /// A job is cancelled, and nobody wanted that.
+    CancelledUnasked,
     /// A terminal record has no event.
     EventMissing,
     /// A job has two terminal events.
     EventTwice,
-    /// An event came after the terminal one.
+    /// An event came after `completed`.
     EventAfterEnd,
     /// A terminal event was published before its record, or without one.
     EventBeforeRecord,
@@ -143,6 +147,7 @@ struct Job<'a> {
     wanted: Option<&'a Option<Vec<String>>>,
     may_fail: bool,
     accepted: bool,
+    cancel_wanted: bool,
     cancelled: bool,
     /// By revision.
     records: Vec<(i128, &'a Record)>,
@@ -160,6 +165,7 @@ impl<'a> Job<'a> {
             wanted: None,
             may_fail: false,
             accepted: false,
+            cancel_wanted: false,
             cancelled: false,
             records: Vec::new(),
             events: Vec::new(),
@@ -172,7 +178,9 @@ impl<'a> Job<'a> {
             match what {
                 What::Submitted { images, may_fail } => (job.wanted, job.may_fail) = (Some(images), *may_fail),
                 What::Acknowledged { .. } => job.accepted = true,
+                What::CancelWanted => job.cancel_wanted = true,
                 What::Cancelled => job.cancelled = true,
+                What::Denied if job.accepted => job.is(Wrong::Denied, ""),
                 What::Record { revision, record } => {
                     records.insert(*revision, (*at_ns, &**record));
                 }
@@ -183,7 +191,11 @@ impl<'a> Job<'a> {
                 What::Object { key, sha256 } => {
                     job.objects.insert(key, sha256);
                 }
-                What::Refused { .. } | What::Letter { .. } | What::Settled { .. } | What::Left { .. } => {}
+                What::Denied
+                | What::Refused { .. }
+                | What::Letter { .. }
+                | What::Settled { .. }
+                | What::Left { .. } => {}
             }
         }
         job.records = records.into_values().collect();
@@ -248,6 +260,9 @@ impl<'a> Job<'a> {
         if self.cancelled && end.state.status != Status::Cancelled {
             self.is(Wrong::CancelIgnored, format!("it is {}", end.state.status.as_str()));
         }
+        if !self.cancel_wanted && end.state.status == Status::Cancelled {
+            self.is(Wrong::CancelledUnasked, "");
+        }
     }
 
     /// One terminal event, after its record, as that has it, and nothing after it.
@@ -256,7 +271,10 @@ impl<'a> Job<'a> {
         if ends.len() > 1 {
             self.is(Wrong::EventTwice, ends.iter().map(|(_, kind, _)| kind.as_str()).collect::<Vec<_>>().join(", "));
         }
-        if ends.len() == 1 && self.events.last().is_some_and(|(_, kind, _)| !kind.is_terminal()) {
+        // Whoever ends a job that a worker is just beginning cannot call back what that one is saying. A stream can refuse
+        // one kind of event after one other, so `completed` is what nothing may follow.
+        let is_completed = ends.first().is_some_and(|(_, kind, _)| *kind == EventKind::Completed);
+        if is_completed && self.events.last().is_some_and(|(_, kind, _)| !kind.is_terminal()) {
             self.is(Wrong::EventAfterEnd, self.events.last().map_or("", |(_, kind, _)| kind.as_str()));
         }
         match (self.end(), ends.first()) {

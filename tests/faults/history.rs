@@ -39,8 +39,12 @@ pub(crate) enum What {
     Acknowledged { sequence: u64, duplicate: bool },
     /// The stream refused it for good.
     Refused { reason: String },
+    /// Somebody began to ask that it be cancelled.
+    CancelWanted,
     /// Somebody was told that the job is cancelled.
     Cancelled,
+    /// Somebody was told that there is no such job.
+    Denied,
     /// A revision of the job's record.
     Record { revision: u64, record: Box<Record> },
     /// An object was stored.
@@ -72,7 +76,9 @@ impl fmt::Display for Observation {
             what @ (What::Submitted { .. }
             | What::Acknowledged { .. }
             | What::Refused { .. }
+            | What::CancelWanted
             | What::Cancelled
+            | What::Denied
             | What::Put { .. }
             | What::Letter { .. }
             | What::Settled { .. }

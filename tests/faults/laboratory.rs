@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use darkroom::engine::{self, LoadOptions, StartingPictures, read_manifest};
-use darkroom::job::{Defaults, ImageSpec, OutputFormat};
+use darkroom::job::{Defaults, ImageSpec, OutputFormat, Status};
 use darkroom::shell::bus::{self, Bus, PubAck, PublishError};
 use darkroom::shell::config::BusOptions;
 use darkroom::shell::topology;
+use darkroom::wire::cancel::{CancelAnswer, CancelOutcome, CancelRequest};
 use darkroom::wire::event::EventKind;
 use darkroom::wire::request::hexadecimal;
 use darkroom::wire::{header, subject};
@@ -125,6 +126,24 @@ impl Client {
             Ok(confirmed) => confirmed,
             Err(_) => panic!("{tenant}/{id} is not accepted within {PATIENCE:?}"),
         }
+    }
+
+    /// Asks a gateway to cancel a job, once, as a tenant does; `None` when the answer does not come.
+    pub(crate) async fn cancel(&self, tenant: &str, id: &str, keep_partial: bool) -> Option<CancelAnswer> {
+        let job = format!("{tenant}/{id}");
+        self.log.saw(&job, What::CancelWanted);
+        let request = CancelRequest { job: id.to_owned(), keep_partial };
+        let subject = subject::api_cancel(&tenant.parse().expect("a tenant"));
+        let body = serde_json::to_vec(&request).expect("JSON").into();
+        let answer = self.bus.client.request(subject, body).await.ok()?;
+        let answer: CancelAnswer = serde_json::from_slice(&answer.payload).ok()?;
+        if answer.status.as_deref() == Some(Status::Cancelled.as_str()) {
+            self.log.saw(&job, What::Cancelled);
+        }
+        if answer.outcome == CancelOutcome::Unknown {
+            self.log.saw(&job, What::Denied);
+        }
+        Some(answer)
     }
 
     /// Publishes once, over the given connection.
@@ -241,6 +260,18 @@ impl Laboratory {
         command.arg(model_directory()).envs(self.s3.environment());
         command.env("AWS_ENDPOINT", format!("http://127.0.0.1:{s3_port}"));
         command
+    }
+
+    /// What answers clients, as it starts.
+    pub(crate) fn gateway(&self, nats: &str) -> Background {
+        Background::start(Command::new(program("darkroom-gateway")).args(["--nats", nats]))
+    }
+
+    /// What ends jobs that no worker will end, as it starts, and quicker about it than it is by default.
+    pub(crate) fn deadletter(&self, nats: &str) -> Background {
+        let mut command = Command::new(program("darkroom-deadletter"));
+        command.args(["--nats", nats, "--reconcile-every", "5s", "--reconcile-grace", "20s"]);
+        Background::start(&mut command)
     }
 
     /// A worker that is ready to pull.

@@ -78,7 +78,31 @@ fn publish_before_recording(history: &mut History) {
 /// Somebody was told that the job is cancelled, and it went on.
 fn ignore_the_cancellation(history: &mut History) {
     let at_ns = terminal_record(history).at_ns - 1;
-    history.0.push(Observation { at_ns, job: JOB.to_owned(), what: What::Cancelled });
+    history.0.extend([What::CancelWanted, What::Cancelled].map(|what| Observation {
+        at_ns,
+        job: JOB.to_owned(),
+        what,
+    }));
+}
+
+/// A gateway that does not find what a worker has just done.
+fn deny_the_job(history: &mut History) {
+    let at_ns = terminal_record(history).at_ns;
+    history.0.push(Observation { at_ns, job: JOB.to_owned(), what: What::Denied });
+}
+
+/// Somebody's job is taken for another's that is to be cancelled.
+fn cancel_unasked(history: &mut History) {
+    for seen in of_job(history) {
+        if let What::Record { record, .. } = &mut seen.what
+            && record.terminal.is_some()
+        {
+            record.state.status = Status::Cancelled;
+        }
+        if let What::Event { kind: kind @ EventKind::Completed, .. } = &mut seen.what {
+            *kind = EventKind::Cancelled;
+        }
+    }
 }
 
 /// A worker that dies between the record and the event, and a successor that only acknowledges.
@@ -116,7 +140,9 @@ fn go_on_from_another_job(history: &mut History) {
             What::Submitted { .. }
             | What::Acknowledged { .. }
             | What::Refused { .. }
+            | What::CancelWanted
             | What::Cancelled
+            | What::Denied
             | What::Event { .. }
             | What::Letter { .. }
             | What::Settled { .. }
@@ -140,11 +166,13 @@ async fn a_recorded_history_is_clean_and_every_planted_bug_is_found_as_what_it_i
     assert_eq!(heard, 4, "every settlement is heard while the server lives");
     assert_eq!(clean.last_records().len(), 4);
 
-    let bugs: [Bug; 8] = [
+    let bugs: [Bug; 10] = [
         (acknowledge_before_storing, Wrong::SettledEarly),
         (write_without_a_fence, Wrong::Unfenced),
         (publish_before_recording, Wrong::EventBeforeRecord),
         (ignore_the_cancellation, Wrong::CancelIgnored),
+        (deny_the_job, Wrong::Denied),
+        (cancel_unasked, Wrong::CancelledUnasked),
         (lose_the_terminal_event, Wrong::EventMissing),
         (announce_twice, Wrong::EventTwice),
         (store_twice, Wrong::TwoResults),

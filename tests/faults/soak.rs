@@ -1,6 +1,6 @@
 //! Random faults from a seed, for as long as wanted, and then the checker's word: `local/soak --minutes N --seed S`.
 //!
-//! Three servers, three workers, tenants that keep the queue filled. The seed decides the whole schedule before anything is
+//! Three servers, three workers, gateway and dead letters, tenants that keep the queue filled and change their minds. The seed decides the whole schedule before anything is
 //! started, so a run can be had again as far as real processes allow. It ends with everything mended and the queue empty;
 //! what it found is printed, and its exit code is the verdict.
 
@@ -33,6 +33,7 @@ use darkroom::shell::topology;
 use darkroom::wire::subject;
 use hyper::StatusCode;
 use serde_json::Value;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use checker::{Bounds, check, report};
@@ -45,6 +46,8 @@ use support::s3::Trouble;
 
 const LEASE: Duration = Duration::from_secs(5);
 const WORKERS: usize = 3;
+/// What runs beside the workers.
+const FUNCTIONS: [fn(&Laboratory, &str) -> Background; 2] = [Laboratory::gateway, Laboratory::deadletter];
 const TENANTS: [&str; 3] = ["ada", "bea", "cyd"];
 /// Requests in the queue beyond which nobody submits.
 const REQUESTS_WAITING_MAX: u64 = 24;
@@ -66,6 +69,7 @@ enum Fault {
     TerminateWorker(usize),
     StopWorker(usize),
     ContinueWorker(usize),
+    KillFunction(usize),
     KillServer(usize),
     KillServers,
     StopServer(usize),
@@ -91,6 +95,7 @@ impl Fault {
             Self::DoomWorker(..) => Some("worker killed at a boundary"),
             Self::TerminateWorker(_) => Some("worker told to end"),
             Self::StopWorker(_) => Some("worker stopped"),
+            Self::KillFunction(_) => Some("function killed"),
             Self::KillServer(_) => Some("server killed"),
             Self::KillServers => Some("all servers killed"),
             Self::StopServer(_) => Some("server stopped"),
@@ -137,7 +142,7 @@ fn schedule(seed: u64, length: Duration) -> Vec<(Duration, Fault)> {
         let slot = usize::try_from(random.between(0, WORKERS as u64 - 1)).unwrap();
         let server = usize::try_from(random.between(0, 2)).unwrap();
         let mut now = |fault| plan.push((at, fault));
-        match random.between(0, 19) {
+        match random.between(0, 20) {
             0..=2 => now(Fault::KillWorker(slot)),
             3..=5 => now(Fault::DoomWorker(slot, random.pick(&BOUNDARIES))),
             6 => now(Fault::TerminateWorker(slot)),
@@ -158,7 +163,8 @@ fn schedule(seed: u64, length: Duration) -> Vec<(Duration, Fault)> {
                 let flow = random.pick(&[Flow::Slow(2_000), Flow::Held, Flow::Late(Duration::from_millis(700))]);
                 plan.extend([(at, Fault::StoreNetwork(flow)), (until, Fault::StoreNetwork(Flow::Open))]);
             }
-            18 => {
+            18 => now(Fault::KillFunction(slot % FUNCTIONS.len())),
+            19 => {
                 let toward = random.pick(&[Toward::Server, Toward::Client]);
                 let flow = random.pick(&[Flow::Held, Flow::Held, Flow::Late(Duration::from_millis(700))]);
                 plan.extend([(at, Fault::BusNetwork(toward, flow)), (until, Fault::BusNetwork(toward, Flow::Open))]);
@@ -184,6 +190,8 @@ struct Slot {
 struct Soak {
     laboratory: Laboratory,
     slots: Vec<Slot>,
+    /// By the place in [`FUNCTIONS`].
+    functions: Vec<Background>,
     to_store: Proxy,
     to_bus: Proxy,
 }
@@ -214,22 +222,29 @@ impl Soak {
         let start =
             |slot| Slot { worker: Self::start_worker(&laboratory, &to_store, &to_bus, slot, 0, None), incarnations: 1 };
         let slots = (0..WORKERS).map(start).collect();
-        Self { laboratory, slots, to_store, to_bus }
+        let functions = FUNCTIONS.iter().map(|start| start(&laboratory, &laboratory.nats.url())).collect();
+        Self { laboratory, slots, functions, to_store, to_bus }
     }
 
     /// Puts a new worker where one has died, or is to.
     fn replace(&mut self, slot: usize, doom: Option<&str>) {
-        let Self { laboratory, slots, to_store, to_bus } = self;
+        let Self { laboratory, slots, to_store, to_bus, .. } = self;
         let place = &mut slots[slot];
         place.worker.kill();
         place.worker = Self::start_worker(laboratory, to_store, to_bus, slot, place.incarnations, doom);
         place.incarnations += 1;
     }
 
-    fn look_after_workers(&mut self) {
+    /// Puts a new one where a worker or a function has died.
+    fn look_after_all(&mut self) {
         for slot in 0..WORKERS {
             if !self.slots[slot].worker.is_running() {
                 self.replace(slot, None);
+            }
+        }
+        for (start, function) in FUNCTIONS.iter().zip(&mut self.functions) {
+            if !function.is_running() {
+                *function = start(&self.laboratory, &self.laboratory.nats.url());
             }
         }
     }
@@ -241,6 +256,7 @@ impl Soak {
             Fault::TerminateWorker(slot) => self.slots[slot].worker.terminate(),
             Fault::StopWorker(slot) => self.slots[slot].worker.pause(),
             Fault::ContinueWorker(slot) => self.slots[slot].worker.resume(),
+            Fault::KillFunction(index) => self.functions[index].kill(),
             Fault::KillServer(index) => self.laboratory.nats.kill_member(index),
             Fault::KillServers => self.laboratory.nats.kill(),
             Fault::StopServer(index) => self.laboratory.nats.pause_member(index),
@@ -274,14 +290,14 @@ impl Soak {
         for slot in &self.slots {
             slot.worker.resume();
         }
-        self.look_after_workers();
+        self.look_after_all();
     }
 
     /// Waits until no request is left; false if some are after all that time.
     async fn drain(&mut self) -> bool {
         let end = Instant::now() + DRAIN_MAX;
         while Instant::now() < end {
-            self.look_after_workers();
+            self.look_after_all();
             if topology::requests_stored(&self.laboratory.bus).await.is_ok_and(|left| left == 0) {
                 return true;
             }
@@ -294,6 +310,7 @@ impl Soak {
 /// Keeps the queue filled until told to stop: most jobs are short, some take long, a few are malformed or sent twice.
 async fn submit(client: Client, tenant: &'static str, mut random: Random, stop: Arc<AtomicBool>) -> u32 {
     let mut submitted = 0;
+    let mut changes_of_mind = JoinSet::new();
     while !stop.load(Ordering::SeqCst) {
         let waiting = topology::requests_stored(&client.bus).await;
         if waiting.is_ok_and(|waiting| waiting > REQUESTS_WAITING_MAX) {
@@ -309,10 +326,22 @@ async fn submit(client: Client, tenant: &'static str, mut random: Random, stop: 
             if random.chance(50) {
                 client.submit_allowing_failure(tenant, &id, picture).await;
             }
+            if random.chance(80) {
+                let (client, keep_partial) = (client.clone(), random.chance(500));
+                let after = random.millis(0, 4_000);
+                changes_of_mind.spawn(async move {
+                    sleep(after).await;
+                    // As often as it takes to be told what has become of it.
+                    while client.cancel(tenant, &id, keep_partial).await.is_none() {
+                        sleep(LOOK_EVERY).await;
+                    }
+                });
+            }
         }
         submitted += 1;
         sleep(random.millis(20, 400)).await;
     }
+    changes_of_mind.join_all().await;
     submitted
 }
 
@@ -342,7 +371,7 @@ async fn main() -> ExitCode {
     let mut kinds = BTreeMap::<&str, u32>::new();
     for (at, fault) in plan {
         while began.elapsed() < at {
-            soak.look_after_workers();
+            soak.look_after_all();
             sleep_until((began + at).min(Instant::now() + LOOK_EVERY)).await;
         }
         println!("{:>7.1} s  {fault:?}", began.elapsed().as_secs_f64());
@@ -365,9 +394,10 @@ async fn main() -> ExitCode {
     let violations = check(&history, &Bounds { attempts_wasted_max: faults * ATTEMPTS_PER_FAULT });
     let records = history.last_records();
     let mut codes = BTreeMap::<String, u32>::new();
-    let (mut completed, mut more_attempts) = (0, 0);
+    let (mut completed, mut cancelled, mut more_attempts) = (0, 0, 0);
     for record in records.values() {
         completed += u32::from(record.state.status == Status::Completed);
+        cancelled += u32::from(record.state.status == Status::Cancelled);
         more_attempts += record.state.attempts.saturating_sub(1);
         let code = record.terminal.as_ref().and_then(|data| data["error"]["code"].as_str());
         if let (Status::Failed, Some(code)) = (record.state.status, code) {
@@ -375,7 +405,10 @@ async fn main() -> ExitCode {
         }
     }
     let letters = history.0.iter().filter(|seen| matches!(seen.what, What::Letter { .. })).count();
-    println!("\njobs submitted {jobs}, with records {}, completed {completed}, failed {codes:?}", records.len());
+    println!(
+        "\njobs submitted {jobs}, with records {}, completed {completed}, cancelled {cancelled}, failed {codes:?}",
+        records.len()
+    );
     println!("attempts beyond the first {more_attempts}, dead letters {letters}");
     println!("faults {faults}: {kinds:?}");
     let unexpected = codes.keys().any(|code| code != "invalid_request" && !EXPECTED_CODES.contains(&code.as_str()));

@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use darkroom::job::Status;
+use darkroom::wire::cancel::CancelOutcome;
 use darkroom::wire::event::EventKind;
 use rustix::process::Signal;
 use serde_json::json;
@@ -85,6 +86,35 @@ async fn a_worker_stopped_at_any_boundary_wakes_up_to_change_nothing() {
     }
     let history = laboratory.verdict(3).await;
     assert_eq!(history.last_records(), before.last_records());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_cancelled_at_any_boundary_of_its_worker_has_one_end() {
+    let laboratory = Laboratory::start(NO_REDELIVERY).await;
+    let gateway = laboratory.gateway(&laboratory.nats.url());
+    gateway.wait_for_log(|line| line.contains("gateway.ready"), PATIENCE).await;
+    let mut expected = Vec::new();
+    for point in BOUNDARIES {
+        let mut worker = at(&laboratory, "cancelled", point, "stop", &["--exit-when-idle", "1s"]).await;
+        worker.wait_for_log(|line| line.contains("failpoint"), PATIENCE).await;
+        let id = id_at("cancelled", point);
+        let answer = laboratory.cancel("t", &id, false).await.unwrap();
+        // Whoever changes the record first has decided.
+        let status = if point.starts_with("claim") || point.starts_with("store") {
+            assert_eq!(answer.outcome, CancelOutcome::Cancelled, "{point}");
+            Status::Cancelled
+        } else {
+            assert_eq!(answer.outcome, CancelOutcome::Ended, "{point}");
+            Status::Completed
+        };
+        expected.push((format!("t/{id}"), status));
+        worker.resume();
+        assert!(worker.wait(PATIENCE).await.success(), "{point}: {worker:?}");
+    }
+    let history = laboratory.verdict(0).await;
+    for (job, status) in expected {
+        assert_eq!(history.last_records()[job.as_str()].state.status, status, "{job}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
