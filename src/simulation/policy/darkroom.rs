@@ -271,7 +271,12 @@ impl World<'_> {
                 (worker, Input::Engine(Ok(report)))
             }
             Event::Tick { worker } => {
-                self.workers[worker as usize].tick_at = None;
+                let own = &mut self.workers[worker as usize];
+                if own.tick_at != Some(Mono::from_micros(self.now_us)) {
+                    // Another was due earlier, or this one twice.
+                    return Ok(());
+                }
+                own.tick_at = None;
                 (worker, Input::Tick)
             }
         };
