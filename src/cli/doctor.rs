@@ -1,4 +1,4 @@
-//! `doctor`: looks at everything Darkroom needs, and says what to do about what is not well. It changes nothing.
+//! `doctor`: looks at everything Darkroom needs, and says what to do about what is not well. It changes nothing for good.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use darkroom::shell::bus::{self, Access, Bus, ConnectError, SERVER_VERSION_MIN, 
 use darkroom::shell::config::{BusOptions, StoreOptions};
 use darkroom::shell::store;
 use darkroom::shell::topology::{self, Finding, Mode, Outcome};
+use darkroom::shell::writable;
 use serde_json::{Value, json};
 
 use super::output::{Output, mark};
@@ -65,7 +66,7 @@ pub(crate) async fn doctor(options: &BusOptions, doctor: DoctorOptions, output: 
     match bus {
         Some(bus) => topology(&mut report, &bus, manifest.as_ref()).await,
         None => {
-            for check in ["jetstream", "topology", "consumers", "requests"] {
+            for check in ["jetstream", "topology", "consumers", "requests", "writes"] {
                 report.say(check, &Verdict::Skipped { because: "no usable server".to_owned() });
             }
         }
@@ -116,7 +117,7 @@ async fn topology(report: &mut Report<'_>, bus: &Bus, manifest: Option<&ModelMan
         let found =
             "none in this account: it is a tenant's, which can submit, watch and ask for its own jobs".to_owned();
         report.say("jetstream", &Verdict::Well(found));
-        for check in ["topology", "consumers", "requests"] {
+        for check in ["topology", "consumers", "requests", "writes"] {
             report.say(check, &Verdict::Skipped { because: "not for tenants to see".to_owned() });
         }
         return;
@@ -129,7 +130,7 @@ async fn topology(report: &mut Report<'_>, bus: &Bus, manifest: Option<&ModelMan
         Err(error) => {
             let remedy = "start the server with JetStream: `nats-server -js`, or `jetstream {}` in its configuration";
             report.say("jetstream", &Verdict::Problem { found: chain(&error), remedy: remedy.to_owned() });
-            for check in ["topology", "consumers", "requests"] {
+            for check in ["topology", "consumers", "requests", "writes"] {
                 report.say(check, &Verdict::Skipped { because: "no JetStream".to_owned() });
             }
             return;
@@ -151,7 +152,10 @@ async fn topology(report: &mut Report<'_>, bus: &Bus, manifest: Option<&ModelMan
         Ok(served) => served,
         Err(error) => {
             report.say("consumers", &Verdict::Problem { found: chain(&error), remedy: setup.to_owned() });
-            return report.say("requests", &Verdict::Skipped { because: "no stream of requests".to_owned() });
+            for check in ["requests", "writes"] {
+                report.say(check, &Verdict::Skipped { because: "no stream of requests".to_owned() });
+            }
+            return;
         }
     };
     let mut names: Vec<&str> = served.iter().map(|served| served.manifest.name.as_str()).collect();
@@ -183,6 +187,17 @@ async fn topology(report: &mut Report<'_>, bus: &Bus, manifest: Option<&ModelMan
         Verdict::Well(format!("{pending} pending, {in_flight} in flight"))
     };
     report.say("requests", &requests);
+    report.say("writes", &writes(bus).await);
+}
+
+/// The only check that writes: a server whose disk is full answers everything else as ever.
+async fn writes(bus: &Bus) -> Verdict {
+    let unwritable = writable::unwritable(bus).await;
+    if unwritable.is_empty() {
+        return Verdict::Well("requests, events and records are taken".to_owned());
+    }
+    let found: Vec<String> = unwritable.iter().map(ToString::to_string).collect();
+    Verdict::Problem { found: found.join("; "), remedy: writable::REMEDY.to_owned() }
 }
 
 fn judge(findings: &[Finding]) -> Verdict {

@@ -34,6 +34,8 @@ const NO_JETSTREAM_IN_ACCOUNT: u64 = 10039;
 /// NATS' error code for "the last sequence of the subject is another one".
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
 
+/// NATS' error code for a stream that may hold more than the server may still promise, by its configuration or its disk.
+const STORAGE_PROMISED: u64 = 10047;
 /// NATS' error code for a message that a stream could not store, because of its limits or of the disk.
 const STORE_FAILED: u64 = 10077;
 
@@ -334,11 +336,7 @@ impl Bus {
         })?;
         match answer.get("error") {
             None => Ok(answer),
-            Some(error) => Err(ApiError::Refused {
-                subject: subject.to_owned(),
-                code: error.get("err_code").and_then(Value::as_u64).unwrap_or_default(),
-                description: error.get("description").and_then(Value::as_str).unwrap_or("unknown").to_owned(),
-            }),
+            Some(error) => Err(api_refusal(subject, error)),
         }
     }
 
@@ -389,6 +387,16 @@ impl Bus {
             }
         }
     }
+}
+
+fn api_refusal(subject: &str, error: &Value) -> ApiError {
+    let code = error.get("err_code").and_then(Value::as_u64).unwrap_or_default();
+    let mut description = error.get("description").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    if code == STORAGE_PROMISED {
+        description
+            .push_str("; give the server's disk more room or raise jetstream.max_file_store in its configuration");
+    }
+    ApiError::Refused { subject: subject.to_owned(), code, description }
 }
 
 fn publish_answer(subject: &str, payload: &[u8]) -> Result<PubAck, PublishError> {
@@ -514,6 +522,13 @@ mod tests {
         assert_eq!(without_secrets("file:///data/images"), "file:///data/images");
         assert_eq!(without_secrets("nats://a:s@one:1,nats://b:s@two:2"), "nats://one:1,nats://two:2");
         assert!(!without_secrets("nats://me:sec,ret@host:4222").contains("sec"));
+    }
+
+    #[test]
+    fn a_server_that_promises_no_more_storage_is_told_with_what_to_do() {
+        let error = serde_json::json!({"err_code": 10047, "description": "insufficient storage resources available"});
+        let told = api_refusal("STREAM.CREATE.DARKROOM_EV", &error).to_string();
+        assert!(told.contains("DARKROOM_EV") && told.contains("max_file_store"), "{told}");
     }
 
     #[test]

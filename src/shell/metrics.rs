@@ -52,6 +52,25 @@ impl ReconcilerMetrics {
     }
 }
 
+/// What the gateway knows of the server.
+#[derive(Clone, Debug)]
+pub struct ServerMetrics {
+    stream_writable: Gauge<u64>,
+}
+
+impl ServerMetrics {
+    /// Makes them.
+    pub fn new(meter: &Meter) -> Self {
+        let description = "1 where a stream takes messages, 0 where it does not, as when the server's disk is full";
+        Self { stream_writable: meter.u64_gauge("darkroom.stream.writable").with_description(description).build() }
+    }
+
+    /// Whether a stream takes messages.
+    pub fn stream_writable(&self, stream: &'static str, is_writable: bool) {
+        self.stream_writable.record(u64::from(is_writable), &[KeyValue::new("stream", stream)]);
+    }
+}
+
 impl Metrics {
     /// Makes the instruments of a worker that serves `model`.
     pub fn new(meter: &Meter, model: &str) -> Self {

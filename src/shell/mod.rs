@@ -29,6 +29,7 @@ pub mod stored;
 pub mod supervisor;
 pub mod telemetry;
 pub mod topology;
+pub mod writable;
 
 #[cfg(feature = "engine")]
 pub mod engine_thread;

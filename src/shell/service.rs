@@ -7,6 +7,7 @@ use async_nats::service::error::Error as ServiceError;
 use async_nats::service::{Request, ServiceExt};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +19,9 @@ use super::bus::Bus;
 use super::cancel::{Canceller, Keep, Outcome};
 use super::clock::Clock;
 use super::config::Retention;
+use super::metrics::ServerMetrics;
+use super::telemetry;
+use super::writable::{self, Unwritable};
 
 /// Requests that are worked on at a time: what comes beyond waits in the subscription.
 const CONCURRENCY_MAX: usize = 64;
@@ -43,6 +47,10 @@ pub async fn run(bus: Bus, retention: Retention, stop: CancellationToken) -> Res
     let canceller = Canceller::open(bus.clone(), Clock::start(), retention).await?;
     let tasks = TaskTracker::new();
     tracing::info!("gateway.ready");
+    let (state, writable) = watch::channel(Vec::new());
+    let metrics = ServerMetrics::new(&telemetry::meter());
+    let (watched, until) = (bus.clone(), stop.clone());
+    tasks.spawn(async move { writable::watch(&watched, &metrics, &state, &until).await });
     let limit = std::sync::Arc::new(tokio::sync::Semaphore::new(CONCURRENCY_MAX));
     loop {
         let permit = std::sync::Arc::clone(&limit).acquire_owned().await;
@@ -53,9 +61,9 @@ pub async fn run(bus: Bus, retention: Retention, stop: CancellationToken) -> Res
         let Some(request) = request else {
             return Err(Fault::retry(FaultCode::BusFailed, "the service's subscription has ended"));
         };
-        let canceller = canceller.clone();
+        let (canceller, writable) = (canceller.clone(), writable.clone());
         tasks.spawn(async move {
-            let answer = cancel(&canceller, &request).await;
+            let answer = cancel(&canceller, &request, &writable).await;
             if let Err(error) = request.respond(answer).await {
                 tracing::warn!(%error, "service.answer");
             }
@@ -68,7 +76,11 @@ pub async fn run(bus: Bus, retention: Retention, stop: CancellationToken) -> Res
     Ok(())
 }
 
-async fn cancel(canceller: &Canceller, request: &Request) -> Result<Bytes, ServiceError> {
+async fn cancel(
+    canceller: &Canceller,
+    request: &Request,
+    writable: &watch::Receiver<Vec<Unwritable>>,
+) -> Result<Bytes, ServiceError> {
     let wrong = |status: String| ServiceError { code: BAD_REQUEST, status };
     let tenant: Tenant = subject::tenant_of_api(request.message.subject.as_str())
         .and_then(|tenant| tenant.parse().ok())
@@ -81,9 +93,18 @@ async fn cancel(canceller: &Canceller, request: &Request) -> Result<Bytes, Servi
     let outcome = canceller
         .cancel(&tenant, &id, keep)
         .await
-        .map_err(|fault| ServiceError { code: UNAVAILABLE, status: fault.to_string() })?;
+        .map_err(|fault| ServiceError { code: UNAVAILABLE, status: explained(&fault, &writable.borrow()) })?;
     tracing::info!(%tenant, %job, ?outcome, "job.cancel");
     Ok(serde_json::to_vec(&answer(job, outcome)).unwrap_or_default().into())
+}
+
+/// Why something could not be done, with what is known of the streams.
+fn explained(fault: &Fault, unwritable: &[Unwritable]) -> String {
+    let mut text = fault.to_string();
+    for stream in unwritable {
+        text.push_str(&format!("; {stream}"));
+    }
+    text
 }
 
 /// What is answered.

@@ -206,8 +206,7 @@ pub async fn last_sequence(bus: &Bus) -> Result<u64, ApiError> {
 /// # Errors
 /// [`ApiError`].
 pub async fn requests_stored(bus: &Bus) -> Result<u64, ApiError> {
-    let info = bus.api(&format!("STREAM.INFO.{}", subject::STREAM_REQUESTS), &Value::Null).await?;
-    Ok(info["state"]["messages"].as_u64().unwrap_or_default())
+    Ok(requests_by_subject(bus).await?.values().sum())
 }
 
 /// Requests in the stream, by subject.
@@ -216,6 +215,7 @@ pub async fn requests_stored(bus: &Bus) -> Result<u64, ApiError> {
 /// [`ApiError`].
 pub async fn requests_by_subject(bus: &Bus) -> Result<BTreeMap<String, u64>, ApiError> {
     let mut counts = BTreeMap::new();
+    let is_request = |subject: &str| subject::PROBES.iter().all(|(_, probe)| subject != *probe);
     loop {
         let request = json!({ "subjects_filter": subject::ALL_REQUESTS, "offset": counts.len() });
         let info = bus.api(&format!("STREAM.INFO.{}", subject::STREAM_REQUESTS), &request).await?;
@@ -224,6 +224,7 @@ pub async fn requests_by_subject(bus: &Bus) -> Result<BTreeMap<String, u64>, Api
         counts.extend(page.into_iter().filter_map(|(subject, count)| Some((subject, count.as_u64()?))));
         // The server answers with so many subjects at once.
         if counts.len() == known || counts.len() as u64 >= info["total"].as_u64().unwrap_or_default() {
+            counts.retain(|subject, _| is_request(subject));
             return Ok(counts);
         }
     }

@@ -24,6 +24,13 @@ pub const BUCKET_WORKERS: &str = "darkroom_workers";
 pub const BUCKET_MODELS: &str = "darkroom_models";
 /// The consumer of [`STREAM_ADVISORIES`] that the dead-letter function pulls.
 pub const CONSUMER_ADVISORIES: &str = "deadletter";
+/// Streams that promises rest on, each with a subject of its own that no request, event or record can have: what is
+/// published there shows that the stream takes messages.
+pub const PROBES: [(&str, &str); 3] = [
+    (STREAM_REQUESTS, "darkroom.req._probe"),
+    (STREAM_EVENTS, "darkroom.ev._probe"),
+    (STREAM_JOBS, "$KV.darkroom_jobs._probe"),
+];
 /// All requests.
 pub const ALL_REQUESTS: &str = "darkroom.req.>";
 

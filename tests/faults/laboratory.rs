@@ -27,7 +27,7 @@ use crate::history::{History, Log, What};
 use crate::stack::{PATIENCE, model_directory, program};
 use crate::support::eventually;
 use crate::support::nats::NatsServer;
-use crate::support::process::Background;
+use crate::support::process::{Background, run};
 use crate::support::s3::S3Server;
 
 /// The most that a bucket can keep of one key.
@@ -265,6 +265,12 @@ impl Laboratory {
     /// What answers clients, as it starts.
     pub(crate) fn gateway(&self, nats: &str) -> Background {
         Background::start(Command::new(program("darkroom-gateway")).args(["--nats", nats]))
+    }
+
+    /// What `darkroom doctor` says.
+    pub(crate) async fn doctor(&self) -> String {
+        let mut command = Command::new(program("darkroom"));
+        run(command.args(["--nats", &self.nats.url(), "doctor"]), PATIENCE).await.stdout
     }
 
     /// What ends jobs that no worker will end, as it starts, and quicker about it than it is by default.

@@ -301,6 +301,7 @@ fn attempts() -> BTreeMap<&'static str, Attempt> {
             Publish("$JS.API.STREAM.INFO.KV_darkroom_jobs", r#"{"subjects_filter":"$KV.darkroom_jobs.>"}"#),
         ),
         ("follow all records", Publish("$JS.API.CONSUMER.CREATE.KV_darkroom_jobs.follow", "{}")),
+        ("find out whether a stream takes messages", Publish("darkroom.req._probe", "")),
         ("announce a worker", Publish("$KV.darkroom_workers.worker-1", "{}")),
         (
             "read what a worker announced",

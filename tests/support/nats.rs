@@ -76,6 +76,8 @@ pub(crate) struct NatsServer {
     directory: TempDir,
     configuration: Configuration,
     members: Vec<Member>,
+    /// Ports by which each member reaches each of the others, where these are not their own.
+    ways: Vec<Vec<u16>>,
 }
 
 /// One process of it.
@@ -153,7 +155,7 @@ impl NatsServer {
     }
 
     async fn start_members(servers: usize, configuration: Configuration, directory: TempDir) -> Self {
-        let mut server = Self { directory, configuration, members: Vec::new() };
+        let mut server = Self { directory, configuration, members: Vec::new(), ways: Vec::new() };
         for _ in 0..PORT_ATTEMPTS {
             let member = || Member { port: free_port_pair(), route_port: free_port_pair(), process: None };
             server.members = std::iter::repeat_with(member).take(servers).collect();
@@ -201,6 +203,16 @@ impl NatsServer {
     /// The first port of [`Self::url`]; the one after it is that of [`Self::websocket_url`].
     pub(crate) fn port(&self) -> u16 {
         self.members.first().expect("a server").port
+    }
+
+    /// Where the other servers of a cluster reach the server `test-<index>`.
+    pub(crate) fn route_port(&self, index: usize) -> u16 {
+        self.members[index].route_port
+    }
+
+    /// From the next start on, the server `test-<i>` reaches `test-<j>` by the port `ways[i][j]` only.
+    pub(crate) fn reach_each_other_by(&mut self, ways: Vec<Vec<u16>>) {
+        self.ways = ways;
     }
 
     fn processes(&self) -> impl Iterator<Item = &Tethered> {
@@ -297,8 +309,9 @@ impl NatsServer {
                 .env("DARKROOM_NATS_ORIGINS", format!("[{ORIGIN:?}]"));
         }
         let Member { port, route_port, .. } = self.members[index];
-        let route = |member: &Member| format!("\"nats://127.0.0.1:{}\"", member.route_port);
-        let routes: Vec<String> = self.members.iter().map(route).collect();
+        let way = |to: usize| self.ways.get(index).map_or(self.members[to].route_port, |ways| ways[to]);
+        let routes: Vec<String> =
+            (0..self.members.len()).map(|to| format!("\"nats://127.0.0.1:{}\"", way(to))).collect();
         command
             .env("DARKROOM_NATS_NAME", format!("test-{index}"))
             .env("DARKROOM_NATS_PORT", port.to_string())
@@ -359,6 +372,10 @@ impl NatsServer {
         match &self.configuration {
             Configuration::Local { .. } if self.members.len() > 1 => {
                 command.arg("-c").arg(checkout().join("nats/cluster/local.conf"));
+                if !self.ways.is_empty() {
+                    // Else they tell each other where they are, and meet past those ways.
+                    command.args(["--cluster_advertise", "127.0.0.1:1"]);
+                }
             }
             Configuration::Local { arguments } => {
                 command.arg("-c").arg(checkout().join("nats/local.conf")).args(arguments);

@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use darkroom::shell::bus::PublishError;
+use darkroom::shell::bus::{self, PublishError};
+use darkroom::shell::config::BusOptions;
 use darkroom::wire::event::EventKind;
 use darkroom::wire::subject;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::laboratory::{LONG, Laboratory, pictures, submitted};
-use crate::stack::PATIENCE;
+use crate::proxy::{Flow, Proxy};
+use crate::stack::{PATIENCE, started};
 use crate::support::eventually;
 
 /// No recovery may take as long; what it took is printed.
@@ -143,6 +145,73 @@ async fn leaders_that_step_down_and_a_lost_quorum_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_cut_off_from_the_others_confirms_nothing_and_all_agree_afterwards() {
+    let mut laboratory = Laboratory::start_cluster(Duration::from_secs(5)).await;
+    let mut proxies = Vec::new();
+    for from in 0..3 {
+        for to in 0..3 {
+            proxies.push(((from, to), Proxy::start(laboratory.nats.route_port(to)).await));
+        }
+    }
+    let ways = proxies.chunks(3).map(|ways| ways.iter().map(|(_, proxy)| proxy.port()).collect()).collect();
+    laboratory.nats.reach_each_other_by(ways);
+    laboratory.nats.restart().await;
+    let urls: Vec<String> = laboratory.nats.url().split(',').map(str::to_owned).collect();
+    let mut workers = Vec::new();
+    for (index, url) in urls.iter().enumerate() {
+        let mut command = laboratory.worker_command_at(&format!("at-{index}"), url, laboratory.s3.port());
+        workers.push(started(&mut command).await);
+    }
+    let requests = format!("STREAM.INFO.{}", subject::STREAM_REQUESTS);
+    for round in 0..3 {
+        for index in 0..4 {
+            laboratory.submit("t", &format!("job-{round}-{index}"), index + 1).await;
+        }
+        laboratory.seen(&format!("t/job-{round}-0"), EventKind::Started).await;
+        // The one that leads the requests, and that this test itself is not a client of.
+        let cut = eventually("another leader of the requests", PATIENCE, async || {
+            let info = laboratory.bus.api(&requests, &Value::Null).await.ok()?;
+            let leader = info["cluster"]["leader"].as_str()?.to_owned();
+            if laboratory.bus.client.server_info().server_name == leader {
+                let down = format!("STREAM.LEADER.STEPDOWN.{}", subject::STREAM_REQUESTS);
+                let _ = laboratory.bus.api(&down, &Value::Null).await;
+                return None;
+            }
+            leader.strip_prefix("test-")?.parse::<usize>().ok()
+        })
+        .await;
+        let alone = bus::connect(&BusOptions::open(urls[cut].clone()), "alone").await.unwrap();
+        let set_all = |flow| {
+            for ((from, to), proxy) in &proxies {
+                if [*from, *to].contains(&cut) {
+                    proxy.set_both(flow);
+                }
+            }
+        };
+        set_all(Flow::Held);
+        let began = Instant::now();
+        let id = format!("minority-{round}");
+        let outcome = laboratory.publish_by(&alone, "t", &id, &pictures()[0].request).await;
+        assert!(outcome.is_err(), "a server alone has accepted a job: {outcome:?}");
+        let took = works_again(&laboratory, &format!("majority-{round}"), began).await;
+        println!("from a cut between servers to the next image: {took:.1} s");
+        set_all(Flow::Open);
+        laboratory.submit("t", &id, 0).await;
+        laboratory.seen(&format!("t/{id}"), EventKind::Completed).await;
+        eventually("copies that agree", PATIENCE, async || {
+            let info = laboratory.bus.api(&requests, &Value::Null).await.ok()?;
+            let others = info["cluster"]["replicas"].as_array()?;
+            others
+                .iter()
+                .all(|other| other["current"] == true && other["lag"].as_u64().is_none_or(|lag| lag == 0))
+                .then_some(())
+        })
+        .await;
+    }
+    laboratory.verdict(3 * 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_over_its_quota_is_refused_alone_and_gets_its_places_back() {
     let laboratory = Laboratory::start(Duration::from_secs(10)).await;
     let quota = 10;
@@ -260,10 +329,18 @@ async fn a_full_disk_accepts_nothing_falsely_and_loses_nothing() {
         assert!(accepted < 10_000, "a full disk takes everything");
     };
     println!("a full disk took {accepted} more requests, then: {}", refused.1);
+    let doctor = laboratory.doctor().await;
+    assert!(doctor.contains("DARKROOM_REQ takes no message") && doctor.contains("disk"), "{doctor}");
+    // A gateway that is started on it says so at once, and one that runs with its next look.
+    let gateway = laboratory.gateway(&laboratory.nats.url());
+    gateway.wait_for_log(|line| line.contains("stream.unwritable") && line.contains("DARKROOM_REQ"), PATIENCE).await;
     disk.clear().await;
     laboratory.nats.restart().await;
     laboratory.submit("t", &refused.0, 0).await;
     laboratory.seen(&format!("t/{}", refused.0), EventKind::Completed).await;
     laboratory.verdict(3 * (accepted + 1)).await;
+    gateway.wait_for_log(|line| line.contains("stream.writable") && line.contains("DARKROOM_REQ"), PATIENCE).await;
+    let doctor = laboratory.doctor().await;
+    assert!(doctor.contains("requests, events and records are taken"), "{doctor}");
     drop(disk);
 }

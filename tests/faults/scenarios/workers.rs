@@ -8,9 +8,11 @@ use darkroom::wire::cancel::CancelOutcome;
 use darkroom::wire::event::EventKind;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::time::sleep;
 
 use crate::laboratory::{LONG, Laboratory, pictures};
 use crate::stack::PATIENCE;
+use crate::support::eventually;
 use crate::support::process::Background;
 
 /// Where a worker can be stopped with a job that gets its image.
@@ -140,6 +142,43 @@ async fn the_jobs_of_a_killed_worker_are_done_elsewhere_when_its_leases_are_over
     );
     assert!(began.elapsed() < lease + Duration::from_secs(30), "{:?}", began.elapsed());
     laboratory.verdict(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_come_and_go_with_the_work_leave_none_of_it() {
+    let laboratory = Laboratory::start(Duration::from_secs(10)).await;
+    let mut worker = None::<Background>;
+    let mut started = 0;
+    for round in 0..12_u64 {
+        let jobs = [0, 1].map(|index| format!("job-{round}-{index}"));
+        for (picture, job) in jobs.iter().enumerate() {
+            laboratory.submit("t", job, picture).await;
+        }
+        eventually("both jobs to be done", PATIENCE, async || {
+            // As a scaler does: one where there is none, however the last one went.
+            if worker.as_mut().is_none_or(|worker| !worker.is_running()) {
+                let mut command = laboratory.worker_command(&format!("worker-{started}"));
+                worker = Some(Background::start(command.args(["--exit-when-idle", "1s"])));
+                started += 1;
+            }
+            for job in &jobs {
+                laboratory.events(&format!("t/{job}"), EventKind::Completed).await.filter(|count| *count == 1)?;
+            }
+            Some(())
+        })
+        .await;
+        match (round % 3, &worker) {
+            // Told to end at the very moment at which there is work again.
+            (0, Some(worker)) => worker.terminate(),
+            // About to end by itself then, a little later every time.
+            (1, Some(_)) => sleep(Duration::from_millis(880 + 30 * round)).await,
+            _ => {}
+        }
+    }
+    println!("{started} workers came and went in 12 rounds");
+    assert!(started > 4, "{started}");
+    // Giving back is no attempt, and nobody died.
+    laboratory.verdict(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
