@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use darkroom::shell::bus::Bus;
+use darkroom::shell::topology;
 use darkroom::wire::event::EventKind;
 use darkroom::wire::record::{self, Record};
 use darkroom::wire::request::hexadecimal;
@@ -18,8 +19,9 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::stack::PATIENCE;
 use crate::support::s3::S3Server;
-use crate::support::unix_ns;
+use crate::support::{eventually, unix_ns};
 
 /// One thing that was seen.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,7 +194,7 @@ impl Log {
             let sha256 = hexadecimal(&Sha256::digest(&bytes));
             all.push(Observation { at_ns, job: job_of(&key), what: What::Object { key, sha256 } });
         }
-        let requests = darkroom::shell::topology::requests_stored(bus).await.expect("a count");
+        let requests = eventually("the requests", PATIENCE, async || topology::requests_stored(bus).await.ok()).await;
         all.push(Observation { at_ns, job: String::new(), what: What::Left { requests } });
         all.sort_by_key(|seen| seen.at_ns);
         History(all)
@@ -218,13 +220,22 @@ impl Stored {
 }
 
 /// Every message of a stream, by its leader's word.
-async fn stored(bus: &Bus, stream: &str) -> Vec<(u64, Stored)> {
-    let stream = bus.context.get_stream(stream).await.expect("a stream");
+async fn stored(bus: &Bus, name: &str) -> Vec<(u64, Stored)> {
+    let stream =
+        eventually(&format!("the stream {name}"), PATIENCE, async || bus.context.get_stream(name).await.ok()).await;
     let state = stream.cached_info().state.clone();
     let mut found = Vec::new();
     for sequence in state.first_sequence.max(1)..=state.last_sequence {
-        match stream.get_raw_message(sequence).await {
-            Ok(message) => {
+        // What was just mended may have no leader for a moment.
+        let looked = eventually(&format!("message {sequence} of {name}"), PATIENCE, async || {
+            match stream.get_raw_message(sequence).await {
+                Ok(message) => Some(Some(message)),
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Some(None),
+                Err(_) => None,
+            }
+        });
+        match looked.await {
+            Some(message) => {
                 let stored = Stored {
                     at_ns: message.time.unix_timestamp_nanos(),
                     subject: message.subject.to_string(),
@@ -233,8 +244,7 @@ async fn stored(bus: &Bus, stream: &str) -> Vec<(u64, Stored)> {
                 };
                 found.push((sequence, stored));
             }
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {}
-            Err(error) => panic!("message {sequence} cannot be read: {error}"),
+            None => {}
         }
     }
     found

@@ -2,7 +2,7 @@
 //! policies [-- JOBS LOAD]`, after `cargo build --release --workspace --bins`.
 //!
 //! The same jobs at the same moments, for the one and for the other: a Poisson stream of mixed step counts at a share of
-//! what one worker can do, measured before. Prints what was measured and judges nothing but the pictures, which must be the
+//! what one worker does of a full queue, measured before. Prints what was measured and judges nothing but the pictures, which must be the
 //! same bytes.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark")]
@@ -31,7 +31,7 @@ async fn main() {
     let load = arguments.next().unwrap_or(0.8);
     let service_s = service_s().await;
     println!(
-        "shapes, {SIDE} × {SIDE}, {jobs} jobs of {STEPS:?} steps, load {load}; a job takes {service_s:.3} s alone"
+        "shapes, {SIDE} × {SIDE}, {jobs} jobs of {STEPS:?} steps, load {load}; a job takes {service_s:.3} s of a full queue"
     );
     let mut results = BTreeMap::new();
     for policy in ["fixed", "adaptive", "fixed", "adaptive"] {
@@ -49,23 +49,23 @@ async fn main() {
     println!("all {jobs} pictures have the same bytes");
 }
 
-/// What one job of the mixture takes on average when there is nothing else, as the engine spends it.
+/// What one job of the mixture takes of a worker that has a full queue: its batches are as full as they get.
 async fn service_s() -> f64 {
+    const JOBS: usize = 60;
     let stack = Stack::start().await;
     let _worker = stack.worker().await;
-    let mut spent = 0.0;
-    for (index, steps) in STEPS.iter().cycle().take(3 * STEPS.len()).enumerate() {
-        let id = format!("alone-{index}");
-        stack.request(&id, &body(*steps, index)).await;
-        let events = stack.events_to_the_end("t", &id).await;
-        // The first round is warm-up.
-        if index >= STEPS.len() {
-            let timings = &events.last().unwrap().1["data"]["timings"];
-            let stages = ["encoding_ms", "denoising_ms", "decoding_ms"];
-            spent += stages.iter().map(|stage| timings[stage].as_f64().unwrap()).sum::<f64>();
-        }
+    stack.request("warm-up", &body(STEPS[0], 0)).await;
+    stack.events_to_the_end("t", "warm-up").await;
+    let mut completed = stack.bus.client.subscribe("darkroom.ev.t.*.completed").await.unwrap();
+    stack.bus.client.flush().await.unwrap();
+    let began = Instant::now();
+    for (index, steps) in STEPS.iter().cycle().take(JOBS).enumerate() {
+        stack.request(&format!("full-{index}"), &body(*steps, index)).await;
     }
-    spent / 1e3 / (2 * STEPS.len()) as f64
+    for _ in 0..JOBS {
+        tokio::time::timeout(PATIENCE, completed.next()).await.unwrap().unwrap();
+    }
+    began.elapsed().as_secs_f64() / JOBS as f64
 }
 
 fn body(steps: u32, index: usize) -> Value {
