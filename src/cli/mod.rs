@@ -4,6 +4,7 @@ mod accounts;
 mod dlq;
 mod doctor;
 mod jobs;
+mod keys;
 mod output;
 mod picture;
 mod platform;
@@ -61,7 +62,7 @@ const EXIT_CODES: &str = "Exit codes:
   3  streams or consumers differ from this build in what must not be changed
   4  NATS or JetStream does not answer
   5  the request breaks rules; all of them are listed
-  6  no such job, dead letter or model
+  6  no such job, dead letter, model or key
   7  the job id belongs to a different request; or what is to be cancelled has ended otherwise
   8  the job was cancelled
   9  the time given with --timeout is over
@@ -111,6 +112,9 @@ enum Command {
     /// Requests that failed: list them, look at them, send them again, drop them
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// API keys of the gateway
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// List the models that are served
     Models,
     /// Make the image of a request with the engine alone, without NATS
@@ -236,6 +240,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Status(options) => runtime.block_on(jobs::status(&bus, &options, output)),
         Command::Cancel(options) => runtime.block_on(jobs::cancel(&bus, &options, output)),
         Command::List(options) => runtime.block_on(jobs::list(&bus, &options, output)),
+        Command::Keys(command) => runtime.block_on(keys::keys(&bus, command, output)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&bus, command, output)),
         Command::Models => runtime.block_on(jobs::models(&bus, output)),
         Command::Render(options) => render::render(&options, output),

@@ -37,6 +37,9 @@ pub(crate) struct UpOptions {
     /// Port for NATS clients; WebSocket clients use the one above it
     #[arg(long, env = "DARKROOM_NATS_PORT", default_value_t = 4222, value_name = "N", value_parser = clap::value_parser!(u16).range(1..65535))]
     nats_port: u16,
+    /// Port for HTTP clients, who need no key here
+    #[arg(long, env = "DARKROOM_HTTP_PORT", default_value_t = 8080, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    http_port: u16,
     /// A worker ends after so long without work
     #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
     idle: Duration,
@@ -112,6 +115,7 @@ pub(crate) async fn up(options: UpOptions, output: &Output) -> Result<Exit, Fail
     let config = supervisor::Config {
         data: options.data,
         nats_port: options.nats_port,
+        http_port: options.http_port,
         nats_server: options.nats_server,
         functions: program.parent().unwrap_or_else(|| Path::new(".")).to_owned(),
         idle: options.idle,
@@ -123,6 +127,7 @@ pub(crate) async fn up(options: UpOptions, output: &Output) -> Result<Exit, Fail
             "ready": true,
             "nats": addresses.nats,
             "websocket": addresses.websocket,
+            "gateway": addresses.gateway,
             "store": addresses.store,
         });
         output.line(line.to_string(), &line);

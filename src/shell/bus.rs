@@ -465,10 +465,9 @@ impl Looks {
 ///
 /// # Errors
 /// Those of `once`.
-pub async fn look<T, E>(
-    mut once: impl AsyncFnMut() -> Result<T, E>,
-) -> Result<T, Box<dyn std::error::Error + Send + Sync>>
+pub async fn look<T, E, F>(mut once: impl FnMut() -> F) -> Result<T, Box<dyn std::error::Error + Send + Sync>>
 where
+    F: Future<Output = Result<T, E>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut looks = Looks::default();

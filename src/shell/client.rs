@@ -345,9 +345,9 @@ impl Watch {
     /// # Errors
     /// [`WatchError`].
     pub async fn start(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Self, WatchError> {
-        let subscribe = async |to: String| bus.client.subscribe(to).await.map_err(|_| WatchError::Closed);
-        let events = subscribe(subject::events_of_job(tenant, job)).await?;
-        let progress = subscribe(subject::progress(tenant, job)).await?;
+        let subscribe = |to: String| bus.client.subscribe(to);
+        let events = subscribe(subject::events_of_job(tenant, job)).await.map_err(|_| WatchError::Closed)?;
+        let progress = subscribe(subject::progress(tenant, job)).await.map_err(|_| WatchError::Closed)?;
         bus.client.flush().await.map_err(|_| WatchError::Closed)?;
         Ok(Self {
             bus: bus.clone(),
@@ -358,6 +358,11 @@ impl Watch {
             earlier: VecDeque::new(),
             last_kind: None,
         })
+    }
+
+    /// The job that is followed.
+    pub fn job(&self) -> &JobId {
+        &self.job
     }
 
     /// Reads what was published before, for a job that was submitted earlier.
@@ -380,6 +385,23 @@ impl Watch {
             self.earlier.push_back(seen);
         }
         Ok(())
+    }
+
+    /// Leaves out what a watcher has seen who saw the event with this id last: that one, and what of earlier times comes
+    /// before it.
+    pub fn skip_until(&mut self, event_id: &str) {
+        let of_kind = |kind: EventKind| event_id.contains(&format!("/{}", kind.as_str()));
+        let is_later = [EventKind::Started, EventKind::Progress, EventKind::Checkpoint].into_iter().any(of_kind);
+        while let Some(seen) = self.earlier.front() {
+            let began = [EventKind::Progress, EventKind::Checkpoint].into_iter().any(of_kind);
+            let was_seen = seen.event.id == event_id
+                || (is_later && seen.kind == EventKind::Accepted)
+                || (began && seen.kind == EventKind::Started);
+            if !was_seen {
+                return;
+            }
+            self.earlier.pop_front();
+        }
     }
 
     /// The next event; the terminal one is the last.

@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod advisories;
+pub mod api_keys;
 pub mod bus;
 pub mod cancel;
 pub mod client;
@@ -17,6 +18,8 @@ pub mod events;
 pub mod fetch;
 pub mod fleet;
 pub mod guard;
+#[cfg(feature = "gateway")]
+pub mod http;
 pub mod loras;
 pub mod metrics;
 pub mod outlook;

@@ -180,7 +180,7 @@ impl Records {
     /// # Errors
     /// A `Retry` fault when it does not exist or nobody answers.
     pub async fn open(bus: &Bus) -> Result<Self, Fault> {
-        let bucket = look(async || bus.context.get_key_value(subject::BUCKET_JOBS).await);
+        let bucket = look(|| bus.context.get_key_value(subject::BUCKET_JOBS));
         bucket.await.map_err(|error| unanswered(&*error))?;
         Ok(Self { bus: bus.clone(), stream: stream_of(bus).await?, retention: Retention::default() })
     }

@@ -19,9 +19,7 @@ use super::bus::Bus;
 use super::cancel::{Canceller, Keep, Outcome};
 use super::clock::Clock;
 use super::config::Retention;
-use super::metrics::ServerMetrics;
-use super::telemetry;
-use super::writable::{self, Unwritable};
+use super::writable::Unwritable;
 
 /// Requests that are worked on at a time: what comes beyond waits in the subscription.
 const CONCURRENCY_MAX: usize = 64;
@@ -34,7 +32,12 @@ const UNAVAILABLE: usize = 503;
 ///
 /// # Errors
 /// A `Retry` fault when the service cannot be started, or its subscription ends.
-pub async fn run(bus: Bus, retention: Retention, stop: CancellationToken) -> Result<(), Fault> {
+pub async fn run(
+    bus: Bus,
+    retention: Retention,
+    writable: watch::Receiver<Vec<Unwritable>>,
+    stop: CancellationToken,
+) -> Result<(), Fault> {
     let lost = |error: async_nats::Error| Fault::retry(FaultCode::BusFailed, format!("the service: {error}"));
     let service = bus
         .client
@@ -47,10 +50,6 @@ pub async fn run(bus: Bus, retention: Retention, stop: CancellationToken) -> Res
     let canceller = Canceller::open(bus.clone(), Clock::start(), retention).await?;
     let tasks = TaskTracker::new();
     tracing::info!("gateway.ready");
-    let (state, writable) = watch::channel(Vec::new());
-    let metrics = ServerMetrics::new(&telemetry::meter());
-    let (watched, until) = (bus.clone(), stop.clone());
-    tasks.spawn(async move { writable::watch(&watched, &metrics, &state, &until).await });
     let limit = std::sync::Arc::new(tokio::sync::Semaphore::new(CONCURRENCY_MAX));
     loop {
         let permit = std::sync::Arc::clone(&limit).acquire_owned().await;

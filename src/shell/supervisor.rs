@@ -36,6 +36,8 @@ pub struct Config {
     pub data: PathBuf,
     /// Port of the NATS client listener; the WebSocket listener has the one above it.
     pub nats_port: u16,
+    /// Port of the gateway's HTTP listener.
+    pub http_port: u16,
     /// The nats-server program.
     pub nats_server: PathBuf,
     /// Directory of the function programs.
@@ -55,6 +57,8 @@ pub struct Addresses {
     pub nats: String,
     /// For browsers.
     pub websocket: String,
+    /// For HTTP clients.
+    pub gateway: String,
     /// The images.
     pub store: String,
 }
@@ -63,7 +67,7 @@ pub struct Addresses {
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
     /// Somebody listens there.
-    #[error("port {port} is in use; is another `up` running? choose one with --nats-port")]
+    #[error("port {port} is in use; is another `up` running? choose others with --nats-port and --http-port")]
     PortInUse {
         /// Which.
         port: u16,
@@ -125,7 +129,7 @@ pub async fn run(
         move |source| SupervisorError::Path { path, source }
     };
     let websocket_port = config.nats_port.saturating_add(1);
-    for port in [config.nats_port, websocket_port] {
+    for port in [config.nats_port, websocket_port, config.http_port] {
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         TcpListener::bind(address).map_err(|source| SupervisorError::PortInUse { port, source })?;
     }
@@ -140,6 +144,7 @@ pub async fn run(
     let addresses = Addresses {
         nats: format!("nats://127.0.0.1:{}", config.nats_port),
         websocket: format!("ws://127.0.0.1:{websocket_port}"),
+        gateway: format!("http://127.0.0.1:{}", config.http_port),
         store: format!("file://{}", objects.display()),
     };
 
@@ -317,7 +322,8 @@ fn now() -> std::time::Instant {
 }
 
 /// Functions that cost next to nothing and run all the time.
-const ALWAYS_ON: [&str; 2] = ["darkroom-deadletter", "darkroom-gateway"];
+const ALWAYS_ON: [&str; 2] = ["darkroom-deadletter", GATEWAY];
+const GATEWAY: &str = "darkroom-gateway";
 
 struct Platform<'a> {
     config: &'a Config,
@@ -342,6 +348,11 @@ impl<'a> Platform<'a> {
                 let program = self.config.functions.join(*program);
                 let mut command = Command::new(&program);
                 command.arg("--nats").arg(&self.addresses.nats);
+                if program.ends_with(GATEWAY) {
+                    let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.config.http_port);
+                    command.args(["--http-listen", &listen.to_string(), "--open-tenant", "default"]);
+                    command.args(["--http-origins", "*", "--store", &self.addresses.store]);
+                }
                 slot.process = Some(Process::start(command, &program)?);
             }
         }

@@ -13,7 +13,7 @@ use crate::wire::{manifest, subject};
 
 use super::bus::{ApiError, Bus};
 
-const STREAMS: [&str; 8] = [
+const STREAMS: [&str; 9] = [
     include_str!("../../nats/streams/DARKROOM_REQ.json"),
     include_str!("../../nats/streams/DARKROOM_EV.json"),
     include_str!("../../nats/streams/DARKROOM_PROG.json"),
@@ -22,6 +22,7 @@ const STREAMS: [&str; 8] = [
     include_str!("../../nats/buckets/darkroom_jobs.json"),
     include_str!("../../nats/buckets/darkroom_workers.json"),
     include_str!("../../nats/buckets/darkroom_models.json"),
+    include_str!("../../nats/buckets/darkroom_keys.json"),
 ];
 const CONSUMER: &str = include_str!("../../nats/consumers/generate.json");
 const CONSUMER_OF_ADVISORIES: &str = include_str!("../../nats/consumers/deadletter.json");

@@ -17,6 +17,7 @@ use crate::wire::{header, subject};
 
 use super::bus::{Bus, PublishError, chain};
 use super::metrics::ServerMetrics;
+use super::telemetry;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(30);
@@ -60,8 +61,15 @@ pub async fn unwritable(bus: &Bus) -> Vec<Unwritable> {
     .collect()
 }
 
-/// Looks now and then until `stop`, tells metrics and the log, and whoever holds the other end of `state`.
-pub async fn watch(
+/// Looks now and then until `stop`, and tells metrics and the log; what is returned has what was found last.
+pub fn watch(bus: Bus, stop: CancellationToken) -> watch::Receiver<Vec<Unwritable>> {
+    let (state, found) = watch::channel(Vec::new());
+    let metrics = ServerMetrics::new(&telemetry::meter());
+    tokio::spawn(async move { look_until(&bus, &metrics, &state, &stop).await });
+    found
+}
+
+async fn look_until(
     bus: &Bus,
     metrics: &ServerMetrics,
     state: &watch::Sender<Vec<Unwritable>>,

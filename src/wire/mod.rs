@@ -3,13 +3,18 @@
 //! The only place that knows how anything of ours looks outside the process: every (de)serialisation of a message and
 //! every subject literal is here. It does no I/O; times come in as milliseconds since the Unix epoch.
 
+pub mod api_key;
 pub mod cancel;
 pub mod cost;
 pub mod event;
 pub mod header;
+pub mod http;
 pub mod key;
 pub mod manifest;
+pub mod openai;
+pub mod openapi;
 pub mod record;
+pub mod replicate;
 pub mod request;
 pub mod schema;
 pub mod subject;

@@ -22,6 +22,8 @@ pub const STREAM_JOBS: &str = "KV_darkroom_jobs";
 pub const BUCKET_WORKERS: &str = "darkroom_workers";
 /// The bucket with what is remembered of each model.
 pub const BUCKET_MODELS: &str = "darkroom_models";
+/// The bucket of API keys.
+pub const BUCKET_KEYS: &str = "darkroom_keys";
 /// The consumer of [`STREAM_ADVISORIES`] that the dead-letter function pulls.
 pub const CONSUMER_ADVISORIES: &str = "deadletter";
 /// Streams that promises rest on, each with a subject of its own that no request, event or record can have: what is

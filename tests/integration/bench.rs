@@ -54,9 +54,11 @@ async fn first_image() {
     let mut samples = Vec::new();
     for round in 0..5 {
         let data = tempfile::tempdir().unwrap();
-        let port = nats::free_port_pair();
+        let (port, http) = (nats::free_port_pair(), nats::free_port_pair());
         let mut command = Command::new(program("darkroom"));
-        command.args(["up", "--idle", "30s", "--nats-port", &port.to_string(), "--data"]).arg(data.path());
+        command
+            .args(["up", "--idle", "30s", "--nats-port", &port.to_string(), "--http-port", &http.to_string(), "--data"])
+            .arg(data.path());
         command.arg("--model").arg(model_directory()).arg("--nats-server").arg(nats::program());
         let up = Background::start(&mut command);
         let line = up.wait_for_line(|line| line.contains("ready"), PATIENCE).await;

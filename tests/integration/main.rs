@@ -12,6 +12,7 @@ mod dlq;
 mod estimates;
 mod faults;
 mod hostile;
+mod http;
 mod main_job;
 mod pictures;
 mod reconcile;

@@ -19,7 +19,7 @@ use crate::support::python;
 async fn a_client_in_another_language_sees_the_whole_job() {
     let stack = Stack::start().await;
     for job in ["first", "second"] {
-        let mut client: Command = python::client("main_job.py");
+        let mut client: Command = python::client("main_job.py", python::NATS_PY);
         client.args(["--nats", &stack.nats.url(), "--model", "shapes", "--tenant", "t", "--job", job]);
         client.args(["--prompt", "a red circle on a blue background"]);
         // The worker comes when there is work, however long the client takes to publish it.

@@ -103,7 +103,11 @@ impl Platform {
     pub(crate) async fn subjects(&self, stream: &str) -> BTreeMap<String, u64> {
         let info = json!({ "subjects_filter": ">" });
         let info = self.bus("setup").await.api(&format!("STREAM.INFO.{stream}"), &info).await.unwrap();
-        serde_json::from_value(info["state"]["subjects"].clone()).unwrap_or_default()
+        let mut subjects: BTreeMap<String, u64> =
+            serde_json::from_value(info["state"]["subjects"].clone()).unwrap_or_default();
+        // What the gateway finds out by itself whether streams take messages.
+        subjects.retain(|subject, _| !subject.ends_with("._probe"));
+        subjects
     }
 
     /// All that a tenant could wish to change, of everybody but `acme`.
@@ -302,6 +306,8 @@ fn attempts() -> BTreeMap<&'static str, Attempt> {
         ),
         ("follow all records", Publish("$JS.API.CONSUMER.CREATE.KV_darkroom_jobs.follow", "{}")),
         ("find out whether a stream takes messages", Publish("darkroom.req._probe", "")),
+        ("look up an API key", Publish("$JS.API.DIRECT.GET.KV_darkroom_keys.$KV.darkroom_keys.abc", "")),
+        ("make an API key", Publish("$KV.darkroom_keys.abc", "{}")),
         ("announce a worker", Publish("$KV.darkroom_workers.worker-1", "{}")),
         (
             "read what a worker announced",

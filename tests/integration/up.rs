@@ -10,9 +10,11 @@ use crate::stack::{PATIENCE, model_directory, program};
 use crate::support::process::{Background, run};
 use crate::support::{eventually, nats};
 
-fn up(data: &Path, port: u16) -> Command {
+fn up(data: &Path, port: u16, http: u16) -> Command {
     let mut command = Command::new(program("darkroom"));
-    command.args(["up", "--idle", "1s", "--nats-port", &port.to_string(), "--data"]).arg(data);
+    command
+        .args(["up", "--idle", "1s", "--nats-port", &port.to_string(), "--http-port", &http.to_string(), "--data"])
+        .arg(data);
     command.arg("--model").arg(model_directory()).arg("--nats-server").arg(nats::program());
     command
 }
@@ -32,12 +34,19 @@ fn processes(port: u16, name: &str) -> usize {
 async fn a_worker_runs_only_while_there_is_work_and_nothing_stays_behind() {
     let data = tempfile::tempdir().unwrap();
     let port = nats::free_port_pair();
-    let mut platform = Background::start(&mut up(data.path(), port));
+    let http = nats::free_port_pair();
+    let mut platform = Background::start(&mut up(data.path(), port, http));
     let line = platform.wait_for_line(|line| line.contains("ready"), PATIENCE).await;
     let ready: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(ready["ready"], true);
     assert_eq!(ready["nats"], format!("nats://127.0.0.1:{port}"));
     assert_eq!(ready["websocket"], format!("ws://127.0.0.1:{}", port + 1));
+    assert_eq!(ready["gateway"], format!("http://127.0.0.1:{http}"));
+    let models = eventually("the gateway", PATIENCE, async || {
+        reqwest::get(format!("http://127.0.0.1:{http}/v1/models")).await.ok()?.text().await.ok()
+    })
+    .await;
+    assert!(models.contains("\"shapes\""), "nobody needs a key here: {models}");
     assert!(ready["store"].as_str().unwrap().starts_with("file:///"));
     assert_eq!(processes(port, "darkroom-generate"), 0, "nothing is queued, so nothing runs");
 
@@ -50,7 +59,7 @@ async fn a_worker_runs_only_while_there_is_work_and_nothing_stays_behind() {
     }
 
     // A second one on the same ports says so, and leaves the first alone.
-    let second = run(&mut up(&data.path().join("second"), port), PATIENCE).await;
+    let second = run(&mut up(&data.path().join("second"), port, http), PATIENCE).await;
     assert_eq!(second.status.code(), Some(1));
     assert!(second.stderr.contains(&format!("port {port} is in use")), "{second}");
 
@@ -65,7 +74,7 @@ async fn a_worker_runs_only_while_there_is_work_and_nothing_stays_behind() {
     }
 
     // What was not finished is still there, and the next `up` does it.
-    let platform = Background::start(&mut up(data.path(), port));
+    let platform = Background::start(&mut up(data.path(), port, http));
     platform.wait_for_line(|line| line.contains("ready"), PATIENCE).await;
     let nats = format!("nats://127.0.0.1:{port}");
     eventually("the end of the third job", PATIENCE, async || {

@@ -1,32 +1,37 @@
-//! Clients in Python, with the one package they need: nats-py, pinned, in Darkroom's cache.
+//! Clients in Python, with the packages they need: pinned, each set in a directory of Darkroom's cache.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use super::{cache, checkout};
 
-const NATS_PY: &str = "nats-py==2.16.0";
+/// NATS' own package.
+pub(crate) const NATS_PY: &[&str] = &["nats-py==2.16.0"];
+/// Those of the services whose interfaces the gateway has too.
+pub(crate) const HTTP_CLIENTS: &[&str] = &["openai==3.57.0", "replicate==1.0.7"];
 
-/// A client of `tests/clients`, ready for its arguments.
+/// A client of `tests/clients` that needs these packages, ready for its arguments.
 ///
 /// # Panics
-/// If nats-py cannot be installed.
-pub(crate) fn client(script: &str) -> Command {
+/// If they cannot be installed.
+pub(crate) fn client(script: &str, packages: &[&str]) -> Command {
     let mut command = Command::new("python3");
     command
         .arg(checkout().join("tests/clients").join(script))
-        .env("PYTHONPATH", packages())
+        .env("PYTHONPATH", installed(packages))
         // The checkout stays clean.
         .env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }
 
-/// The directory of the packages, which is made by the first who needs it.
-fn packages() -> PathBuf {
-    static PACKAGES: OnceLock<PathBuf> = OnceLock::new();
-    let install = || {
-        let directory = cache().join("python").join(NATS_PY.replace("==", "-"));
+/// The directory of the packages, with all that they need, which is made by the first who needs it.
+fn installed(wanted: &[&str]) -> PathBuf {
+    // One after the other: two tests may want the same.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    {
+        let directory = cache().join("python").join(wanted.join("+").replace("==", "-"));
         if directory.is_dir() {
             return directory;
         }
@@ -35,23 +40,22 @@ fn packages() -> PathBuf {
         let staging = tempfile::tempdir_in(parent).expect("the cache can be written");
         let packages = staging.path().join("packages");
         let python = python_with_pip(staging.path());
-        let pip =
-            ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--target"];
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--target"];
         let status = Command::new(python)
             .args(pip)
-            .args([packages.as_os_str(), NATS_PY.as_ref()])
+            .arg(&packages)
+            .args(wanted)
             .envs([("PIP_ROOT_USER_ACTION", "ignore"), ("PIP_USER", "0")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status();
-        assert!(status.is_ok_and(|status| status.success()), "pip cannot install {NATS_PY}");
+        assert!(status.is_ok_and(|status| status.success()), "pip cannot install {wanted:?}");
         // Another test process may have come first: its directory is as good.
         if let Err(error) = std::fs::rename(&packages, &directory) {
             assert!(directory.is_dir(), "{}: {error}", directory.display());
         }
         directory
-    };
-    PACKAGES.get_or_init(install).clone()
+    }
 }
 
 /// A Python that has pip. Debian and Ubuntu leave both venv's ensurepip and pip out of python3; either is enough.

@@ -47,7 +47,7 @@ pub(super) async fn start(
     facts: mpsc::UnboundedSender<Fact>,
 ) -> Result<(Handle, Duration), Box<dyn std::error::Error + Send + Sync>> {
     let stream = bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await?;
-    let found: PullConsumer = look(async || stream.get_consumer(consumer).await).await?;
+    let found: PullConsumer = look(|| stream.get_consumer(consumer)).await?;
     let ack_wait = found.cached_info().config.ack_wait;
     let inbox = bus.client.new_inbox();
     let messages = bus.client.subscribe(inbox.clone()).await?;

@@ -1,0 +1,381 @@
+//! OpenAI's Images API, below `/openai/v1`: for clients that have its package and another base URL.
+//!
+//! Its answers come when the job has ended, so a client that leaves before takes its job with it, unless it named it with an
+//! Idempotency-Key and may come back.
+
+use std::convert::Infallible;
+use std::io::Cursor;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::multipart::MultipartRejection;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Multipart, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::stream::{self, Stream};
+use image::{ExtendedColorType, ImageEncoder, ImageFormat};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::events::KEEP_ALIVE;
+use super::jobs::{fields, idempotent_id};
+use super::problem::Problem;
+use super::{Caller, Gateway};
+use crate::job::{JobId, Tenant, Violation};
+use crate::shell::cancel::Keep;
+use crate::shell::client::{self, Watch};
+use crate::wire::event::{Completed, EventKind, Failed, Progress, StoredImage};
+
+use crate::wire::openai::{self, Image, ResponseFormat, Wanted};
+use crate::wire::{key, request};
+
+/// The largest body of `images/edits`: two pictures, uncompressed or nearly.
+pub(super) const EDIT_BYTES_MAX: usize = 64 << 20;
+/// A side of a mask: what no model makes, and what still fits in memory.
+const MASK_SIDE_MAX: u32 = 4096;
+/// Form fields that are not texts.
+const NOT_TEXTS: [&str; 11] = [
+    "n",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "strength",
+    "partial_images",
+    "stream",
+    "prompt_weighting",
+    "loras",
+    "output_compression",
+];
+
+/// A problem as OpenAI's packages read it.
+#[derive(Debug)]
+pub(super) struct Refused(Problem);
+
+impl From<Problem> for Refused {
+    fn from(mut problem: Problem) -> Self {
+        // Their word for a broken rule.
+        if problem.document.status == StatusCode::UNPROCESSABLE_ENTITY.as_u16() {
+            problem.document.status = StatusCode::BAD_REQUEST.as_u16();
+        }
+        Self(problem)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let body = Json(openai::error(&self.0.document)).into_response();
+        let (mut parts, _) = self.0.into_response().into_parts();
+        let (json, body) = body.into_parts();
+        parts.headers.remove(header::CONTENT_LENGTH);
+        parts.headers.extend(json.headers);
+        Response::from_parts(parts, body)
+    }
+}
+
+/// `POST /openai/v1/images/generations`
+pub(super) async fn generations(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Result<Caller, Problem>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refused> {
+    let tenant = caller?.tenant;
+    let fields = fields(&headers, body)?;
+    answer(gateway, tenant, &headers, fields, "image_generation").await
+}
+
+/// `POST /openai/v1/images/edits`
+pub(super) async fn edits(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Result<Caller, Problem>,
+    headers: HeaderMap,
+    form: Result<Multipart, MultipartRejection>,
+) -> Result<Response, Refused> {
+    let tenant = caller?.tenant;
+    let form = form.map_err(|error| Problem::new(error.status(), "wrong_media_type", error.body_text()))?;
+    let fields = gateway.form_fields(&tenant, form).await?;
+    answer(gateway, tenant, &headers, fields, "image_edit").await
+}
+
+/// `GET /openai/v1/models`
+pub(super) async fn models(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Result<Caller, Problem>,
+) -> Result<Json<Value>, Refused> {
+    caller?;
+    let served = gateway.served().await?;
+    let mut names: Vec<String> = served.iter().map(|served| served.manifest.name.to_string()).collect();
+    names.sort();
+    names.dedup();
+    Ok(Json(openai::models(&names)))
+}
+
+async fn answer(
+    gateway: Arc<Gateway>,
+    tenant: Tenant,
+    headers: &HeaderMap,
+    fields: Map<String, Value>,
+    kind: &'static str,
+) -> Result<Response, Refused> {
+    let Wanted { fields, response_format, stream } =
+        openai::wanted(fields).map_err(|violations| Problem::invalid(&violations))?;
+    let named = idempotent_id(&tenant, headers)?;
+    let leaves_with_client = named.is_none();
+    let mut submission = gateway.submission(&tenant, fields, named).await?;
+    if let Some(partial_images) = stream {
+        let defaults = gateway.model(Some(submission.model.as_str())).await?.defaults;
+        let steps = submission.request.num_inference_steps.unwrap_or(defaults.num_inference_steps);
+        submission.request.previews = openai::preview_every(steps, partial_images);
+    }
+    let job = submission.job.clone();
+    let mut watch = Watch::start(&gateway.bus, &tenant, &job).await.map_err(Problem::from)?;
+    let submitted = client::submit(&gateway.bus, &gateway.clock, &submission).await.map_err(Problem::from)?;
+    if submitted.stream_sequence.is_none() {
+        watch.catch_up().await.map_err(Problem::from)?;
+    }
+    let guard = Client { gateway: Arc::clone(&gateway), tenant, job, leaves: leaves_with_client };
+    if stream.is_some() {
+        let events = Sse::new(events(guard, watch, kind)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+        return Ok(events.into_response());
+    }
+    let images = guard.images(&mut watch).await?;
+    let mut data = Vec::with_capacity(images.len());
+    for image in &images {
+        data.push(match response_format {
+            ResponseFormat::B64Json => {
+                Image { b64_json: Some(STANDARD.encode(gateway.image_bytes(image).await?)), url: None }
+            }
+            ResponseFormat::Url => {
+                Image { url: Some(gateway.image_url(guard.job.as_str(), image, headers).await), b64_json: None }
+            }
+        });
+    }
+    Ok(Json(openai::images(gateway.clock.unix_ms() / 1000, &data)).into_response())
+}
+
+/// Somebody who waits for a job. Dropped before the job has ended, the job is cancelled, if nobody can come back for it.
+#[derive(Debug)]
+struct Client {
+    gateway: Arc<Gateway>,
+    tenant: Tenant,
+    job: JobId,
+    leaves: bool,
+}
+
+impl Client {
+    /// What the job has become.
+    async fn images(&self, watch: &mut Watch) -> Result<Vec<StoredImage>, Problem> {
+        loop {
+            let seen = watch.next().await?;
+            if seen.kind.is_terminal() {
+                return ended(seen.kind, seen.event.data);
+            }
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !self.leaves {
+            return;
+        }
+        let (gateway, tenant, job) = (Arc::clone(&self.gateway), self.tenant.clone(), self.job.clone());
+        // Of a job that has ended this changes nothing.
+        tokio::spawn(async move {
+            if let Err(fault) = gateway.canceller.cancel(&tenant, &job, Keep::Nothing).await {
+                tracing::debug!(%fault, %tenant, %job, "gateway.leave");
+            }
+        });
+    }
+}
+
+fn ended(kind: EventKind, data: Value) -> Result<Vec<StoredImage>, Problem> {
+    let unreadable = |error: serde_json::Error| Problem::unavailable(format!("the job's event: {error}"));
+    match kind {
+        EventKind::Completed => Ok(serde_json::from_value::<Completed>(data).map_err(unreadable)?.images),
+        EventKind::Failed => {
+            let Failed { error, .. } = serde_json::from_value(data).map_err(unreadable)?;
+            let status = match error.code.as_str() {
+                "invalid_request" => StatusCode::UNPROCESSABLE_ENTITY,
+                "deadline_exceeded" => StatusCode::GATEWAY_TIMEOUT,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            let mut problem = Problem::new(status, &error.code, error.message);
+            problem.document.violations = error.violations;
+            Err(problem)
+        }
+        EventKind::Cancelled
+        | EventKind::Accepted
+        | EventKind::Started
+        | EventKind::Progress
+        | EventKind::Checkpoint => Err(Problem::new(StatusCode::CONFLICT, "cancelled", "the job was cancelled")),
+    }
+}
+
+/// Partial images as they come, and the image.
+fn events(client: Client, watch: Watch, kind: &'static str) -> impl Stream<Item = Result<Event, Infallible>> {
+    let begin = Some((client, watch, 0_u32, Vec::<Event>::new()));
+    stream::unfold(begin, move |state| async move {
+        let (client, mut watch, mut partial_images, mut ready) = state?;
+        loop {
+            if let Some(event) = ready.pop() {
+                // The last one takes the state with it.
+                let next = (!ready.is_empty() || partial_images != u32::MAX).then_some(());
+                return Some((Ok(event), next.map(|()| (client, watch, partial_images, ready))));
+            }
+            if partial_images == u32::MAX {
+                return None;
+            }
+            let seen = tokio::select! {
+                () = client.gateway.stop.cancelled() => return None,
+                seen = watch.next() => seen.ok()?,
+            };
+            let now_s = client.gateway.clock.unix_ms() / 1000;
+            if seen.kind == EventKind::Progress {
+                let progress: Progress = serde_json::from_value(seen.event.data).ok()?;
+                if let Some(data) = openai::partial_image(kind, partial_images, &progress, now_s) {
+                    partial_images += 1;
+                    ready.push(event_of(&data));
+                }
+            } else if seen.kind.is_terminal() {
+                partial_images = u32::MAX;
+                ready = last_events(&client, seen.kind, seen.event.data, kind, now_s).await;
+                ready.reverse();
+            }
+        }
+    })
+}
+
+async fn last_events(client: &Client, ended_by: EventKind, data: Value, kind: &str, now_s: i64) -> Vec<Event> {
+    let images = match ended(ended_by, data) {
+        Ok(images) => images,
+        Err(problem) => {
+            let Value::Object(mut error) = openai::error(&Refused::from(problem).0.document) else { return Vec::new() };
+            error.insert("type".to_owned(), "error".into());
+            return vec![event_of(&Value::Object(error))];
+        }
+    };
+    let mut events = Vec::with_capacity(images.len());
+    for image in &images {
+        let event = match client.gateway.image_bytes(image).await {
+            Ok(bytes) => {
+                let format = image.content_type.trim_start_matches("image/");
+                openai::completed(kind, &STANDARD.encode(bytes), "auto", format, now_s)
+            }
+            Err(problem) => openai::error(&problem.document),
+        };
+        events.push(event_of(&event));
+    }
+    events
+}
+
+fn event_of(data: &Value) -> Event {
+    Event::default().event(data["type"].as_str().unwrap_or("error")).data(data.to_string())
+}
+
+impl Gateway {
+    /// The fields of a form, with its pictures where workers find them.
+    async fn form_fields(&self, tenant: &Tenant, mut form: Multipart) -> Result<Map<String, Value>, Problem> {
+        let broken = |error: axum::extract::multipart::MultipartError| {
+            Problem::new(error.status(), "invalid_body", error.body_text())
+        };
+        let mut fields = Map::new();
+        let mut violations = Vec::new();
+        while let Some(field) = form.next_field().await.map_err(broken)? {
+            let name = field.name().unwrap_or_default().to_owned();
+            match name.as_str() {
+                "image" | "image[]" | "mask" => {
+                    let bytes = field.bytes().await.map_err(broken)?;
+                    let (name, bytes) = if name == "mask" {
+                        match mask_of_transparency(&bytes) {
+                            Ok(mask) => ("mask_image", mask),
+                            Err(error) => {
+                                violations.push(Violation::new("mask", error, "a picture with transparency"));
+                                continue;
+                            }
+                        }
+                    } else {
+                        ("init_image", bytes)
+                    };
+                    match self.picture(tenant, bytes).await? {
+                        Some(_) if fields.contains_key(name) => {
+                            violations.push(Violation::new("image", "several", "one picture"));
+                        }
+                        Some(source) => drop(fields.insert(name.to_owned(), source.into())),
+                        None => violations.push(Violation::new("image", "(bytes)", "a PNG, JPEG or WebP")),
+                    }
+                }
+                _ => {
+                    let text = field.text().await.map_err(broken)?;
+                    let value = if NOT_TEXTS.contains(&name.as_str()) {
+                        serde_json::from_str(&text).unwrap_or(Value::String(text))
+                    } else {
+                        Value::String(text)
+                    };
+                    fields.insert(name, value);
+                }
+            }
+        }
+        if !fields.contains_key("init_image") && violations.is_empty() {
+            violations.push(Violation::new("image", "nothing", "a PNG, JPEG or WebP"));
+        }
+        if violations.is_empty() { Ok(fields) } else { Err(Problem::invalid(&violations)) }
+    }
+
+    /// Puts a picture where workers find it; `None` if it is none.
+    async fn picture(&self, tenant: &Tenant, bytes: Bytes) -> Result<Option<String>, Problem> {
+        let content_type = match image::guess_format(&bytes) {
+            Ok(ImageFormat::Png) => "image/png",
+            Ok(ImageFormat::Jpeg) => "image/jpeg",
+            Ok(ImageFormat::WebP) => "image/webp",
+            Ok(_) | Err(_) => return Ok(None),
+        };
+        let Some(store) = &self.store else {
+            return Ok(Some(format!("data:{content_type};base64,{}", STANDARD.encode(bytes))));
+        };
+        let name = request::hexadecimal(&Sha256::digest(&bytes));
+        let key = key::input(tenant, &name);
+        store.put(&key, bytes, content_type).await?;
+        Ok(Some(key))
+    }
+}
+
+/// Theirs is transparent where the picture is made anew, ours is white there. A PNG.
+fn mask_of_transparency(bytes: &[u8]) -> Result<Bytes, image::ImageError> {
+    let mut reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(MASK_SIDE_MAX);
+    limits.max_image_height = Some(MASK_SIDE_MAX);
+    reader.limits(limits);
+    let picture = reader.decode()?.into_rgba8();
+    let mask: Vec<u8> = picture.pixels().map(|pixel| 255 - pixel.0[3]).collect();
+    let mut png = Vec::new();
+    image::codecs::png::PngEncoder::new(&mut png).write_image(
+        &mask,
+        picture.width(),
+        picture.height(),
+        ExtendedColorType::L8,
+    )?;
+    Ok(png.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_transparent_is_made_anew() {
+        let picture = image::RgbaImage::from_fn(2, 1, |x, _| image::Rgba([9, 9, 9, if x == 0 { 0 } else { 255 }]));
+        let mut png = Vec::new();
+        picture.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+        let mask = image::load_from_memory(&mask_of_transparency(&png).unwrap()).unwrap().into_luma8();
+        assert_eq!(mask.into_raw(), [255, 0]);
+        assert!(mask_of_transparency(b"no picture").is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! Replicate's predictions, below `/replicate/v1`: for clients that have its package and another base URL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use super::images::address;
+use super::jobs::{LISTED_MAX, fields, idempotent_id, job_id, preferred_wait, wait_for_the_end};
+use super::problem::Problem;
+use super::{Caller, Gateway};
+use crate::job::{JobId, Tenant};
+use crate::shell::cancel::{Keep, Outcome};
+use crate::shell::client::{self, Watch};
+use crate::wire::http::JobDocument;
+use crate::wire::replicate;
+
+/// A problem as Replicate's packages read it.
+#[derive(Debug)]
+pub(super) struct Detail(Problem);
+
+impl From<Problem> for Detail {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl IntoResponse for Detail {
+    fn into_response(self) -> Response {
+        let body = Json(replicate::error(&self.0.document)).into_response();
+        let (mut parts, _) = self.0.into_response().into_parts();
+        let (json, body) = body.into_parts();
+        parts.headers.remove(header::CONTENT_LENGTH);
+        parts.headers.extend(json.headers);
+        Response::from_parts(parts, body)
+    }
+}
+
+type Caught<T> = Result<T, Problem>;
+
+/// `POST /replicate/v1/predictions`
+pub(super) async fn create(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caught<Caller>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Detail> {
+    let tenant = caller?.tenant;
+    let body = fields(&headers, body)?;
+    let version = body.get("version").and_then(Value::as_str).map(|text| replicate::model_of_version(text).to_owned());
+    gateway.predict(&tenant, &headers, body, version.as_deref()).await
+}
+
+/// `POST /replicate/v1/models/{owner}/{name}/predictions`
+pub(super) async fn create_of_model(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caught<Caller>,
+    Path((_, name)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Detail> {
+    let tenant = caller?.tenant;
+    let body = fields(&headers, body)?;
+    gateway.predict(&tenant, &headers, body, Some(&name)).await
+}
+
+/// `GET /replicate/v1/predictions/{id}`
+pub(super) async fn get(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caught<Caller>,
+    headers: HeaderMap,
+    Path(job): Path<String>,
+) -> Result<Json<Value>, Detail> {
+    let job = gateway.job(&caller?.tenant, &job_id(&job)?).await?;
+    Ok(Json(gateway.prediction(&job, &headers).await))
+}
+
+/// `GET /replicate/v1/predictions`
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caught<Caller>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Detail> {
+    let listed = client::list_jobs(&gateway.bus, Some(&caller?.tenant), false, LISTED_MAX).await;
+    let mut results = Vec::new();
+    for client::Listed { key, record } in listed.map_err(Problem::from)? {
+        if let (Some((_, id)), Some(record)) = (key.split_once('.'), record) {
+            results.push(gateway.prediction(&JobDocument::of_record(id, &record), &headers).await);
+        }
+    }
+    Ok(Json(json!({ "previous": null, "next": null, "results": results })))
+}
+
+/// `POST /replicate/v1/predictions/{id}/cancel`. What has ended stays as it is, as there.
+pub(super) async fn cancel(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caught<Caller>,
+    headers: HeaderMap,
+    Path(job): Path<String>,
+) -> Result<Json<Value>, Detail> {
+    let (tenant, job) = (caller?.tenant, job_id(&job)?);
+    match gateway.canceller.cancel(&tenant, &job, Keep::Nothing).await.map_err(Problem::from)? {
+        Outcome::Cancelled | Outcome::Stopping | Outcome::Ended(_) => {}
+        Outcome::Gone => return Err(Problem::gone(&job).into()),
+        Outcome::Unknown => return Err(Problem::unknown_job(job.as_str()).into()),
+    }
+    let job = gateway.job(&tenant, &job).await?;
+    Ok(Json(gateway.prediction(&job, &headers).await))
+}
+
+impl Gateway {
+    async fn predict(
+        &self,
+        tenant: &Tenant,
+        headers: &HeaderMap,
+        body: Map<String, Value>,
+        model: Option<&str>,
+    ) -> Result<Response, Detail> {
+        let fields = replicate::fields(body, model).map_err(|violations| Problem::invalid(&violations))?;
+        let submission = self.submission(tenant, fields, idempotent_id(tenant, headers)?).await?;
+        let job = submission.job.clone();
+        let wait = preferred_wait(headers);
+        let watch = match wait {
+            Some(_) => Some(Watch::start(&self.bus, tenant, &job).await.map_err(Problem::from)?),
+            None => None,
+        };
+        let submitted = client::submit(&self.bus, &self.clock, &submission).await.map_err(Problem::from)?;
+        if let (Some(watch), Some(wait)) = (watch, wait) {
+            self.wait(watch, wait, submitted.stream_sequence.is_none()).await?;
+        }
+        let prediction = self.seen(tenant, &job, headers).await?;
+        Ok((StatusCode::CREATED, Json(prediction)).into_response())
+    }
+
+    async fn wait(&self, mut watch: Watch, wait: Duration, was_there: bool) -> Result<(), Problem> {
+        if was_there {
+            watch.catch_up().await?;
+        }
+        wait_for_the_end(watch, wait).await
+    }
+
+    async fn seen(&self, tenant: &Tenant, job: &JobId, headers: &HeaderMap) -> Result<Value, Problem> {
+        let job = self.job(tenant, job).await?;
+        Ok(self.prediction(&job, headers).await)
+    }
+
+    async fn prediction(&self, job: &JobDocument, headers: &HeaderMap) -> Value {
+        let mut outputs = Vec::with_capacity(job.images.len());
+        for image in &job.images {
+            outputs.push(self.image_url(&job.id, image, headers).await);
+        }
+        replicate::prediction(job, &outputs, &address(headers))
+    }
+}

@@ -1,0 +1,138 @@
+//! Replicate's predictions, translated to and from submissions and jobs.
+//!
+//! Source: Replicate's HTTP reference, and the types of its Python package. What a record does not keep, such as the input
+//! of a job that has ended, travels in the job's metadata where there is room.
+
+use serde_json::{Map, Value, json};
+
+use super::http::{JobDocument, ProblemDocument};
+use crate::job::Violation;
+use crate::job::limits::METADATA_BYTES_MAX;
+
+/// Under which name the input is kept in metadata.
+const INPUT: &str = "input";
+/// Names of theirs for fields of ours.
+const RENAMED: [(&str, &str); 4] =
+    [("num_outputs", "num_images"), ("image", "init_image"), ("mask", "mask_image"), ("prompt_strength", "strength")];
+/// Inputs that change nothing here.
+const WITHOUT_MEANING: [&str; 4] = ["disable_safety_checker", "safety_tolerance", "go_fast", "apply_watermark"];
+
+/// The fields of a submission, from the body of a prediction; `model` is what the path or the version names.
+///
+/// # Errors
+/// Every broken rule that the check of requests would not find.
+pub fn fields(mut body: Map<String, Value>, model: Option<&str>) -> Result<Map<String, Value>, Vec<Violation>> {
+    let mut violations = Vec::new();
+    let input = match body.remove("input") {
+        Some(Value::Object(input)) => input,
+        Some(other) => {
+            violations.push(Violation::new("input", other, "an object"));
+            Map::new()
+        }
+        None => {
+            violations.push(Violation::new("input", "nothing", "an object with prompt"));
+            Map::new()
+        }
+    };
+    let mut metadata = Map::new();
+    let kept = json!({ INPUT: input });
+    if kept.to_string().len() <= METADATA_BYTES_MAX {
+        metadata.insert(INPUT.to_owned(), Value::Object(input.clone()));
+    }
+    let mut fields = Map::new();
+    for (name, value) in input.into_iter().filter(|(_, value)| !value.is_null()) {
+        let own = RENAMED.iter().find(|(theirs, _)| *theirs == name).map_or(name.as_str(), |(_, ours)| *ours);
+        if !WITHOUT_MEANING.contains(&name.as_str()) {
+            fields.insert(own.to_owned(), value);
+        }
+    }
+    fields.insert("metadata".to_owned(), Value::Object(metadata));
+    if let Some(model) = model {
+        fields.insert("model".to_owned(), model.into());
+    }
+    body.remove("stream");
+    body.remove("version");
+    for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
+        violations.push(Violation::new(name, value, "no such field"));
+    }
+    if violations.is_empty() { Ok(fields) } else { Err(violations) }
+}
+
+/// The model that a version names: `owner/name:version`, `owner/name` or a name.
+pub fn model_of_version(version: &str) -> &str {
+    let name = version.split(':').next().unwrap_or(version);
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// Their word for a status.
+pub fn status(ours: &str) -> &'static str {
+    match ours {
+        "processing" => "processing",
+        "completed" => "succeeded",
+        "failed" => "failed",
+        "cancelled" => "canceled",
+        _ => "starting",
+    }
+}
+
+/// A job as a prediction; `outputs` are where its images are, `at` is the address of the gateway.
+pub fn prediction(job: &JobDocument, outputs: &[String], at: &str) -> Value {
+    let url = format!("{at}/replicate/v1/predictions/{}", job.id);
+    let has_ended = ["completed", "failed", "cancelled"].contains(&job.status.as_str());
+    let timings = job.timings.as_ref();
+    let seconds = |milliseconds: f64| milliseconds / 1e3;
+    let metrics = timings.map(|timings| {
+        let predict = timings.encoding_ms + timings.denoising_ms + timings.decoding_ms;
+        let total = predict + timings.queued_ms + timings.loading_ms + timings.storing_ms;
+        json!({ "predict_time": seconds(predict), "total_time": seconds(total) })
+    });
+    let input = job.metadata.as_ref().and_then(|metadata| metadata.get(INPUT)).cloned().unwrap_or_else(|| json!({}));
+    json!({
+        "id": job.id, "model": job.model, "version": job.model, "input": input,
+        "output": if outputs.is_empty() { Value::Null } else { json!(outputs) },
+        "error": job.error.as_ref().map(|error| &error.message), "logs": "", "metrics": metrics.unwrap_or_else(|| json!({})),
+        "status": status(&job.status), "source": "api", "data_removed": false, "created_at": job.created,
+        "started_at": (job.attempts > 0).then_some(&job.updated), "completed_at": has_ended.then_some(&job.updated),
+        "urls": { "get": url, "cancel": format!("{url}/cancel"), "stream": format!("{at}{}", job.links.events) },
+    })
+}
+
+/// An error as their packages read it.
+pub fn error(problem: &ProblemDocument) -> Value {
+    json!({ "title": problem.title, "detail": problem.detail, "status": problem.status })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_becomes_the_fields_of_a_submission() {
+        let Value::Object(body) =
+            json!({"version": "v", "input": {"prompt": "a ring", "num_outputs": 2, "image": "k", "go_fast": true}})
+        else {
+            panic!("an object")
+        };
+        let fields = fields(body.clone(), Some("shapes")).unwrap();
+        assert_eq!(fields["metadata"]["input"], body["input"]);
+        let rest: Map<String, Value> = fields.into_iter().filter(|(name, _)| name != "metadata").collect();
+        assert_eq!(
+            Value::Object(rest),
+            json!({"prompt": "a ring", "num_images": 2, "init_image": "k", "model": "shapes"})
+        );
+    }
+
+    #[test]
+    fn what_is_no_prediction_is_refused_by_name() {
+        let Value::Object(body) = json!({"input": 7, "inputs": {}}) else { panic!("an object") };
+        let named: Vec<String> = fields(body, None).unwrap_err().into_iter().map(|violation| violation.field).collect();
+        assert_eq!(named, ["input", "inputs"]);
+    }
+
+    #[test]
+    fn versions_name_models() {
+        for (version, model) in [("shapes", "shapes"), ("me/shapes", "shapes"), ("me/shapes:0123", "shapes")] {
+            assert_eq!(model_of_version(version), model);
+        }
+    }
+}
