@@ -64,7 +64,7 @@ pub struct HttpOptions {
     #[arg(long, env = "DARKROOM_HTTP_BODY_MAX", default_value = "1MB", value_parser = parse_bytes, value_name = "BYTES")]
     pub http_body_max: u64,
     /// Requests that a key may make in a minute, where the key does not say
-    #[arg(long, env = "DARKROOM_REQUESTS_PER_MINUTE", default_value = "600", value_name = "N")]
+    #[arg(long, env = "DARKROOM_KEY_REQUESTS_PER_MINUTE", default_value = "600", value_name = "N")]
     pub requests_per_minute: NonZeroU32,
 }
 
