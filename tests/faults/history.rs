@@ -227,24 +227,20 @@ async fn stored(bus: &Bus, name: &str) -> Vec<(u64, Stored)> {
     let mut found = Vec::new();
     for sequence in state.first_sequence.max(1)..=state.last_sequence {
         // What was just mended may have no leader for a moment.
-        let looked = eventually(&format!("message {sequence} of {name}"), PATIENCE, async || {
-            match stream.get_raw_message(sequence).await {
-                Ok(message) => Some(Some(message)),
-                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Some(None),
-                Err(_) => None,
-            }
+        let what = format!("message {sequence} of {name}");
+        let looked = eventually(&what, PATIENCE, async || match stream.get_raw_message(sequence).await {
+            Ok(message) => Some(Some(message)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Some(None),
+            Err(_) => None,
         });
-        match looked.await {
-            Some(message) => {
-                let stored = Stored {
-                    at_ns: message.time.unix_timestamp_nanos(),
-                    subject: message.subject.to_string(),
-                    headers: message.headers.clone(),
-                    payload: message.payload.clone(),
-                };
-                found.push((sequence, stored));
-            }
-            None => {}
+        if let Some(message) = looked.await {
+            let stored = Stored {
+                at_ns: message.time.unix_timestamp_nanos(),
+                subject: message.subject.to_string(),
+                headers: message.headers.clone(),
+                payload: message.payload.clone(),
+            };
+            found.push((sequence, stored));
         }
     }
     found
