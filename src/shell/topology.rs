@@ -409,6 +409,7 @@ mod tests {
             format!("KV_{}", subject::BUCKET_JOBS),
             format!("KV_{}", subject::BUCKET_WORKERS),
             format!("KV_{}", subject::BUCKET_MODELS),
+            format!("KV_{}", subject::BUCKET_KEYS),
         ];
         assert_eq!(names, expected);
     }
