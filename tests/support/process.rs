@@ -212,6 +212,17 @@ impl Background {
         self.process.signal(Signal::CONT);
     }
 
+    /// Waits until it stands still: who is told to stop itself says so before it does.
+    pub(crate) async fn wait_until_stopped(&self, deadline: Duration) {
+        let stat = format!("/proc/{}/stat", self.id());
+        eventually("the process stands still", deadline, async || {
+            // `pid (name) state …`, where a name may hold anything but what follows its last parenthesis.
+            let stat = std::fs::read_to_string(&stat).ok()?;
+            stat.rsplit(')').next()?.trim_start().starts_with('T').then_some(())
+        })
+        .await;
+    }
+
     /// SIGKILL; it is gone when this returns.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

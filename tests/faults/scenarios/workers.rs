@@ -72,7 +72,7 @@ async fn a_worker_stopped_at_any_boundary_wakes_up_to_change_nothing() {
     let mut stopped = Vec::new();
     for point in BOUNDARIES {
         let zombie = at(&laboratory, "zombie", point, "stop", &["--exit-when-idle", "1s"]).await;
-        zombie.wait_for_log(|line| line.contains("failpoint"), PATIENCE).await;
+        zombie.wait_until_stopped(PATIENCE).await;
         stopped.push((point, zombie));
     }
     let lease = Duration::from_secs(2);
@@ -98,7 +98,7 @@ async fn a_job_cancelled_at_any_boundary_of_its_worker_has_one_end() {
     let mut expected = Vec::new();
     for point in BOUNDARIES {
         let mut worker = at(&laboratory, "cancelled", point, "stop", &["--exit-when-idle", "1s"]).await;
-        worker.wait_for_log(|line| line.contains("failpoint"), PATIENCE).await;
+        worker.wait_until_stopped(PATIENCE).await;
         let id = id_at("cancelled", point);
         let answer = laboratory.cancel("t", &id, false).await.unwrap();
         // Whoever changes the record first has decided.
