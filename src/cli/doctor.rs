@@ -158,9 +158,7 @@ async fn topology(report: &mut Report<'_>, bus: &Bus, manifest: Option<&ModelMan
             return;
         }
     };
-    let mut names: Vec<&str> = served.iter().map(|served| served.manifest.name.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
+    let names: Vec<&str> = topology::manifests(&served).iter().map(|manifest| manifest.name.as_str()).collect();
     let consumers = if names.is_empty() {
         Verdict::Problem { found: "no model is served".to_owned(), remedy: setup.to_owned() }
     } else {

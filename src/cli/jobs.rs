@@ -296,18 +296,16 @@ async fn only_model(bus: &Bus) -> Result<ModelName, Failed> {
         let error = anyhow::anyhow!("a tenant cannot ask which models are served; choose one with --model");
         return Err(Failed::new(Exit::NotFound, "unknown_model", error));
     }
-    let mut names: Vec<ModelName> =
-        topology::served(bus).await?.into_iter().map(|served| served.manifest.name).collect();
-    names.sort();
-    names.dedup();
+    let served = topology::served(bus).await?;
+    let names: Vec<&ModelName> = topology::manifests(&served).iter().map(|manifest| &manifest.name).collect();
     match &names[..] {
-        [only] => Ok(only.clone()),
+        [only] => Ok((*only).clone()),
         [] => {
             let error = anyhow::anyhow!("no model is served; run `darkroom setup --model DIR`");
             Err(Failed::new(Exit::NotFound, "unknown_model", error))
         }
         several => {
-            let names: Vec<&str> = several.iter().map(ModelName::as_str).collect();
+            let names: Vec<&str> = several.iter().map(|name| name.as_str()).collect();
             let error = anyhow::anyhow!("several models are served; choose one with --model: {}", names.join(", "));
             Err(Failed::new(Exit::NotFound, "unknown_model", error))
         }

@@ -13,33 +13,55 @@ use std::str::FromStr;
 
 use super::id::{InvalidToken, WorkerId};
 
-/// Where a job stands, in the words that users read everywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Status {
-    /// Accepted; no worker has it.
-    Pending,
-    /// A worker has it.
-    Processing,
-    /// Its images are stored.
-    Completed,
-    /// It will never have images; the error says why.
-    Failed,
-    /// Somebody stopped it.
-    Cancelled,
+macro_rules! word {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+
+        impl $name {
+            /// Every value, in this order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidToken;
+
+            fn from_str(text: &str) -> Result<Self, InvalidToken> {
+                match text { $($text => Ok(Self::$variant),)+ _ => Err(InvalidToken) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+word! {
+    /// Where a job stands, in the words that users read everywhere.
+    Status {
+        /// Accepted; no worker has it.
+        Pending = "pending",
+        /// A worker has it.
+        Processing = "processing",
+        /// Its images are stored.
+        Completed = "completed",
+        /// It will never have images; the error says why.
+        Failed = "failed",
+        /// Somebody stopped it.
+        Cancelled = "cancelled",
+    }
 }
 
 impl Status {
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Processing => "processing",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
     /// Whether nothing will change any more.
     pub fn is_terminal(self) -> bool {
         match self {
@@ -150,38 +172,6 @@ impl JobState {
             }
         }
     }
-}
-
-macro_rules! word {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant),+ }
-
-        impl $name {
-            /// Every value, most urgent first.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// The word on the wire.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text),+ }
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = InvalidToken;
-
-            fn from_str(text: &str) -> Result<Self, InvalidToken> {
-                match text { $($text => Ok(Self::$variant),)+ _ => Err(InvalidToken) }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str(self.as_str())
-            }
-        }
-    };
 }
 
 word! {

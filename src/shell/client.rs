@@ -151,9 +151,8 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
         return Ok(Submitted { stream_sequence: Some(stored.sequence), pending: 0, estimate: None });
     }
     let Some(manifest) = topology::manifest_of(bus, model).await? else {
-        let mut served: Vec<String> =
-            topology::served(bus).await?.into_iter().map(|served| served.manifest.name.to_string()).collect();
-        served.dedup();
+        let served = topology::served(bus).await?;
+        let served = topology::manifests(&served).iter().map(|manifest| manifest.name.to_string()).collect();
         return Err(SubmitError::UnknownModel { model: model.clone(), served });
     };
     let context = Context {
@@ -390,18 +389,9 @@ impl Watch {
     /// Leaves out what a watcher has seen who saw the event with this id last: that one, and what of earlier times comes
     /// before it.
     pub fn skip_until(&mut self, event_id: &str) {
-        let of_kind = |kind: EventKind| event_id.contains(&format!("/{}", kind.as_str()));
-        let is_later = [EventKind::Started, EventKind::Progress, EventKind::Checkpoint].into_iter().any(of_kind);
-        while let Some(seen) = self.earlier.front() {
-            let began = [EventKind::Progress, EventKind::Checkpoint].into_iter().any(of_kind);
-            let was_seen = seen.event.id == event_id
-                || (is_later && seen.kind == EventKind::Accepted)
-                || (began && seen.kind == EventKind::Started);
-            if !was_seen {
-                return;
-            }
-            self.earlier.pop_front();
-        }
+        let Some(last) = EventKind::from_id(event_id) else { return };
+        // Kinds stand in the order in which they come.
+        self.earlier.retain(|seen| seen.kind >= last && seen.event.id != event_id);
     }
 
     /// The next event; the terminal one is the last.

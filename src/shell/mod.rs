@@ -20,6 +20,7 @@ pub mod fleet;
 pub mod guard;
 #[cfg(feature = "gateway")]
 pub mod http;
+pub mod inputs;
 pub mod loras;
 pub mod metrics;
 pub mod outlook;

@@ -322,8 +322,7 @@ fn now() -> std::time::Instant {
 }
 
 /// Functions that cost next to nothing and run all the time.
-const ALWAYS_ON: [&str; 2] = ["darkroom-deadletter", GATEWAY];
-const GATEWAY: &str = "darkroom-gateway";
+const ALWAYS_ON: [&str; 2] = ["darkroom-deadletter", "darkroom-gateway"];
 
 struct Platform<'a> {
     config: &'a Config,
@@ -348,11 +347,12 @@ impl<'a> Platform<'a> {
                 let program = self.config.functions.join(*program);
                 let mut command = Command::new(&program);
                 command.arg("--nats").arg(&self.addresses.nats);
-                if program.ends_with(GATEWAY) {
-                    let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.config.http_port);
-                    command.args(["--http-listen", &listen.to_string(), "--open-tenant", "default"]);
-                    command.args(["--http-origins", "*", "--store", &self.addresses.store]);
-                }
+                // What a function does not know it does not read.
+                command
+                    .env("DARKROOM_STORE", &self.addresses.store)
+                    .env("DARKROOM_HTTP_LISTEN", format!("127.0.0.1:{}", self.config.http_port))
+                    .env("DARKROOM_HTTP_ORIGINS", "*")
+                    .env("DARKROOM_OPEN_TENANT", "default");
                 slot.process = Some(Process::start(command, &program)?);
             }
         }

@@ -193,6 +193,14 @@ pub async fn served(bus: &Bus) -> Result<Vec<Served>, ApiError> {
     }
 }
 
+/// The models of consumers, each once, by name.
+pub fn manifests(served: &[Served]) -> Vec<&ModelManifest> {
+    let mut manifests: Vec<&ModelManifest> = served.iter().map(|served| &served.manifest).collect();
+    manifests.sort_by(|one, other| one.name.cmp(&other.name));
+    manifests.dedup_by(|one, other| one.name == other.name);
+    manifests
+}
+
 /// The last sequence of the request stream.
 ///
 /// # Errors

@@ -85,7 +85,16 @@ impl EventKind {
     /// The kind of a CloudEvents `type`.
     pub fn from_type(text: &str) -> Option<Self> {
         let kind = text.strip_prefix("darkroom.job.")?;
-        Self::ALL.iter().copied().find(|candidate| candidate.as_str() == kind)
+        Self::named(kind)
+    }
+
+    /// The kind of an event's `id`, as [`envelope`] makes it.
+    pub fn from_id(id: &str) -> Option<Self> {
+        Self::named(id.split('/').nth(2)?)
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|candidate| candidate.as_str() == name)
     }
 }
 

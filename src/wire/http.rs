@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::event::{ErrorDocument, Progress, StoredImage, Timings, ViolationDocument};
 use super::record::Record;
+use crate::job::Status;
 
 /// The body of `POST /v1/jobs`: a request, and where it goes.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -29,7 +30,7 @@ pub struct JobDocument {
     /// Its id.
     pub id: String,
     /// `pending`, `processing`, `completed`, `failed` or `cancelled`.
-    #[schemars(extend("enum" = ["pending", "processing", "completed", "failed", "cancelled"]))]
+    #[schemars(extend("enum" = Status::ALL.iter().map(|status| status.as_str()).collect::<Vec<_>>()))]
     pub status: String,
     /// The model.
     pub model: String,
@@ -157,6 +158,11 @@ pub struct HealthDocument {
 }
 
 impl JobDocument {
+    /// Whether nothing of it will change any more.
+    pub fn has_ended(&self) -> bool {
+        self.status.parse().is_ok_and(Status::is_terminal)
+    }
+
     /// What a record says of a job.
     pub fn of_record(id: &str, record: &Record) -> Self {
         let terminal = record.terminal.as_ref();

@@ -20,7 +20,7 @@ pub fn checkpoints(tenant: &Tenant, job: &JobId) -> String {
     format!("{tenant}/{job}/checkpoints/")
 }
 
-/// `<tenant>/inputs/<name>`: where the command line puts starting pictures.
+/// `<tenant>/inputs/<name>`: where the command line and the gateway put starting pictures.
 pub fn input(tenant: &Tenant, name: &str) -> String {
     format!("{tenant}/inputs/{name}")
 }

@@ -7,6 +7,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::http::{HealthDocument, JobDocument, JobList, ModelList, ProblemDocument, SubmissionDocument};
+use crate::job::Status;
 
 /// What every operation may answer with, besides what it is for: status, and when.
 const PROBLEMS: [(&str, &str); 4] = [
@@ -45,7 +46,8 @@ pub fn document() -> Value {
     let submission = reference::<SubmissionDocument>(&mut generator);
     let jobs = reference::<JobList>(&mut generator);
     let models = reference::<ModelList>(&mut generator);
-    let statuses = json!({ "type": "string", "enum": ["pending", "processing", "completed", "failed", "cancelled"] });
+    let statuses =
+        json!({ "type": "string", "enum": Status::ALL.iter().map(|status| status.as_str()).collect::<Vec<_>>() });
     let paths = json!({
         "/v1/jobs": {
             "post": {

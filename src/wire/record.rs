@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::job::{JobState, Status};
+use crate::job::JobState;
 
 use super::time::rfc3339;
 
@@ -146,8 +146,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
     if document.schema != SCHEMA {
         return Err(RecordError::Schema { found: document.schema });
     }
-    let all = [Status::Pending, Status::Processing, Status::Completed, Status::Failed, Status::Cancelled];
-    let Some(status) = all.into_iter().find(|status| status.as_str() == document.status) else {
+    let Ok(status) = document.status.parse() else {
         return Err(RecordError::Status { found: document.status });
     };
     Ok(Record {

@@ -78,7 +78,6 @@ pub fn status(ours: &str) -> &'static str {
 /// A job as a prediction; `outputs` are where its images are, `at` is the address of the gateway.
 pub fn prediction(job: &JobDocument, outputs: &[String], at: &str) -> Value {
     let url = format!("{at}/replicate/v1/predictions/{}", job.id);
-    let has_ended = ["completed", "failed", "cancelled"].contains(&job.status.as_str());
     let timings = job.timings.as_ref();
     let seconds = |milliseconds: f64| milliseconds / 1e3;
     let metrics = timings.map(|timings| {
@@ -92,7 +91,7 @@ pub fn prediction(job: &JobDocument, outputs: &[String], at: &str) -> Value {
         "output": if outputs.is_empty() { Value::Null } else { json!(outputs) },
         "error": job.error.as_ref().map(|error| &error.message), "logs": "", "metrics": metrics.unwrap_or_else(|| json!({})),
         "status": status(&job.status), "source": "api", "data_removed": false, "created_at": job.created,
-        "started_at": (job.attempts > 0).then_some(&job.updated), "completed_at": has_ended.then_some(&job.updated),
+        "started_at": (job.attempts > 0).then_some(&job.updated), "completed_at": job.has_ended().then_some(&job.updated),
         "urls": { "get": url, "cancel": format!("{url}/cancel"), "stream": format!("{at}{}", job.links.events) },
     })
 }

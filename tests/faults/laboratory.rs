@@ -37,6 +37,19 @@ const PUBLISH_AGAIN: Duration = Duration::from_millis(100);
 /// Width and height of every picture: what breaks does not depend on them.
 const SIZE: u32 = 128;
 
+/// Where a worker can be stopped with a job that gets its image: points of `src/shell/failpoint.rs`.
+pub(crate) const BOUNDARIES: [&str; 9] = [
+    "claim.before",
+    "claim.after",
+    "store.before",
+    "store.after",
+    "record.after",
+    "publish.before",
+    "publish.after",
+    "settle.before",
+    "settle.after",
+];
+
 /// One picture that jobs may ask for.
 #[derive(Debug)]
 pub(crate) struct Picture {

@@ -38,7 +38,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use checker::{Bounds, check, report};
 use history::What;
-use laboratory::{Client, LONG, Laboratory, pictures};
+use laboratory::{BOUNDARIES, Client, LONG, Laboratory, pictures};
 use proxy::{Flow, Proxy, Toward};
 use random::Random;
 use support::process::Background;
@@ -114,19 +114,6 @@ impl Fault {
         }
     }
 }
-
-/// Boundaries of `src/shell/failpoint.rs`.
-const BOUNDARIES: [&str; 9] = [
-    "claim.before",
-    "claim.after",
-    "store.before",
-    "store.after",
-    "record.after",
-    "publish.before",
-    "publish.after",
-    "settle.before",
-    "settle.after",
-];
 
 /// The whole schedule: one fault every few seconds with its end, and a quiet quarter of every minute.
 fn schedule(seed: u64, length: Duration) -> Vec<(Duration, Fault)> {

@@ -48,7 +48,8 @@ pub(super) async fn stream(
     Ok(response)
 }
 
-async fn follow(gateway: &Gateway, caller: &Caller, job: &str) -> Result<Watch, Problem> {
+/// Follows a job that there is, from its beginning.
+pub(super) async fn follow(gateway: &Gateway, caller: &Caller, job: &str) -> Result<Watch, Problem> {
     let mut watch = Watch::start(&gateway.bus, &caller.tenant, &job_id(job)?).await?;
     watch.catch_up().await?;
     Ok(watch)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -34,6 +34,17 @@ pub(super) const LISTED_MAX: usize = 100;
 /// What makes a submission that is sent again the same job.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
+/// When a job that was to be cancelled ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    /// It has just ended.
+    Now,
+    /// When its worker has stored what is there.
+    Soon,
+    /// It had ended before.
+    Before(Status),
+}
+
 /// `POST /v1/jobs`
 pub(super) async fn submit(
     State(gateway): State<Arc<Gateway>>,
@@ -46,17 +57,7 @@ pub(super) async fn submit(
     let submission = gateway.submission(&tenant, fields, idempotent_id(&tenant, &headers)?).await?;
     let job = submission.job.clone();
     let wait = preferred_wait(&headers);
-    let watch = match wait {
-        Some(_) => Some(Watch::start(&gateway.bus, &tenant, &job).await?),
-        None => None,
-    };
-    let Submitted { stream_sequence, estimate, .. } = client::submit(&gateway.bus, &gateway.clock, &submission).await?;
-    if let (Some(mut watch), Some(wait)) = (watch, wait) {
-        if stream_sequence.is_none() {
-            watch.catch_up().await?;
-        }
-        wait_for_the_end(watch, wait).await?;
-    }
+    let Submitted { stream_sequence, estimate, .. } = gateway.submit(&submission, wait).await?;
     let document = if wait.is_some() || stream_sequence.is_none() {
         gateway.job(&tenant, &job).await?
     } else {
@@ -72,8 +73,7 @@ pub(super) async fn submit(
         };
         with_estimate(fresh, estimate.as_ref())
     };
-    let has_ended = ["completed", "failed", "cancelled"].contains(&document.status.as_str());
-    let status = if has_ended { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let status = if document.has_ended() { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut response = (status, Json(&document)).into_response();
     if let Ok(location) = HeaderValue::from_str(&document.links.job) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -102,13 +102,12 @@ pub(super) struct ListQuery {
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
     caller: Caller,
-    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<JobList>, Problem> {
-    let Query(query) =
-        query.map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", error.body_text()))?;
-    let statuses = ["pending", "processing", "completed", "failed", "cancelled"];
+    let query = read_query(query)?;
     let mut violations = Vec::new();
-    if let Some(status) = query.status.as_ref().filter(|status| !statuses.contains(&status.as_str())) {
+    if let Some(status) = query.status.as_ref().filter(|status| status.parse::<Status>().is_err()) {
+        let statuses: Vec<&str> = Status::ALL.iter().map(|status| status.as_str()).collect();
         violations.push(Violation::new("status", status, statuses.join(", ")));
     }
     let limit = query.limit.unwrap_or(20);
@@ -140,21 +139,17 @@ pub(super) async fn cancel(
     State(gateway): State<Arc<Gateway>>,
     caller: Caller,
     Path(job): Path<String>,
-    query: Result<Query<CancelQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<CancelQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let job = job_id(&job)?;
-    let Query(CancelQuery { keep_partial }) =
-        query.map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", error.body_text()))?;
-    let keep = if keep_partial == Some(true) { Keep::Partial } else { Keep::Nothing };
-    let status = match gateway.canceller.cancel(&caller.tenant, &job, keep).await? {
-        Outcome::Cancelled | Outcome::Ended(Status::Cancelled) => StatusCode::OK,
-        Outcome::Stopping => StatusCode::ACCEPTED,
-        Outcome::Ended(status) => {
+    let keep = if read_query(query)?.keep_partial == Some(true) { Keep::Partial } else { Keep::Nothing };
+    let status = match gateway.cancel(&caller.tenant, &job, keep).await? {
+        Stopped::Now | Stopped::Before(Status::Cancelled) => StatusCode::OK,
+        Stopped::Soon => StatusCode::ACCEPTED,
+        Stopped::Before(status) => {
             let detail = format!("the job {job} has ended before: it is {}", status.as_str());
             return Err(Problem::new(StatusCode::CONFLICT, "job_ended", detail));
         }
-        Outcome::Gone => return Err(Problem::gone(&job)),
-        Outcome::Unknown => return Err(Problem::unknown_job(job.as_str())),
     };
     Ok((status, Json(gateway.job(&caller.tenant, &job).await?)).into_response())
 }
@@ -237,6 +232,39 @@ impl Gateway {
         let request: RequestDocument = serde_json::from_value(Value::Object(fields))
             .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", error.to_string()))?;
         Ok(Submission { tenant: tenant.clone(), job, model: manifest.name, priority, pool, request })
+    }
+
+    /// Submits a job and follows it, so that nothing of it is missed.
+    pub(super) async fn submit_and_follow(&self, submission: &Submission) -> Result<(Submitted, Watch), Problem> {
+        let mut watch = Watch::start(&self.bus, &submission.tenant, &submission.job).await?;
+        let submitted = client::submit(&self.bus, &self.clock, submission).await?;
+        if submitted.stream_sequence.is_none() {
+            watch.catch_up().await?;
+        }
+        Ok((submitted, watch))
+    }
+
+    /// Submits a job, and waits for its end or for so long, if that is wanted.
+    pub(super) async fn submit(&self, submission: &Submission, wait: Option<Duration>) -> Result<Submitted, Problem> {
+        let Some(wait) = wait else { return Ok(client::submit(&self.bus, &self.clock, submission).await?) };
+        let (submitted, mut watch) = self.submit_and_follow(submission).await?;
+        let end = async {
+            while !watch.next().await?.kind.is_terminal() {}
+            Ok(())
+        };
+        tokio::time::timeout(wait, end).await.unwrap_or(Ok::<_, Problem>(()))?;
+        Ok(submitted)
+    }
+
+    /// Cancels a job that there is.
+    pub(super) async fn cancel(&self, tenant: &Tenant, job: &JobId, keep: Keep) -> Result<Stopped, Problem> {
+        match self.canceller.cancel(tenant, job, keep).await? {
+            Outcome::Cancelled => Ok(Stopped::Now),
+            Outcome::Stopping => Ok(Stopped::Soon),
+            Outcome::Ended(status) => Ok(Stopped::Before(status)),
+            Outcome::Gone => Err(Problem::gone(job)),
+            Outcome::Unknown => Err(Problem::unknown_job(job.as_str())),
+        }
     }
 
     /// All that is known of a job.
@@ -343,16 +371,10 @@ pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-/// Waits for the terminal event, or for so long.
-pub(super) async fn wait_for_the_end(mut watch: Watch, wait: Duration) -> Result<(), Problem> {
-    let end = async {
-        loop {
-            if watch.next().await?.kind.is_terminal() {
-                return Ok(());
-            }
-        }
-    };
-    tokio::time::timeout(wait, end).await.unwrap_or(Ok(()))
+fn read_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+    let wrong =
+        |error: QueryRejection| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", error.body_text());
+    query.map(|Query(query)| query).map_err(wrong)
 }
 
 #[cfg(test)]

@@ -216,9 +216,7 @@ impl Gateway {
     /// The model of that name, or the only one that is served.
     async fn model(&self, name: Option<&str>) -> Result<ModelManifest, Problem> {
         let served = self.served().await?;
-        let mut manifests: Vec<&ModelManifest> = served.iter().map(|served| &served.manifest).collect();
-        manifests.sort_by(|one, other| one.name.cmp(&other.name));
-        manifests.dedup_by(|one, other| one.name == other.name);
+        let manifests = topology::manifests(&served);
         let names = || {
             let names: Vec<&str> = manifests.iter().map(|manifest| manifest.name.as_str()).collect();
             if names.is_empty() { "none".to_owned() } else { names.join(", ") }

@@ -12,15 +12,14 @@ use axum::body::Bytes;
 use axum::extract::multipart::MultipartRejection;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Multipart, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::stream::{self, Stream};
-use image::{ExtendedColorType, ImageEncoder, ImageFormat};
+use futures_util::stream::{self, Stream, StreamExt};
+use image::{ExtendedColorType, ImageEncoder};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::events::KEEP_ALIVE;
 use super::jobs::{fields, idempotent_id};
@@ -28,11 +27,10 @@ use super::problem::Problem;
 use super::{Caller, Gateway};
 use crate::job::{JobId, Tenant, Violation};
 use crate::shell::cancel::Keep;
-use crate::shell::client::{self, Watch};
+use crate::shell::client::Watch;
+use crate::shell::{inputs, topology};
 use crate::wire::event::{Completed, EventKind, Failed, Progress, StoredImage};
-
 use crate::wire::openai::{self, Image, ResponseFormat, Wanted};
-use crate::wire::{key, request};
 
 /// The largest body of `images/edits`: two pictures, uncompressed or nearly.
 pub(super) const EDIT_BYTES_MAX: usize = 64 << 20;
@@ -69,12 +67,7 @@ impl From<Problem> for Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let body = Json(openai::error(&self.0.document)).into_response();
-        let (mut parts, _) = self.0.into_response().into_parts();
-        let (json, body) = body.into_parts();
-        parts.headers.remove(header::CONTENT_LENGTH);
-        parts.headers.extend(json.headers);
-        Response::from_parts(parts, body)
+        self.0.answer(&openai::error(&self.0.document))
     }
 }
 
@@ -110,9 +103,7 @@ pub(super) async fn models(
 ) -> Result<Json<Value>, Refused> {
     caller?;
     let served = gateway.served().await?;
-    let mut names: Vec<String> = served.iter().map(|served| served.manifest.name.to_string()).collect();
-    names.sort();
-    names.dedup();
+    let names: Vec<&str> = topology::manifests(&served).iter().map(|manifest| manifest.name.as_str()).collect();
     Ok(Json(openai::models(&names)))
 }
 
@@ -134,11 +125,7 @@ async fn answer(
         submission.request.previews = openai::preview_every(steps, partial_images);
     }
     let job = submission.job.clone();
-    let mut watch = Watch::start(&gateway.bus, &tenant, &job).await.map_err(Problem::from)?;
-    let submitted = client::submit(&gateway.bus, &gateway.clock, &submission).await.map_err(Problem::from)?;
-    if submitted.stream_sequence.is_none() {
-        watch.catch_up().await.map_err(Problem::from)?;
-    }
+    let (_, mut watch) = gateway.submit_and_follow(&submission).await?;
     let guard = Client { gateway: Arc::clone(&gateway), tenant, job, leaves: leaves_with_client };
     if stream.is_some() {
         let events = Sse::new(events(guard, watch, kind)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
@@ -218,20 +205,11 @@ fn ended(kind: EventKind, data: Value) -> Result<Vec<StoredImage>, Problem> {
     }
 }
 
-/// Partial images as they come, and the image.
+/// Partial images as they come, and the images.
 fn events(client: Client, watch: Watch, kind: &'static str) -> impl Stream<Item = Result<Event, Infallible>> {
-    let begin = Some((client, watch, 0_u32, Vec::<Event>::new()));
-    stream::unfold(begin, move |state| async move {
-        let (client, mut watch, mut partial_images, mut ready) = state?;
+    let steps = stream::unfold(Some((client, watch, 0_u32)), move |state| async move {
+        let (client, mut watch, partial_images) = state?;
         loop {
-            if let Some(event) = ready.pop() {
-                // The last one takes the state with it.
-                let next = (!ready.is_empty() || partial_images != u32::MAX).then_some(());
-                return Some((Ok(event), next.map(|()| (client, watch, partial_images, ready))));
-            }
-            if partial_images == u32::MAX {
-                return None;
-            }
             let seen = tokio::select! {
                 () = client.gateway.stop.cancelled() => return None,
                 seen = watch.next() => seen.ok()?,
@@ -240,16 +218,14 @@ fn events(client: Client, watch: Watch, kind: &'static str) -> impl Stream<Item 
             if seen.kind == EventKind::Progress {
                 let progress: Progress = serde_json::from_value(seen.event.data).ok()?;
                 if let Some(data) = openai::partial_image(kind, partial_images, &progress, now_s) {
-                    partial_images += 1;
-                    ready.push(event_of(&data));
+                    return Some((vec![event_of(&data)], Some((client, watch, partial_images + 1))));
                 }
             } else if seen.kind.is_terminal() {
-                partial_images = u32::MAX;
-                ready = last_events(&client, seen.kind, seen.event.data, kind, now_s).await;
-                ready.reverse();
+                return Some((last_events(&client, seen.kind, seen.event.data, kind, now_s).await, None));
             }
         }
-    })
+    });
+    steps.flat_map(|events| stream::iter(events.into_iter().map(Ok)))
 }
 
 async fn last_events(client: &Client, ended_by: EventKind, data: Value, kind: &str, now_s: i64) -> Vec<Event> {
@@ -330,19 +306,11 @@ impl Gateway {
 
     /// Puts a picture where workers find it; `None` if it is none.
     async fn picture(&self, tenant: &Tenant, bytes: Bytes) -> Result<Option<String>, Problem> {
-        let content_type = match image::guess_format(&bytes) {
-            Ok(ImageFormat::Png) => "image/png",
-            Ok(ImageFormat::Jpeg) => "image/jpeg",
-            Ok(ImageFormat::WebP) => "image/webp",
-            Ok(_) | Err(_) => return Ok(None),
-        };
-        let Some(store) = &self.store else {
-            return Ok(Some(format!("data:{content_type};base64,{}", STANDARD.encode(bytes))));
-        };
-        let name = request::hexadecimal(&Sha256::digest(&bytes));
-        let key = key::input(tenant, &name);
-        store.put(&key, bytes, content_type).await?;
-        Ok(Some(key))
+        let Some(media_type) = inputs::media_type(&bytes) else { return Ok(None) };
+        Ok(Some(match &self.store {
+            Some(store) => inputs::put(store, tenant, bytes, media_type).await?,
+            None => inputs::data_url(&bytes, media_type),
+        }))
     }
 }
 
@@ -373,7 +341,7 @@ mod tests {
     fn what_is_transparent_is_made_anew() {
         let picture = image::RgbaImage::from_fn(2, 1, |x, _| image::Rgba([9, 9, 9, if x == 0 { 0 } else { 255 }]));
         let mut png = Vec::new();
-        picture.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+        picture.write_to(&mut Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
         let mask = image::load_from_memory(&mask_of_transparency(&png).unwrap()).unwrap().into_luma8();
         assert_eq!(mask.into_raw(), [255, 0]);
         assert!(mask_of_transparency(b"no picture").is_err());

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 
 use crate::job::{Fault, JobId, Violation};
 use crate::shell::client::{SubmitError, WatchError};
@@ -101,11 +102,19 @@ impl From<WatchError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let mut response = self.answer(&self.document);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+impl Problem {
+    /// Its status and headers, with a body as the clients of some interface read it.
+    pub(super) fn answer(&self, body: &impl Serialize) -> Response {
         let status = StatusCode::from_u16(self.document.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self.document)).into_response();
+        let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         let mut insert = |name: HeaderName, value: HeaderValue| drop(headers.insert(name, value));
-        insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.retry_after_s {
             insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -1,23 +1,22 @@
 //! Replicate's predictions, below `/replicate/v1`: for clients that have its package and another base URL.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::images::address;
-use super::jobs::{LISTED_MAX, fields, idempotent_id, job_id, preferred_wait, wait_for_the_end};
+use super::jobs::{LISTED_MAX, fields, idempotent_id, job_id, preferred_wait};
 use super::problem::Problem;
 use super::{Caller, Gateway};
-use crate::job::{JobId, Tenant};
-use crate::shell::cancel::{Keep, Outcome};
-use crate::shell::client::{self, Watch};
+use crate::job::Tenant;
+use crate::shell::cancel::Keep;
+use crate::shell::client;
 use crate::wire::http::JobDocument;
 use crate::wire::replicate;
 
@@ -33,12 +32,7 @@ impl From<Problem> for Detail {
 
 impl IntoResponse for Detail {
     fn into_response(self) -> Response {
-        let body = Json(replicate::error(&self.0.document)).into_response();
-        let (mut parts, _) = self.0.into_response().into_parts();
-        let (json, body) = body.into_parts();
-        parts.headers.remove(header::CONTENT_LENGTH);
-        parts.headers.extend(json.headers);
-        Response::from_parts(parts, body)
+        self.0.answer(&replicate::error(&self.0.document))
     }
 }
 
@@ -105,11 +99,7 @@ pub(super) async fn cancel(
     Path(job): Path<String>,
 ) -> Result<Json<Value>, Detail> {
     let (tenant, job) = (caller?.tenant, job_id(&job)?);
-    match gateway.canceller.cancel(&tenant, &job, Keep::Nothing).await.map_err(Problem::from)? {
-        Outcome::Cancelled | Outcome::Stopping | Outcome::Ended(_) => {}
-        Outcome::Gone => return Err(Problem::gone(&job).into()),
-        Outcome::Unknown => return Err(Problem::unknown_job(job.as_str()).into()),
-    }
+    gateway.cancel(&tenant, &job, Keep::Nothing).await?;
     let job = gateway.job(&tenant, &job).await?;
     Ok(Json(gateway.prediction(&job, &headers).await))
 }
@@ -124,30 +114,9 @@ impl Gateway {
     ) -> Result<Response, Detail> {
         let fields = replicate::fields(body, model).map_err(|violations| Problem::invalid(&violations))?;
         let submission = self.submission(tenant, fields, idempotent_id(tenant, headers)?).await?;
-        let job = submission.job.clone();
-        let wait = preferred_wait(headers);
-        let watch = match wait {
-            Some(_) => Some(Watch::start(&self.bus, tenant, &job).await.map_err(Problem::from)?),
-            None => None,
-        };
-        let submitted = client::submit(&self.bus, &self.clock, &submission).await.map_err(Problem::from)?;
-        if let (Some(watch), Some(wait)) = (watch, wait) {
-            self.wait(watch, wait, submitted.stream_sequence.is_none()).await?;
-        }
-        let prediction = self.seen(tenant, &job, headers).await?;
-        Ok((StatusCode::CREATED, Json(prediction)).into_response())
-    }
-
-    async fn wait(&self, mut watch: Watch, wait: Duration, was_there: bool) -> Result<(), Problem> {
-        if was_there {
-            watch.catch_up().await?;
-        }
-        wait_for_the_end(watch, wait).await
-    }
-
-    async fn seen(&self, tenant: &Tenant, job: &JobId, headers: &HeaderMap) -> Result<Value, Problem> {
-        let job = self.job(tenant, job).await?;
-        Ok(self.prediction(&job, headers).await)
+        self.submit(&submission, preferred_wait(headers)).await?;
+        let job = self.job(tenant, &submission.job).await?;
+        Ok((StatusCode::CREATED, Json(self.prediction(&job, headers).await)).into_response())
     }
 
     async fn prediction(&self, job: &JobDocument, headers: &HeaderMap) -> Value {

@@ -9,17 +9,18 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::jobs::{fields, idempotent_id, job_id};
+use super::events::follow;
+use super::jobs::{Stopped, fields, idempotent_id, job_id};
 use super::problem::Problem;
 use super::{Caller, Gateway};
 use crate::job::{Status, Tenant};
-use crate::shell::cancel::{Keep, Outcome};
-use crate::shell::client::{self, Watch};
+use crate::shell::cancel::Keep;
+use crate::shell::client::Watch;
 use crate::wire::http::JobDocument;
 
 /// A problem as FastAPI tells it.
@@ -29,12 +30,6 @@ pub(super) struct Detail(Problem);
 impl From<Problem> for Detail {
     fn from(problem: Problem) -> Self {
         Self(problem)
-    }
-}
-
-impl From<crate::job::Fault> for Detail {
-    fn from(fault: crate::job::Fault) -> Self {
-        Self(fault.into())
     }
 }
 
@@ -50,13 +45,7 @@ impl IntoResponse for Detail {
             };
             document.violations.iter().map(one).collect()
         };
-        let body = Json(json!({ "detail": detail }));
-        // Its headers, such as Retry-After, and this body.
-        let (mut parts, _) = self.0.into_response().into_parts();
-        parts.headers.remove(header::CONTENT_LENGTH);
-        let (json_parts, body) = body.into_response().into_parts();
-        parts.headers.extend(json_parts.headers);
-        Response::from_parts(parts, body)
+        self.0.answer(&json!({ "detail": detail }))
     }
 }
 
@@ -93,7 +82,7 @@ pub(super) async fn generate(
 ) -> Result<Json<Value>, Detail> {
     let fields = fields(&headers, body)?;
     let submission = gateway.submission(&caller.tenant, fields, idempotent_id(&caller.tenant, &headers)?).await?;
-    client::submit(&gateway.bus, &gateway.clock, &submission).await.map_err(Problem::from)?;
+    gateway.submit(&submission, None).await?;
     let job = gateway.job(&caller.tenant, &submission.job).await?;
     Ok(Json(gateway.tutorial(&job, &headers).await))
 }
@@ -117,14 +106,12 @@ pub(super) async fn cancel(
     Path(job): Path<String>,
 ) -> Result<Json<Value>, Detail> {
     let job = job_id(&job)?;
-    match gateway.canceller.cancel(&caller.tenant, &job, Keep::Nothing).await? {
-        Outcome::Cancelled | Outcome::Stopping | Outcome::Ended(Status::Cancelled) => {}
-        Outcome::Ended(status) => {
+    match gateway.cancel(&caller.tenant, &job, Keep::Nothing).await? {
+        Stopped::Now | Stopped::Soon | Stopped::Before(Status::Cancelled) => {}
+        Stopped::Before(status) => {
             let detail = format!("the job is {} and cannot be cancelled", status.as_str());
             return Err(Problem::new(StatusCode::BAD_REQUEST, "job_ended", detail).into());
         }
-        Outcome::Gone => return Err(Problem::gone(&job).into()),
-        Outcome::Unknown => return Err(Problem::unknown_job(job.as_str()).into()),
     }
     let job = gateway.job(&caller.tenant, &job).await?;
     Ok(Json(gateway.tutorial(&job, &headers).await))
@@ -138,9 +125,7 @@ pub(super) async fn socket(
     Path(job): Path<String>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Detail> {
-    let id = job_id(&job)?;
-    let mut watch = Watch::start(&gateway.bus, &caller.tenant, &id).await.map_err(Problem::from)?;
-    watch.catch_up().await.map_err(Problem::from)?;
+    let watch = follow(&gateway, &caller, &job).await?;
     let upgrade =
         upgrade.map_err(|error| Problem::new(StatusCode::UPGRADE_REQUIRED, "no_websocket", error.to_string()))?;
     let stop = gateway.stop.clone();

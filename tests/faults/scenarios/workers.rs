@@ -10,24 +10,12 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::laboratory::{LONG, Laboratory, pictures};
+use crate::laboratory::{BOUNDARIES, LONG, Laboratory, pictures};
 use crate::stack::PATIENCE;
 use crate::support::eventually;
 use crate::support::process::Background;
 
-/// Where a worker can be stopped with a job that gets its image.
-const BOUNDARIES: [&str; 9] = [
-    "claim.before",
-    "claim.after",
-    "store.before",
-    "store.after",
-    "record.after",
-    "publish.before",
-    "publish.after",
-    "settle.before",
-    "settle.after",
-];
-/// And with one that is refused.
+/// As [`BOUNDARIES`], with a job that is refused.
 const BOUNDARIES_OF_REFUSAL: [&str; 6] =
     ["record.before", "record.after", "publish.after", "letter.before", "letter.after", "settle.before"];
 /// Longer than any test: nothing is delivered again before the test wants it.
