@@ -95,7 +95,7 @@ pub fn document() -> Value {
                 "operationId": "events", "summary": "Follow a job: server-sent events, each with a CloudEvent for data, to the terminal one",
                 "parameters": [header("Last-Event-ID", "The last that was seen", json!({ "type": "string" }))],
                 "responses": with_media_type(
-                    answers(&[("200", "The events", None)], &[no_job, gone]), "text/event-stream", &json!({ "type": "string" })),
+                    answers(&[("200", "The events", None), ("204", "The terminal one was seen", None)], &[no_job, gone]), "text/event-stream", &json!({ "type": "string" })),
             },
         },
         "/v1/ws/jobs/{job}": {

@@ -128,6 +128,10 @@ async fn a_job_is_submitted_followed_and_fetched() {
     let again = gateway.events(id, Some(events[1].1["id"].as_str().unwrap())).await;
     assert_eq!(again.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>(), ["completed"]);
 
+    let last = events.last().unwrap().1["id"].as_str().unwrap();
+    let request = gateway.request(Method::GET, &format!("{location}/events")).header("Last-Event-ID", last);
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::NO_CONTENT, "a browser need not come back");
+
     let (status, job) = gateway.get(&location).await;
     assert_eq!((status, &job["status"], &job["metadata"]["order"]), (StatusCode::OK, &json!("completed"), &json!(1)));
     let image = &job["images"][0];

@@ -17,6 +17,7 @@ use super::jobs::job_id;
 use super::problem::Problem;
 use super::{Caller, Gateway};
 use crate::shell::client::{Seen, Watch};
+use crate::wire::event::EventKind;
 
 /// A connection that says nothing is closed by proxies on the way; many wait for 60 seconds.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -37,6 +38,10 @@ pub(super) async fn stream(
 ) -> Result<Response, Problem> {
     let mut watch = follow(&gateway, &caller, &job).await?;
     if let Some(seen) = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok()) {
+        if EventKind::from_id(seen).is_some_and(EventKind::is_terminal) {
+            // Browsers come back whenever a stream ends, until they are told this.
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
         watch.skip_until(seen);
     }
     let events = Sse::new(events(watch, gateway.stop.clone())).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
