@@ -12,6 +12,8 @@ pub mod manifest;
 pub mod record;
 pub mod request;
 pub mod schema;
+pub mod signature;
 pub mod subject;
 pub mod time;
+pub mod webhook;
 pub mod worker;
