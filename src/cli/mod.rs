@@ -10,6 +10,7 @@ mod platform;
 mod profile;
 mod render;
 mod simulate;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -111,6 +112,9 @@ enum Command {
     /// Requests that failed: list them, look at them, send them again, drop them
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// Webhooks that were given up, endpoints that are told nothing, and the secrets of tenants
+    #[command(subcommand)]
+    Webhooks(webhooks::WebhooksCommand),
     /// List the models that are served
     Models,
     /// Make the image of a request with the engine alone, without NATS
@@ -163,9 +167,9 @@ impl Failed {
         let (exit, code) = match &error {
             DeadLetterError::Unknown { .. } => (Exit::NotFound, "unknown_dead_letter"),
             DeadLetterError::StreamMissing => (Exit::NotFound, "no_stream"),
-            DeadLetterError::NotARequest { .. } | DeadLetterError::Unreadable(_) => {
-                (Exit::InvalidRequest, "invalid_request")
-            }
+            DeadLetterError::NotARequest { .. }
+            | DeadLetterError::Unreadable(_)
+            | DeadLetterError::UnreadableWebhook { .. } => (Exit::InvalidRequest, "invalid_request"),
             DeadLetterError::Ambiguous { .. } => (Exit::Failure, "ambiguous"),
             DeadLetterError::TenantsAccount
             | DeadLetterError::Name { .. }
@@ -237,6 +241,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Cancel(options) => runtime.block_on(jobs::cancel(&bus, &options, output)),
         Command::List(options) => runtime.block_on(jobs::list(&bus, &options, output)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&bus, command, output)),
+        Command::Webhooks(command) => runtime.block_on(webhooks::run(&bus, command, output)),
         Command::Models => runtime.block_on(jobs::models(&bus, output)),
         Command::Render(options) => render::render(&options, output),
         Command::Profile(options) => profile::profile(&options, output),

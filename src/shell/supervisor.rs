@@ -316,13 +316,18 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-/// Functions that cost next to nothing and run all the time.
-const ALWAYS_ON: [&str; 2] = ["darkroom-deadletter", "darkroom-gateway"];
+/// Functions that cost next to nothing and run all the time, with what each is told besides. Receivers of webhooks may be on
+/// this machine, where all is the user's own.
+const ALWAYS_ON: [(&str, &[&str]); 3] = [
+    ("darkroom-deadletter", &[]),
+    ("darkroom-gateway", &[]),
+    ("darkroom-webhook", &["--webhook-allow", "localhost,127.0.0.0/8,::1"]),
+];
 
 struct Platform<'a> {
     config: &'a Config,
     addresses: &'a Addresses,
-    always_on: Vec<(&'static str, Slot)>,
+    always_on: Vec<(&'static str, &'static [&'static str], Slot)>,
     generate: BTreeMap<String, (PathBuf, Vec<Slot>)>,
 }
 
@@ -331,17 +336,17 @@ impl<'a> Platform<'a> {
         let slots = |directory: &PathBuf| (directory.clone(), (0..config.workers).map(|_| Slot::new()).collect());
         let generate =
             config.models.iter().map(|(directory, manifest)| (manifest.name.to_string(), slots(directory))).collect();
-        let always_on = ALWAYS_ON.iter().map(|program| (*program, Slot::new())).collect();
+        let always_on = ALWAYS_ON.iter().map(|(program, told)| (*program, *told, Slot::new())).collect();
         Self { config, addresses, always_on, generate }
     }
 
     fn start_always_on(&mut self) -> Result<(), SupervisorError> {
-        for (program, slot) in &mut self.always_on {
+        for (program, told, slot) in &mut self.always_on {
             slot.reap();
             if slot.may_start() {
                 let program = self.config.functions.join(*program);
                 let mut command = Command::new(&program);
-                command.arg("--nats").arg(&self.addresses.nats);
+                command.arg("--nats").arg(&self.addresses.nats).args(*told);
                 slot.process = Some(Process::start(command, &program)?);
             }
         }
@@ -406,7 +411,7 @@ impl<'a> Platform<'a> {
     async fn stop(&mut self) {
         let generate = self.generate.values_mut().flat_map(|(_, slots)| slots.iter_mut());
         let all =
-            generate.chain(self.always_on.iter_mut().map(|(_, slot)| slot)).filter_map(|slot| slot.process.as_mut());
+            generate.chain(self.always_on.iter_mut().map(|(_, _, slot)| slot)).filter_map(|slot| slot.process.as_mut());
         futures_util::future::join_all(all.map(|process| process.stop(STOP_GRACE))).await;
     }
 }
