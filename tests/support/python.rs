@@ -1,4 +1,4 @@
-//! Clients in Python, with the one package they need: nats-py, pinned, in Darkroom's cache.
+//! Clients in Python, with the packages they need, pinned, in Darkroom's cache.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,12 +6,13 @@ use std::sync::OnceLock;
 
 use super::{cache, checkout};
 
-const NATS_PY: &str = "nats-py==2.16.0";
+/// Neither needs another one.
+const PACKAGES: [&str; 2] = ["nats-py==2.16.0", "standardwebhooks==1.1.0"];
 
 /// A client of `tests/clients`, ready for its arguments.
 ///
 /// # Panics
-/// If nats-py cannot be installed.
+/// If the packages cannot be installed.
 pub(crate) fn client(script: &str) -> Command {
     let mut command = Command::new("python3");
     command
@@ -24,9 +25,9 @@ pub(crate) fn client(script: &str) -> Command {
 
 /// The directory of the packages, which is made by the first who needs it.
 fn packages() -> PathBuf {
-    static PACKAGES: OnceLock<PathBuf> = OnceLock::new();
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let install = || {
-        let directory = cache().join("python").join(NATS_PY.replace("==", "-"));
+        let directory = cache().join("python").join(PACKAGES.join("+").replace("==", "-"));
         if directory.is_dir() {
             return directory;
         }
@@ -39,19 +40,20 @@ fn packages() -> PathBuf {
             ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--target"];
         let status = Command::new(python)
             .args(pip)
-            .args([packages.as_os_str(), NATS_PY.as_ref()])
+            .arg(&packages)
+            .args(PACKAGES)
             .envs([("PIP_ROOT_USER_ACTION", "ignore"), ("PIP_USER", "0")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status();
-        assert!(status.is_ok_and(|status| status.success()), "pip cannot install {NATS_PY}");
+        assert!(status.is_ok_and(|status| status.success()), "pip cannot install {PACKAGES:?}");
         // Another test process may have come first: its directory is as good.
         if let Err(error) = std::fs::rename(&packages, &directory) {
             assert!(directory.is_dir(), "{}: {error}", directory.display());
         }
         directory
     };
-    PACKAGES.get_or_init(install).clone()
+    DIRECTORY.get_or_init(install).clone()
 }
 
 /// A Python that has pip. Debian and Ubuntu leave both venv's ensurepip and pip out of python3; either is enough.
