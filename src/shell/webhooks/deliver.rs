@@ -33,6 +33,8 @@ const PULL_FOR: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
 /// After what failed on the bus, which may have been after the attempt.
 const AFTER_FAULT: Duration = Duration::from_secs(5);
+/// How much later than an earlier one of its job a delivery is tried.
+const AFTER_EARLIER: Duration = Duration::from_millis(250);
 /// "There is no such message."
 const NO_MESSAGE: u64 = 10037;
 
@@ -192,8 +194,10 @@ impl Courier {
         if let Some(wait) = progress.wait(self.clock.unix_ms()) {
             return Ok(Settlement::Later(wait));
         }
-        if !self.is_next_of_its_job(delivery, sequence).await? {
-            return Ok(Settlement::Later(turned_away(delivered)));
+        if let Some(earlier) = self.earlier_of_its_job(delivery, sequence).await? {
+            let of_earlier = keep::progress(&self.bus, earlier).await?.wait(self.clock.unix_ms());
+            let soon = turned_away(delivered);
+            return Ok(Settlement::Later(of_earlier.map_or(soon, |wait| wait.saturating_add(AFTER_EARLIER))));
         }
         let dead_id = header::dead_webhook_id(sequence);
         if keep::is_disabled(&self.bus, &delivery.tenant, &delivery.url).await? {
@@ -250,14 +254,14 @@ impl Courier {
         Ok(attempted)
     }
 
-    /// Whether nothing of the same job is on its way that came before. What is over is removed, so the first on the subject
-    /// is the next; the stream's leader knows.
-    async fn is_next_of_its_job(&self, delivery: &Delivery, sequence: u64) -> Result<bool, Fault> {
+    /// What of the same job is on its way that came before, by its sequence. What is over is removed, so the first on the
+    /// subject is the next; the stream's leader knows.
+    async fn earlier_of_its_job(&self, delivery: &Delivery, sequence: u64) -> Result<Option<u64>, Fault> {
         let subject = subject::webhook(&delivery.tenant, &delivery.job);
         let question = json!({ "seq": 1, "next_by_subj": subject });
         match self.bus.api(&format!("STREAM.MSG.GET.{}", subject::STREAM_WEBHOOKS), &question).await {
-            Ok(answer) => Ok(answer["message"]["seq"].as_u64().is_none_or(|first| first >= sequence)),
-            Err(error) if error.code() == Some(NO_MESSAGE) => Ok(true),
+            Ok(answer) => Ok(answer["message"]["seq"].as_u64().filter(|first| *first < sequence)),
+            Err(error) if error.code() == Some(NO_MESSAGE) => Ok(None),
             Err(error) => Err(Fault::retry(FaultCode::BusFailed, chain(&error))),
         }
     }
