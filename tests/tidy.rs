@@ -91,7 +91,15 @@ fn subjects_are_written_only_in_the_subject_module() {
     let mut files = files_below("src", "rs");
     files.extend(files_below("functions", "rs"));
     files.retain(|path| !path.ends_with("wire/subject.rs"));
-    let prefixes = ["darkroom.req", "darkroom.ev", "darkroom.prog", "darkroom.dlq", "darkroom.ctl", "DARKROOM_REQ"];
+    let prefixes = [
+        "darkroom.req",
+        "darkroom.ev",
+        "darkroom.prog",
+        "darkroom.dlq",
+        "darkroom.ctl",
+        "darkroom.hook",
+        "DARKROOM_REQ",
+    ];
     let found =
         offences(&files, |line| prefixes.iter().any(|prefix| line.contains(prefix)) && !line.contains("include_str!"));
     assert!(found.is_empty(), "{}", found.join("\n"));

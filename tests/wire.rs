@@ -8,9 +8,9 @@ use std::path::Path;
 use darkroom::job::limits::REQUEST_BYTES_MAX;
 use darkroom::job::{
     Deadline, Defaults, JobId, LongPrompt, ModelLimits, ModelManifest, OnLate, PictureSource, Priority, Rng,
-    SamplerKind, Start, Task, Tenant, Weighting,
+    SamplerKind, Start, Task, Tenant, WebhookEvent, Weighting,
 };
-use darkroom::wire::request::{Context, Refusal, Request, id_in_body, parse};
+use darkroom::wire::request::{Context, Refusal, Request, id_in_body, parse, webhook_in_body};
 use darkroom::wire::{manifest, schema};
 
 fn model() -> ModelManifest {
@@ -63,7 +63,8 @@ fn every_field_arrives() {
         "init_image":"t/inputs/a.png","mask_image":"https://example.com/m.png","strength":0.5,
         "loras":[{"name":"one","weight":-0.5},{"name":"two"}],"long_prompt":"chunk","prompt_weighting":true,
         "original_size":[1,2],"crops_coords_top_left":[3,4],"target_size":[5,6],
-        "deadline":"2030-01-31T13:00:00+01:00","on_late":"continue"}"#;
+        "deadline":"2030-01-31T13:00:00+01:00","on_late":"continue",
+        "webhook":{"url":"https://example.com/hook","events":["started","failed"]}}"#;
     let Request { spec, metadata, .. } = read(body).unwrap();
     let image = spec.image(0);
     assert_eq!((image.width, image.height, image.num_inference_steps, spec.num_images), (64, 96, 7, 3));
@@ -81,6 +82,9 @@ fn every_field_arrives() {
     assert_eq!((sizes.original, sizes.crops_coords_top_left, sizes.target), ([1, 2], [3, 4], [5, 6]));
     assert_eq!(spec.output_format.extension(), "webp");
     assert_eq!(spec.deadline, Some(Deadline { unix_ms: 1_896_091_200_000, on_late: OnLate::Continue }));
+    let webhook = spec.webhook.unwrap();
+    assert_eq!(webhook.url.as_str(), "https://example.com/hook");
+    assert_eq!(webhook.events, [WebhookEvent::Started, WebhookEvent::Failed]);
     assert_eq!(metadata.unwrap()["a"][0], 1);
 }
 
@@ -140,6 +144,22 @@ fn each_mistake_names_its_field() {
         ("long_prompt", br#"{"prompt":"p","long_prompt":"wrap"}"#.to_vec()),
         ("prompt_weighting", br#"{"prompt":"p","prompt_weighting":"yes"}"#.to_vec()),
         ("target_size", br#"{"prompt":"p","target_size":[1,2,3]}"#.to_vec()),
+        ("webhook", br#"{"prompt":"p","webhook":"https://example.com"}"#.to_vec()),
+        ("webhook.url", br#"{"prompt":"p","webhook":{}}"#.to_vec()),
+        ("webhook.url", br#"{"prompt":"p","webhook":{"url":7}}"#.to_vec()),
+        ("webhook.url", br#"{"prompt":"p","webhook":{"url":"ftp://example.com"}}"#.to_vec()),
+        ("webhook.url", br#"{"prompt":"p","webhook":{"url":"https://user:secret@example.com"}}"#.to_vec()),
+        ("webhook.events", br#"{"prompt":"p","webhook":{"url":"https://a.b","events":[]}}"#.to_vec()),
+        ("webhook.events", br#"{"prompt":"p","webhook":{"url":"https://a.b","events":"failed"}}"#.to_vec()),
+        (
+            "webhook.events[1]",
+            br#"{"prompt":"p","webhook":{"url":"https://a.b","events":["failed","progress"]}}"#.to_vec(),
+        ),
+        (
+            "webhook.events[1]",
+            br#"{"prompt":"p","webhook":{"url":"https://a.b","events":["failed","failed"]}}"#.to_vec(),
+        ),
+        ("webhook.secret", br#"{"prompt":"p","webhook":{"url":"https://a.b","secret":"x"}}"#.to_vec()),
         ("size", br#"{"prompt":"p","size":"256x256"}"#.to_vec()),
         ("id", br#"{"prompt":"p","id":"job-2"}"#.to_vec()),
     ];
@@ -157,6 +177,18 @@ fn all_mistakes_are_reported_together() {
     let mut found = read(body).unwrap_err().violations.into_iter().map(|v| v.field).collect::<Vec<_>>();
     found.sort();
     assert_eq!(found, ["colour", "height", "num_inference_steps", "prompt", "seed", "width"]);
+}
+
+#[test]
+fn a_webhook_is_told_of_a_refusal_if_it_is_right_itself() {
+    let told = |body: &str| webhook_in_body(body.as_bytes()).map(|webhook| webhook.events);
+    let right = r#"{"prompt":7,"colour":"red","webhook":{"url":"https://a.b"}}"#;
+    assert_eq!(told(right).as_deref(), Some(WebhookEvent::TERMINAL));
+    for body in ["", "[]", "{}", r#"{"webhook":null}"#, r#"{"webhook":{"url":"https://a.b","events":["begun"]}}"#] {
+        assert_eq!(told(body), None, "{body}");
+    }
+    let secret = read(br#"{"prompt":"p","webhook":{"url":"https://user:secret@a.b"}}"#).unwrap_err();
+    assert!(!format!("{secret:?}").contains("secret"), "what is wrong with a URL is said without it: {secret:?}");
 }
 
 #[test]
@@ -246,6 +278,16 @@ fn the_schema_refuses_what_the_reader_refuses() {
         (r#"{"prompt":"p","width":100}"#, false),
         (r#"{"prompt":"p","id":"a.b"}"#, false),
         (r#"{"prompt":"p","seed":-1}"#, false),
+        (r#"{"prompt":"p","webhook":{"url":"https://example.com:8443/hook?a=b@c"}}"#, true),
+        (r#"{"prompt":"p","webhook":{"url":"http://[::1]/","events":["started","completed"]}}"#, true),
+        (r#"{"prompt":"p","webhook":{"url":"https://example.com","events":null}}"#, true),
+        (r#"{"prompt":"p","webhook":{"url":"ftp://example.com"}}"#, false),
+        (r#"{"prompt":"p","webhook":{"url":"https://user@example.com"}}"#, false),
+        (r#"{"prompt":"p","webhook":{"url":"https://a.b","events":["progress"]}}"#, false),
+        (r#"{"prompt":"p","webhook":{"url":"https://a.b","events":["failed","failed"]}}"#, false),
+        (r#"{"prompt":"p","webhook":{"url":"https://a.b","events":[]}}"#, false),
+        (r#"{"prompt":"p","webhook":{"events":["failed"]}}"#, false),
+        (r#"{"prompt":"p","webhook":{"url":"https://a.b","secret":"x"}}"#, false),
     ] {
         assert_eq!(validator.is_valid(&serde_json::from_str(body).unwrap()), good, "schema: {body}");
         assert_eq!(read_as(body.as_bytes(), None).is_ok(), good, "reader: {body}");

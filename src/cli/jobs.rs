@@ -14,7 +14,7 @@ use darkroom::shell::records::{self, Found};
 use darkroom::shell::{outlook, store, topology};
 use darkroom::wire::cancel::CancelOutcome;
 use darkroom::wire::event::{EventKind, StoredImage};
-use darkroom::wire::request::{LoraDocument, RequestDocument};
+use darkroom::wire::request::{LoraDocument, RequestDocument, WebhookDocument};
 use darkroom::wire::time::rfc3339;
 use serde_json::{Value, json};
 
@@ -102,6 +102,12 @@ pub(crate) struct SubmitOptions {
     /// What becomes of a job that cannot make its deadline: fail or continue
     #[arg(long, value_name = "NAME", requires = "deadline")]
     on_late: Option<String>,
+    /// Who is told by HTTP when it ends; `darkroom webhooks secret` prints what it is signed with
+    #[arg(long, value_name = "URL")]
+    webhook: Option<String>,
+    /// Of which events: started, completed, failed, cancelled; those that end the job when absent. May be repeated
+    #[arg(long, value_name = "NAME", requires = "webhook")]
+    webhook_event: Vec<String>,
     /// A JSON object that comes back with the events
     #[arg(long, value_name = "JSON")]
     metadata: Option<String>,
@@ -220,6 +226,7 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
             original_size: None,
             crops_coords_top_left: None,
             target_size: None,
+            webhook: webhook(submit.webhook, submit.webhook_event),
             metadata,
         },
     };
@@ -281,6 +288,11 @@ fn deadline(text: String, clock: Clock) -> String {
         }
         Err(_) => text,
     }
+}
+
+fn webhook(url: Option<String>, events: Vec<String>) -> Option<WebhookDocument> {
+    let events = (!events.is_empty()).then_some(events);
+    url.map(|url| WebhookDocument { url, events })
 }
 
 fn parse_lora(text: &str) -> Result<LoraDocument, String> {

@@ -11,6 +11,7 @@ mod platform;
 mod profile;
 mod render;
 mod simulate;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -115,6 +116,9 @@ enum Command {
     /// API keys of the gateway
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Webhooks that were given up, endpoints that are told nothing, and the secrets of tenants
+    #[command(subcommand)]
+    Webhooks(webhooks::WebhooksCommand),
     /// List the models that are served
     Models,
     /// Make the image of a request with the engine alone, without NATS
@@ -167,9 +171,9 @@ impl Failed {
         let (exit, code) = match &error {
             DeadLetterError::Unknown { .. } => (Exit::NotFound, "unknown_dead_letter"),
             DeadLetterError::StreamMissing => (Exit::NotFound, "no_stream"),
-            DeadLetterError::NotARequest { .. } | DeadLetterError::Unreadable(_) => {
-                (Exit::InvalidRequest, "invalid_request")
-            }
+            DeadLetterError::NotARequest { .. }
+            | DeadLetterError::Unreadable(_)
+            | DeadLetterError::UnreadableWebhook { .. } => (Exit::InvalidRequest, "invalid_request"),
             DeadLetterError::Ambiguous { .. } => (Exit::Failure, "ambiguous"),
             DeadLetterError::TenantsAccount
             | DeadLetterError::Name { .. }
@@ -242,6 +246,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::List(options) => runtime.block_on(jobs::list(&bus, &options, output)),
         Command::Keys(command) => runtime.block_on(keys::keys(&bus, command, output)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&bus, command, output)),
+        Command::Webhooks(command) => runtime.block_on(webhooks::run(&bus, command, output)),
         Command::Models => runtime.block_on(jobs::models(&bus, output)),
         Command::Render(options) => render::render(&options, output),
         Command::Profile(options) => profile::profile(&options, output),

@@ -15,6 +15,10 @@ pub const GUIDANCE_MAX: f32 = 20.0;
 pub const IMAGES_MAX: u32 = 8;
 /// Integers above 2^53 - 1 change silently in JSON readers that hold numbers as doubles.
 pub const SEED_MAX: u64 = (1 << 53) - 1;
+/// The URL of a webhook: longer ones are refused by web servers anyway.
+pub const WEBHOOK_URL_BYTES_MAX: usize = 2048;
+/// The body of a webhook, by Standard Webhooks 1.0.
+pub const WEBHOOK_BODY_BYTES_MAX: usize = 20_000;
 /// Echoed metadata, as compact JSON.
 pub const METADATA_BYTES_MAX: usize = 4096;
 /// Real failures after which a job is dead-lettered.

@@ -9,6 +9,7 @@ pub mod model;
 pub mod options;
 pub mod spec;
 pub mod state;
+pub mod webhook;
 
 pub use fault::{Fault, FaultClass, FaultCode};
 pub use id::{InvalidToken, JobId, LoraName, ModelName, Tenant, WorkerId};
@@ -18,3 +19,4 @@ pub use options::{
 };
 pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, SigmaSpacing, Violation};
 pub use state::{IllegalStep, JobState, JobStep, Pool, Priority, Status};
+pub use webhook::{InvalidWebhookUrl, Undelivered, Webhook, WebhookEvent, WebhookUrl};

@@ -12,6 +12,7 @@ use super::model::{Defaults, ModelManifest, Task};
 use super::options::{
     Deadline, LongPrompt, LoraChoice, OnLate, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting,
 };
+use super::webhook::Webhook;
 
 /// How much of a starting picture is made anew unasked, as in diffusers.
 const STRENGTH_DEFAULT: f32 = 0.8;
@@ -281,6 +282,8 @@ pub struct Draft {
     pub deadline_unix_ms: Option<i64>,
     /// What becomes of it otherwise.
     pub on_late: Option<OnLate>,
+    /// Whom to tell of it.
+    pub webhook: Option<Webhook>,
 }
 
 /// A job that can be done.
@@ -300,6 +303,8 @@ pub struct JobSpec {
     pub mask_image: Option<PictureSource>,
     /// When it is to be done.
     pub deadline: Option<Deadline>,
+    /// Whom to tell of it.
+    pub webhook: Option<Webhook>,
 }
 
 /// All that decides the pixels of one image, but for the starting picture's.
@@ -484,6 +489,7 @@ impl JobSpec {
             init_image: draft.init_image.clone(),
             mask_image: draft.mask_image.clone(),
             deadline,
+            webhook: draft.webhook.clone(),
         })
     }
 

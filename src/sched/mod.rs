@@ -12,6 +12,7 @@
 
 mod batch;
 mod cost;
+pub mod delivery;
 pub mod estimate;
 mod fair;
 mod fit;

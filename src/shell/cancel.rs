@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::job::{Fault, FaultCode, JobId, JobStep, Status, Tenant};
 use crate::wire::event::Cancelled;
 use crate::wire::record::Record;
-use crate::wire::request::canonical_digest;
+use crate::wire::request::{canonical_digest, webhook_in_body};
 use crate::wire::subject;
 
 use super::bus::Bus;
@@ -146,4 +146,5 @@ impl Canceller {
 fn record_of(request: &Stored, unix_ms: i64) -> Record {
     let (model, _) = subject::model_and_tenant_tokens(&request.subject);
     Record::accepted(canonical_digest(&request.body), model, Some(request.sequence), unix_ms)
+        .telling(webhook_in_body(&request.body))
 }

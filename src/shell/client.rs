@@ -166,6 +166,7 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
 
     let bucket = Records::open(bus).await?;
     let fresh = Record::accepted(parsed.digest.clone(), model.as_str(), None, clock.unix_ms());
+    let fresh = fresh.telling(parsed.spec.webhook.clone());
     let made = match record_to_publish(bus, &bucket, submission, fresh).await? {
         Recorded::ToPublish(owned) => owned,
         Recorded::Published => return Ok(Submitted { stream_sequence: None, pending: 0, estimate: None }),

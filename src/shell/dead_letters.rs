@@ -81,6 +81,12 @@ pub enum DeadLetterError {
         /// What was asked for.
         id: String,
     },
+    /// A webhook that cannot be read, so that it cannot be sent.
+    #[error("the webhook {sequence} cannot be read")]
+    UnreadableWebhook {
+        /// Its number.
+        sequence: u64,
+    },
     /// More than one is of the job.
     #[error("several dead letters are of a job {id}: numbers {}; name one by its number", numbers(sequences))]
     Ambiguous {
@@ -161,9 +167,14 @@ fn read(stored: Stored) -> Letter {
     }
 }
 
-/// Goes through the letters on `filter`, newest first, until told to stop.
-async fn scan(bus: &Bus, filter: &str, mut each: impl FnMut(Stored) -> ControlFlow<()>) -> Result<(), DeadLetterError> {
-    let info = match bus.api(&format!("STREAM.INFO.{}", subject::STREAM_DEAD_LETTERS), &Value::Null).await {
+/// Goes through the letters of `stream` on `filter`, newest first, until told to stop.
+pub(super) async fn scan(
+    bus: &Bus,
+    stream: &str,
+    filter: &str,
+    mut each: impl FnMut(Stored) -> ControlFlow<()>,
+) -> Result<(), DeadLetterError> {
+    let info = match bus.api(&format!("STREAM.INFO.{stream}"), &Value::Null).await {
         Ok(info) => info,
         Err(error) if error.code() == Some(STREAM_NOT_FOUND) => return Err(DeadLetterError::StreamMissing),
         Err(error) if bus.access().await.is_ok_and(|access| access == Access::Tenant) => {
@@ -180,7 +191,7 @@ async fn scan(bus: &Bus, filter: &str, mut each: impl FnMut(Stored) -> ControlFl
         let mut next = from;
         while next <= to {
             // A page ends early where letters are large.
-            let page = stored::page(bus, subject::STREAM_DEAD_LETTERS, next, filter, stored::PAGE_MAX).await?;
+            let page = stored::page(bus, stream, next, filter, stored::PAGE_MAX).await?;
             let Some(last) = page.last() else { break };
             next = last.sequence + 1;
             window.extend(page.into_iter().filter(|letter| letter.sequence <= to));
@@ -204,7 +215,7 @@ pub async fn list(bus: &Bus, filter: &Filter, limit: usize) -> Result<Vec<Letter
     if limit == 0 {
         return Ok(found);
     }
-    scan(bus, &filter.subject(), |stored| {
+    scan(bus, subject::STREAM_DEAD_LETTERS, &filter.subject(), |stored| {
         let letter = read(stored);
         if filter.matches(&letter) {
             found.push(letter);
@@ -222,7 +233,7 @@ pub async fn list(bus: &Bus, filter: &Filter, limit: usize) -> Result<Vec<Letter
 pub async fn find(bus: &Bus, id: &str, filter: &Filter) -> Result<Letter, DeadLetterError> {
     let number: Option<u64> = id.parse().ok();
     let (mut by_number, mut by_job) = (None, Vec::new());
-    scan(bus, &filter.subject(), |stored| {
+    scan(bus, subject::STREAM_DEAD_LETTERS, &filter.subject(), |stored| {
         let letter = read(stored);
         if Some(letter.sequence) == number && filter.matches(&letter) {
             by_number = Some(letter);
@@ -255,7 +266,7 @@ pub async fn has_request(bus: &Bus, request: &Stored) -> Result<bool, Fault> {
     let (model, tenant) = subject::model_and_tenant_tokens(&request.subject);
     let id = request.sequence.to_string();
     let filter = subject::dead_letter(model, tenant);
-    let scanned = scan(bus, &filter, |letter| {
+    let scanned = scan(bus, subject::STREAM_DEAD_LETTERS, &filter, |letter| {
         found = letter.header(header::DEAD_LETTER_SEQUENCE) == Some(&id);
         let is_older = letter.unix_ms < request.unix_ms - CLOCKS_APART_MS;
         if found || is_older { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -272,8 +283,12 @@ pub async fn has_request(bus: &Bus, request: &Stored) -> Result<bool, Fault> {
 /// # Errors
 /// [`DeadLetterError`].
 pub async fn remove(bus: &Bus, letter: &Letter) -> Result<(), DeadLetterError> {
-    let delete = format!("STREAM.MSG.DELETE.{}", subject::STREAM_DEAD_LETTERS);
-    match bus.api(&delete, &json!({ "seq": letter.sequence, "no_erase": true })).await {
+    remove_from(bus, subject::STREAM_DEAD_LETTERS, letter.sequence).await
+}
+
+/// Removes a message from a stream; one that is gone already is no error.
+pub(super) async fn remove_from(bus: &Bus, stream: &str, sequence: u64) -> Result<(), DeadLetterError> {
+    match bus.api(&format!("STREAM.MSG.DELETE.{stream}"), &json!({ "seq": sequence, "no_erase": true })).await {
         Err(error) if error.code() != Some(NO_MESSAGE) => Err(error.into()),
         Ok(_) | Err(_) => Ok(()),
     }

@@ -10,7 +10,7 @@ use crate::sched::reconcile::Relation;
 use crate::wire::event::{ErrorDocument, EventKind, Failed};
 use crate::wire::header;
 use crate::wire::record::Record;
-use crate::wire::request::{canonical_digest, id_in_body};
+use crate::wire::request::{canonical_digest, id_in_body, webhook_in_body};
 use crate::wire::subject;
 
 use super::bus::{Bus, chain};
@@ -134,7 +134,8 @@ impl Ending {
             (Relation::Unrecorded | Relation::Ended(_) | Relation::Open(_), _) => {
                 let (model, _) = subject::model_and_tenant_tokens(&message.subject);
                 let now = self.clock.unix_ms();
-                let fresh = Record::accepted(canonical_digest(&message.body), model, Some(message.sequence), now);
+                let fresh = Record::accepted(canonical_digest(&message.body), model, Some(message.sequence), now)
+                    .telling(webhook_in_body(&message.body));
                 let data = serde_json::to_value(failed(fault, 0, message)).ok();
                 match self.records.refuse(&tenant, &job, fresh, data, now).await? {
                     Changed::Won(owned) => owned,

@@ -52,6 +52,36 @@ impl ReconcilerMetrics {
     }
 }
 
+/// The instruments of the webhook function.
+#[derive(Clone, Debug)]
+pub struct WebhookMetrics {
+    attempts: Counter<u64>,
+    given_up: Counter<u64>,
+}
+
+impl WebhookMetrics {
+    /// Makes them.
+    pub fn new(meter: &Meter) -> Self {
+        let counter = |name: &'static str, description: &'static str| {
+            meter.u64_counter(name).with_description(description).build()
+        };
+        Self {
+            attempts: counter("darkroom.webhook.attempts", "Attempts to tell a receiver of an event"),
+            given_up: counter("darkroom.webhook.given_up", "Events that a receiver was not told of"),
+        }
+    }
+
+    /// An attempt was made, and ended so.
+    pub fn attempted(&self, outcome: &'static str) {
+        self.attempts.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// A delivery will not be tried again.
+    pub fn given_up(&self, why: &'static str) {
+        self.given_up.add(1, &[KeyValue::new("why", why)]);
+    }
+}
+
 /// What the gateway knows of the server.
 #[derive(Clone, Debug)]
 pub struct ServerMetrics {

@@ -33,6 +33,7 @@ pub mod stored;
 pub mod supervisor;
 pub mod telemetry;
 pub mod topology;
+pub mod webhooks;
 pub mod writable;
 
 #[cfg(feature = "engine")]

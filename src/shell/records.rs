@@ -6,7 +6,7 @@ use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
-use crate::job::{Fault, FaultCode, JobId, JobState, JobStep, Status, Tenant, WorkerId};
+use crate::job::{Fault, FaultCode, JobId, JobState, JobStep, Status, Tenant, Webhook, WorkerId};
 use crate::sched::{Claim, RecordChange};
 use crate::wire::record::{self, Record};
 use crate::wire::time::rfc3339;
@@ -92,6 +92,8 @@ pub struct ClaimRequest {
     pub delivered: i64,
     /// Who claims.
     pub worker: WorkerId,
+    /// Whom the request wants told.
+    pub webhook: Option<Webhook>,
 }
 
 /// How a change of a record ended.
@@ -368,7 +370,9 @@ impl Records {
     /// # Errors
     /// A `Retry` fault when nobody answers, `Reject` when the record is unreadable.
     pub async fn claim(&self, request: &ClaimRequest, unix_ms: i64) -> Result<Claimed, Fault> {
-        let ClaimRequest { tenant, job, digest, model, stream_sequence, delivered, worker } = request;
+        let ClaimRequest { tenant, job, digest, model, stream_sequence, delivered, worker, webhook } = request;
+        let fresh =
+            || Record::accepted(digest.clone(), model, Some(*stream_sequence), unix_ms).telling(webhook.clone());
         let claimed = |owned: &Owned| Claimed {
             claim: Claim::Won {
                 failures: owned.record.state.failures,
@@ -380,7 +384,7 @@ impl Records {
         for _ in 0..RACES_MAX {
             // The usual case first: nobody has heard of this job.
             if *delivered <= 1 {
-                let fresh = Record::accepted(digest.clone(), model, Some(*stream_sequence), unix_ms);
+                let fresh = fresh();
                 let step = JobStep::Claim { worker: worker.clone() };
                 let state = fresh.state.next(step).unwrap_or_else(|_| JobState::accepted());
                 if let Changed::Won(owned) = self.create(tenant, job, Record { state, ..fresh }).await? {
@@ -394,8 +398,7 @@ impl Records {
                 return Ok(Claimed { claim: Claim::Duplicate, owned: None });
             }
             let Some(owned) = found.into_record() else {
-                let fresh = Record::accepted(digest.clone(), model, Some(*stream_sequence), unix_ms);
-                self.create(tenant, job, fresh).await?;
+                self.create(tenant, job, fresh()).await?;
                 continue;
             };
             let Record { state, request_digest, stream_sequence: of_record, .. } = &owned.record;

@@ -322,7 +322,9 @@ fn now() -> std::time::Instant {
 }
 
 /// Functions that cost next to nothing and run all the time.
-const ALWAYS_ON: [&str; 2] = ["darkroom-deadletter", "darkroom-gateway"];
+const ALWAYS_ON: [&str; 3] = ["darkroom-deadletter", "darkroom-gateway", "darkroom-webhook"];
+/// Receivers of webhooks may be on this machine, where all is the user's own.
+const WEBHOOK_ALLOW: &str = "localhost,127.0.0.0/8,::1";
 
 struct Platform<'a> {
     config: &'a Config,
@@ -352,7 +354,8 @@ impl<'a> Platform<'a> {
                     .env("DARKROOM_STORE", &self.addresses.store)
                     .env("DARKROOM_HTTP_LISTEN", format!("127.0.0.1:{}", self.config.http_port))
                     .env("DARKROOM_HTTP_ORIGINS", "*")
-                    .env("DARKROOM_OPEN_TENANT", "default");
+                    .env("DARKROOM_OPEN_TENANT", "default")
+                    .env("DARKROOM_WEBHOOK_ALLOW", WEBHOOK_ALLOW);
                 slot.process = Some(Process::start(command, &program)?);
             }
         }

@@ -13,19 +13,28 @@ use crate::wire::{manifest, subject};
 
 use super::bus::{ApiError, Bus};
 
-const STREAMS: [&str; 9] = [
+const STREAMS: [&str; 13] = [
     include_str!("../../nats/streams/DARKROOM_REQ.json"),
     include_str!("../../nats/streams/DARKROOM_EV.json"),
     include_str!("../../nats/streams/DARKROOM_PROG.json"),
     include_str!("../../nats/streams/DARKROOM_DLQ.json"),
     include_str!("../../nats/streams/DARKROOM_ADV.json"),
+    include_str!("../../nats/streams/DARKROOM_HOOK.json"),
+    include_str!("../../nats/streams/DARKROOM_HOOK_DLQ.json"),
     include_str!("../../nats/buckets/darkroom_jobs.json"),
     include_str!("../../nats/buckets/darkroom_workers.json"),
     include_str!("../../nats/buckets/darkroom_models.json"),
     include_str!("../../nats/buckets/darkroom_keys.json"),
+    include_str!("../../nats/buckets/darkroom_webhooks.json"),
+    include_str!("../../nats/buckets/darkroom_webhook_secrets.json"),
 ];
 const CONSUMER: &str = include_str!("../../nats/consumers/generate.json");
-const CONSUMER_OF_ADVISORIES: &str = include_str!("../../nats/consumers/deadletter.json");
+/// Consumers that are there whatever models are served: the stream, the name, the file.
+const FIXED_CONSUMERS: [(&str, &str, &str); 3] = [
+    (subject::STREAM_ADVISORIES, subject::CONSUMER_ADVISORIES, include_str!("../../nats/consumers/deadletter.json")),
+    (subject::STREAM_EVENTS, subject::CONSUMER_WEBHOOK, include_str!("../../nats/consumers/webhook.json")),
+    (subject::STREAM_WEBHOOKS, subject::CONSUMER_WEBHOOK, include_str!("../../nats/consumers/webhook-delivery.json")),
+];
 
 /// What the server refuses to change, or what would strand stored messages.
 const STREAM_FIXED: [&str; 4] = ["name", "subjects", "storage", "retention"];
@@ -120,10 +129,10 @@ pub async fn reconcile_with(
         let outcome = reconcile_stream(bus, &name, &wanted, mode).await?;
         findings.push(Finding { kind: "stream", name, outcome });
     }
-    let name = subject::CONSUMER_ADVISORIES;
-    let wanted = object(CONSUMER_OF_ADVISORIES);
-    let outcome = reconcile_consumer(bus, subject::STREAM_ADVISORIES, name, &wanted, mode).await?;
-    findings.push(Finding { kind: "consumer", name: name.to_owned(), outcome });
+    for (stream, name, text) in FIXED_CONSUMERS {
+        let outcome = reconcile_consumer(bus, stream, name, &object(text), mode).await?;
+        findings.push(Finding { kind: "consumer", name: format!("{stream}/{name}"), outcome });
+    }
     for model in models {
         for (priority, pool) in lanes() {
             let wanted = consumer_config(model, priority, pool);
@@ -414,17 +423,23 @@ mod tests {
             subject::STREAM_PROGRESS.to_owned(),
             subject::STREAM_DEAD_LETTERS.to_owned(),
             subject::STREAM_ADVISORIES.to_owned(),
+            subject::STREAM_WEBHOOKS.to_owned(),
+            subject::STREAM_DEAD_WEBHOOKS.to_owned(),
             format!("KV_{}", subject::BUCKET_JOBS),
             format!("KV_{}", subject::BUCKET_WORKERS),
             format!("KV_{}", subject::BUCKET_MODELS),
             format!("KV_{}", subject::BUCKET_KEYS),
+            subject::stream_of_bucket(subject::BUCKET_WEBHOOKS),
+            subject::stream_of_bucket(subject::BUCKET_WEBHOOK_SECRETS),
         ];
         assert_eq!(names, expected);
     }
 
     #[test]
-    fn the_consumer_of_advisories_is_named_as_the_code_means() {
-        assert_eq!(object(CONSUMER_OF_ADVISORIES)["durable_name"], json!(subject::CONSUMER_ADVISORIES));
+    fn fixed_consumers_are_named_as_the_code_means() {
+        for (stream, name, text) in FIXED_CONSUMERS {
+            assert_eq!(object(text)["durable_name"], json!(name), "{stream}");
+        }
     }
 
     #[test]

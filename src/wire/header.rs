@@ -28,6 +28,15 @@ pub const KEY_OPERATION: &str = "KV-Operation";
 /// It was deleted.
 pub const KEY_DELETED: &str = "DEL";
 
+/// Webhooks: the id of the event, the same with every attempt.
+pub const WEBHOOK_ID: &str = "webhook-id";
+/// Webhooks: when the attempt was made, in seconds since the Unix epoch.
+pub const WEBHOOK_TIMESTAMP: &str = "webhook-timestamp";
+/// Webhooks: signatures of id, timestamp and body, separated by spaces.
+pub const WEBHOOK_SIGNATURE: &str = "webhook-signature";
+/// Webhooks on their way: whom to tell.
+pub const WEBHOOK_URL: &str = "Darkroom-Webhook-Url";
+
 /// NATS micro services: why a request was refused.
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";
 
@@ -69,6 +78,21 @@ pub fn estimated_start(text: &str, published_unix_ms: i64) -> Option<i64> {
 /// The id of a dead letter, so that repeating it stores nothing.
 pub fn dead_letter_id(stream_sequence: u64) -> String {
     format!("dlq-{stream_sequence}")
+}
+
+/// The id of a webhook that an operator sends again: another one than that it was given up under.
+pub fn webhook_again_id(id: &str, dead_sequence: u64) -> String {
+    format!("{id}/again-{dead_sequence}")
+}
+
+/// The id of a webhook that was given up, by its sequence among those on their way.
+pub fn dead_webhook_id(sequence: u64) -> String {
+    format!("dead-{sequence}")
+}
+
+/// The id of a webhook for which there was no room, by the sequence of its event.
+pub fn crowded_out_webhook_id(event_sequence: u64) -> String {
+    format!("full-{event_sequence}")
 }
 
 /// A time to live as NATS reads it: whole seconds, at least one.

@@ -17,6 +17,8 @@ pub mod record;
 pub mod replicate;
 pub mod request;
 pub mod schema;
+pub mod signature;
 pub mod subject;
 pub mod time;
+pub mod webhook;
 pub mod worker;

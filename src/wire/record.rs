@@ -5,8 +5,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::job::JobState;
+use crate::job::{JobState, Webhook, WebhookEvent};
 
+use super::request::WebhookDocument;
 use super::time::rfc3339;
 
 /// The layout of records that this build writes.
@@ -31,6 +32,8 @@ pub struct Record {
     pub checkpoint: Option<Checkpoint>,
     /// The `data` of the terminal event; only in terminal states.
     pub terminal: Option<Value>,
+    /// Whom to tell of it, as the request says: that is gone when the job has ended.
+    pub webhook: Option<Webhook>,
 }
 
 /// What was saved of a job that runs, or ran.
@@ -68,7 +71,14 @@ impl Record {
             updated: now,
             checkpoint: None,
             terminal: None,
+            webhook: None,
         }
+    }
+
+    /// The same, of a request that wants somebody told.
+    #[must_use]
+    pub fn telling(self, webhook: Option<Webhook>) -> Self {
+        Self { webhook, ..self }
     }
 }
 
@@ -94,6 +104,8 @@ struct RecordDocument {
     checkpoint: Option<Checkpoint>,
     #[serde(skip_serializing_if = "Option::is_none")]
     terminal: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    webhook: Option<WebhookDocument>,
 }
 
 /// A record that this build cannot read.
@@ -133,6 +145,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         updated: record.updated.clone(),
         checkpoint: record.checkpoint.clone(),
         terminal: record.terminal.clone(),
+        webhook: record.webhook.as_ref().map(WebhookDocument::from),
     };
     serde_json::to_vec(&document).unwrap_or_default()
 }
@@ -165,7 +178,14 @@ pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
         updated: document.updated,
         checkpoint: document.checkpoint,
         terminal: document.terminal,
+        webhook: document.webhook.and_then(webhook),
     })
+}
+
+/// An event that this build does not know is one that it does not tell of.
+fn webhook(document: WebhookDocument) -> Option<Webhook> {
+    let events: Vec<WebhookEvent> = document.events?.iter().filter_map(|name| name.parse().ok()).collect();
+    Some(Webhook { url: document.url.parse().ok()?, events })
 }
 
 #[cfg(test)]
@@ -186,6 +206,9 @@ mod tests {
         assert_eq!(decode(&encode(&record)).unwrap(), record);
         record.state = record.state.next(JobStep::Complete).unwrap();
         record.terminal = Some(serde_json::json!({"images": []}));
+        assert_eq!(decode(&encode(&record)).unwrap(), record);
+        let url = "https://example.com/hook".parse().unwrap();
+        let record = record.telling(Some(Webhook { url, events: WebhookEvent::TERMINAL.to_vec() }));
         assert_eq!(decode(&encode(&record)).unwrap(), record);
     }
 

@@ -12,8 +12,8 @@ use super::time::parse_rfc3339;
 use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::job::options::InvalidPictureSource;
 use crate::job::{
-    Draft, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OnLate, OutputFormat, PictureSource, Priority, Rng,
-    SamplerKind, Tenant, Violation,
+    Draft, InvalidWebhookUrl, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OnLate, OutputFormat,
+    PictureSource, Priority, Rng, SamplerKind, Tenant, Violation, Webhook, WebhookEvent,
 };
 
 /// What a deadline may be, for people.
@@ -121,6 +121,9 @@ pub struct RequestDocument {
     /// SDXL is told this height and width of the crop; those of the picture when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_size: Option<[u32; 2]>,
+    /// Who is told of the job by HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<WebhookDocument>,
     /// Anything that fits in 4096 bytes of JSON; comes back with every durable event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, Value>>,
@@ -137,6 +140,34 @@ pub struct LoraDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -10.0, max = 10.0))]
     pub weight: Option<f32>,
+}
+
+/// `webhook`: whom to tell, and of what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookDocument {
+    /// An http or https URL without user name and password, which takes POSTs.
+    #[schemars(
+        length(max = 2048),
+        regex(pattern = r"^[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#@\\:][^\s/?#@\\]*([/?#][^\s\\]*)?$")
+    )]
+    pub url: String,
+    /// Of which events; of those that end the job when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), extend("uniqueItems" = true, "items" = event_schema()))]
+    pub events: Option<Vec<String>>,
+}
+
+fn event_schema() -> Value {
+    let names: Vec<&str> = WebhookEvent::ALL.iter().map(|event| event.as_str()).collect();
+    serde_json::json!({ "type": "string", "enum": names })
+}
+
+impl From<&Webhook> for WebhookDocument {
+    fn from(webhook: &Webhook) -> Self {
+        let events = webhook.events.iter().map(|event| event.as_str().to_owned()).collect();
+        Self { url: webhook.url.as_str().to_owned(), events: Some(events) }
+    }
 }
 
 /// What decides how a body is read, besides the body.
@@ -221,6 +252,7 @@ pub fn parse(body: &[u8], context: &Context<'_>) -> Result<Request, Refusal> {
             value.as_str().and_then(parse_rfc3339)
         }),
         on_late: take_name(&mut fields, "on_late", OnLate::ALL, OnLate::as_str, &mut violations),
+        webhook: take_webhook(&mut fields, &mut violations),
     };
     let priority = take_name(&mut fields, "priority", Priority::ALL, Priority::as_str, &mut violations);
     if let Some(priority) = priority.filter(|priority| *priority != context.priority) {
@@ -263,6 +295,16 @@ pub fn canonical_digest(body: &[u8]) -> String {
 pub fn id_in_body(body: &[u8]) -> Option<JobId> {
     let fields: Value = serde_json::from_slice(body).ok()?;
     fields.get("id")?.as_str()?.parse().ok()
+}
+
+/// The webhook that a body names, whatever else is wrong with it; `None` when it names none that could be told.
+pub fn webhook_in_body(body: &[u8]) -> Option<Webhook> {
+    if body.len() > REQUEST_BYTES_MAX {
+        return None;
+    }
+    let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let mut violations = Vec::new();
+    take_webhook(&mut fields, &mut violations).filter(|_| violations.is_empty())
 }
 
 /// Lower-case hexadecimal digits.
@@ -411,6 +453,49 @@ fn take_loras(fields: &mut Map<String, Value>, violations: &mut Vec<Violation>) 
         }
     }
     loras
+}
+
+/// The URL is never shown: it may hold a secret.
+fn take_webhook(fields: &mut Map<String, Value>, violations: &mut Vec<Violation>) -> Option<Webhook> {
+    let allowed = "an object with url and events";
+    let mut given = take(fields, "webhook", allowed, violations, |value| value.as_object().cloned())?;
+    let before = violations.len();
+    let url = given.remove("url");
+    let read = url.as_ref().and_then(Value::as_str).and_then(|text| text.parse().ok());
+    if read.is_none() {
+        let value = url.as_ref().map_or("missing", kind_of);
+        violations.push(Violation::new("webhook.url", value, InvalidWebhookUrl.to_string()));
+    }
+    let events = webhook_events(given.remove("events"), violations);
+    for name in given.keys() {
+        violations.push(Violation::new(format!("webhook.{}", field_name(name)), "given", "no such field"));
+    }
+    let url = read.filter(|_| violations.len() == before)?;
+    Some(Webhook { url, events })
+}
+
+fn webhook_events(given: Option<Value>, violations: &mut Vec<Violation>) -> Vec<WebhookEvent> {
+    let all = WebhookEvent::ALL.iter().map(|event| event.as_str()).collect::<Vec<_>>().join(", ");
+    let names = match given {
+        None | Some(Value::Null) => return WebhookEvent::TERMINAL.to_vec(),
+        Some(Value::Array(names)) if !names.is_empty() => names,
+        Some(other) => {
+            let value = if other.is_array() { "empty" } else { kind_of(&other) };
+            violations.push(Violation::new("webhook.events", value, format!("a list of some of: {all}")));
+            return Vec::new();
+        }
+    };
+    let mut events = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        match name.as_str().and_then(|name| name.parse::<WebhookEvent>().ok()) {
+            Some(event) if !events.contains(&event) => events.push(event),
+            found => {
+                let allowed = if found.is_some() { "each event once" } else { all.as_str() };
+                violations.push(Violation::new(format!("webhook.events[{index}]"), shown(name), allowed));
+            }
+        }
+    }
+    events
 }
 
 fn take_name<T: Copy>(

@@ -12,6 +12,10 @@ pub const STREAM_PROGRESS: &str = "DARKROOM_PROG";
 pub const STREAM_DEAD_LETTERS: &str = "DARKROOM_DLQ";
 /// The stream of the two consumer advisories that speak of lost messages.
 pub const STREAM_ADVISORIES: &str = "DARKROOM_ADV";
+/// The stream of webhooks that are on their way: a work queue.
+pub const STREAM_WEBHOOKS: &str = "DARKROOM_HOOK";
+/// The stream of webhooks that were given up.
+pub const STREAM_DEAD_WEBHOOKS: &str = "DARKROOM_HOOK_DLQ";
 /// The group that pulls of requests name, as the consumers do.
 pub const PULL_GROUP: &str = "workers";
 /// The bucket with one record per job.
@@ -24,6 +28,12 @@ pub const BUCKET_WORKERS: &str = "darkroom_workers";
 pub const BUCKET_MODELS: &str = "darkroom_models";
 /// The bucket of API keys.
 pub const BUCKET_KEYS: &str = "darkroom_keys";
+/// The bucket with what is remembered of webhooks: attempts, and endpoints that are told nothing.
+pub const BUCKET_WEBHOOKS: &str = "darkroom_webhooks";
+/// The bucket with the secrets that webhooks are signed with, by tenant.
+pub const BUCKET_WEBHOOK_SECRETS: &str = "darkroom_webhook_secrets";
+/// The consumers of [`STREAM_EVENTS`] and of [`STREAM_WEBHOOKS`] that the webhook function pulls.
+pub const CONSUMER_WEBHOOK: &str = "webhook";
 /// The consumer of [`STREAM_ADVISORIES`] that the dead-letter function pulls.
 pub const CONSUMER_ADVISORIES: &str = "deadletter";
 /// Streams that promises rest on, each with a subject of its own that no request, event or record can have: what is
@@ -49,6 +59,9 @@ pub const API_PREFIX: &str = "$JS.API.";
 pub const REQUEST_FORM: &str = "darkroom.req.<model>.<high|normal|low>.<any|ondemand>.<tenant>";
 
 const REQUEST_PREFIX: &str = "darkroom.req.";
+const EVENT_PREFIX: &str = "darkroom.ev.";
+const WEBHOOK_PREFIX: &str = "darkroom.hook.due.";
+const DEAD_WEBHOOK_PREFIX: &str = "darkroom.hook.dead.";
 
 /// Where a request goes: `darkroom.req.<model>.<priority>.<pool>.<tenant>`.
 pub fn request(model: &ModelName, priority: Priority, pool: Pool, tenant: &Tenant) -> String {
@@ -67,7 +80,7 @@ pub fn consumer(model: &ModelName, priority: Priority, pool: Pool) -> String {
 
 /// A durable or progress event of a job, by kind.
 pub fn event(tenant: &str, job: &JobId, kind: &str) -> String {
-    format!("darkroom.ev.{tenant}.{job}.{kind}")
+    format!("{EVENT_PREFIX}{tenant}.{job}.{kind}")
 }
 
 /// All durable events of a job.
@@ -109,6 +122,65 @@ pub fn dead_letter(model: &str, tenant: &str) -> String {
 pub fn dead_letters(model: Option<&ModelName>, tenant: Option<&Tenant>) -> String {
     let model = model.map_or("*", ModelName::as_str);
     format!("darkroom.dlq.{model}.{}", tenant.map_or("*", Tenant::as_str))
+}
+
+/// A webhook of a job that is on its way. Those of a job are told in the order of their sequences.
+pub fn webhook(tenant: &Tenant, job: &JobId) -> String {
+    format!("{WEBHOOK_PREFIX}{tenant}.{job}")
+}
+
+/// A webhook of a job that was given up.
+pub fn dead_webhook(tenant: &Tenant, job: &JobId) -> String {
+    format!("{DEAD_WEBHOOK_PREFIX}{tenant}.{job}")
+}
+
+/// Every webhook that was given up; `None` stands for any tenant.
+pub fn dead_webhooks(tenant: Option<&Tenant>) -> String {
+    format!("{DEAD_WEBHOOK_PREFIX}{}.*", tenant.map_or("*", Tenant::as_str))
+}
+
+/// Whose webhook is on a subject, whether it is on its way or was given up.
+pub fn webhook_owner(subject: &str) -> Option<(Tenant, JobId)> {
+    let rest = subject.strip_prefix(WEBHOOK_PREFIX).or_else(|| subject.strip_prefix(DEAD_WEBHOOK_PREFIX))?;
+    let (tenant, job) = rest.split_once('.')?;
+    Some((tenant.parse().ok()?, job.parse().ok()?))
+}
+
+/// Whose event is on a subject, and of which kind.
+pub fn event_owner(subject: &str) -> Option<(Tenant, JobId, &str)> {
+    let mut tokens = subject.strip_prefix(EVENT_PREFIX)?.split('.');
+    let found = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?, tokens.next()?);
+    tokens.next().is_none().then_some(found)
+}
+
+/// Where it is put how far the webhook with this sequence in [`STREAM_WEBHOOKS`] has come.
+pub fn webhook_progress(sequence: u64) -> String {
+    format!("$KV.{BUCKET_WEBHOOKS}.attempts.{sequence}")
+}
+
+/// How far all have come that failed.
+pub fn webhooks_progress() -> String {
+    format!("$KV.{BUCKET_WEBHOOKS}.attempts.*")
+}
+
+/// Where it is put that an endpoint of a tenant is told nothing.
+pub fn webhook_endpoint(tenant: &Tenant, endpoint: &str) -> String {
+    format!("$KV.{BUCKET_WEBHOOKS}.endpoint.{tenant}.{endpoint}")
+}
+
+/// All endpoints that were told of; `None` stands for any tenant.
+pub fn webhook_endpoints(tenant: Option<&Tenant>) -> String {
+    format!("$KV.{BUCKET_WEBHOOKS}.endpoint.{}.*", tenant.map_or("*", Tenant::as_str))
+}
+
+/// The tenant of a [`webhook_endpoint`].
+pub fn tenant_of_endpoint(subject: &str) -> Option<&str> {
+    subject.strip_prefix("$KV.")?.strip_prefix(BUCKET_WEBHOOKS)?.strip_prefix(".endpoint.")?.split('.').next()
+}
+
+/// Where a tenant's secrets are put.
+pub fn webhook_secrets(tenant: &Tenant) -> String {
+    format!("$KV.{BUCKET_WEBHOOK_SECRETS}.{tenant}")
 }
 
 /// The requests of one tenant, for whatever model, priority and pool.
@@ -220,6 +292,21 @@ mod tests {
             assert_eq!(record_owner(other), None, "{other}");
         }
         assert_eq!(STREAM_JOBS, format!("KV_{BUCKET_JOBS}"));
+    }
+
+    #[test]
+    fn events_and_webhooks_tell_whose_they_are() {
+        let (tenant, job): (Tenant, JobId) = ("t-1".parse().unwrap(), "j_2".parse().unwrap());
+        let owner = Some((tenant.clone(), job.clone()));
+        assert_eq!(webhook_owner(&webhook(&tenant, &job)), owner);
+        assert_eq!(webhook_owner(&dead_webhook(&tenant, &job)), owner);
+        assert_eq!(tenant_of_endpoint(&webhook_endpoint(&tenant, "aa")), Some("t-1"));
+        let subject = event(tenant.as_str(), &job, "failed");
+        assert_eq!(event_owner(&subject), Some((tenant, job, "failed")));
+        for other in ["darkroom.ev._probe", "darkroom.ev.t.j", "darkroom.ev.t.j.failed.more", "darkroom.prog.t.j", ""] {
+            assert_eq!(event_owner(other), None, "{other}");
+            assert_eq!(webhook_owner(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -59,6 +59,7 @@ targets! {
     manifest = wire::manifest, no_seeds, 20_000;
     report = wire::report, no_seeds, 20_000;
     text = wire::text, no_seeds, 20_000;
+    webhook = wire::webhook, no_seeds, 20_000;
     workload = simulation::workload, simulation::workloads, 2_000;
     costs = simulation::costs, simulation::tables, 5_000;
     #[cfg(feature = "engine")] checkpoint = engine::checkpoint, engine::checkpoints, 4_000;

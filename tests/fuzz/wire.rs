@@ -6,11 +6,14 @@ use darkroom::job::limits::{
 };
 use darkroom::job::{
     Defaults, JobId, LoraName, ModelLimits, ModelManifest, ModelName, PictureSource, Priority, SamplerKind, Start,
-    Task, Tenant, WorkerId,
+    Task, Tenant, WebhookUrl, WorkerId,
 };
-use darkroom::wire::request::{Context, RequestDocument, canonical_digest, id_in_body, parse};
+use darkroom::wire::request::{Context, RequestDocument, canonical_digest, id_in_body, parse, webhook_in_body};
+use darkroom::wire::signature::Secrets;
 use darkroom::wire::subject::RequestSubject;
-use darkroom::wire::{cost, event as events, header, manifest as manifests, record as records, time, worker};
+use darkroom::wire::{
+    cost, event as events, header, manifest as manifests, record as records, time, webhook as webhooks, worker,
+};
 
 fn model() -> ModelManifest {
     ModelManifest {
@@ -150,6 +153,33 @@ pub(crate) fn report(bytes: &[u8]) {
     }
     if let Ok(table) = cost::decode(bytes) {
         assert_eq!(cost::decode(&cost::encode(&table).unwrap()).unwrap(), table);
+    }
+}
+
+/// What webhooks carry, where they go, what signs them, and what receivers answer.
+pub(crate) fn webhook(bytes: &[u8]) {
+    for bytes_max in [64, 200, 20_000] {
+        if let Some(body) = webhooks::body(bytes, bytes_max) {
+            assert!(body.len() <= bytes_max);
+            assert_eq!(webhooks::id_of(&body), webhooks::id_of(bytes));
+        }
+    }
+    if let Some(webhook) = webhook_in_body(bytes) {
+        assert!(!webhook.events.is_empty());
+    }
+    if let Ok(secrets) = Secrets::decode(bytes) {
+        assert_eq!(Secrets::decode(&secrets.encode()), Ok(secrets));
+    }
+    webhooks::Progress::decode(bytes).wait(0);
+    if let Some(endpoint) = webhooks::DisabledEndpoint::decode(bytes) {
+        assert_eq!(webhooks::DisabledEndpoint::decode(&endpoint.encode()), Some(endpoint));
+    }
+    let text = String::from_utf8_lossy(bytes);
+    for unix_ms in [0, 1_795_000_000_000, i64::MAX, i64::MIN] {
+        webhooks::retry_after(&text, unix_ms);
+    }
+    if let Ok(url) = text.parse::<WebhookUrl>() {
+        assert!(url.as_str() == text && !text.contains(['\r', '\n', ' ', '\\']), "{text:?}");
     }
 }
 

@@ -77,8 +77,8 @@ async fn setup_makes_everything_once_and_then_finds_nothing_to_do() {
     expect(&first, 0, &["stream DARKROOM_REQ: created", "consumer shapes-normal-any: created"], &[]);
     let second = darkroom_at(&server.url(), &setup).await;
     expect(&second, 0, &[], &[]);
-    assert_eq!(outcomes(&first.stdout), ["created"; 16], "{first}");
-    assert_eq!(outcomes(&second.stdout), ["unchanged"; 16], "{second}");
+    assert_eq!(outcomes(&first.stdout), ["created"; 22], "{first}");
+    assert_eq!(outcomes(&second.stdout), ["unchanged"; 22], "{second}");
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn setups_at_the_same_time_do_not_disturb_each_other() {
         assert!(outcomes(&finished.stdout).iter().all(|word| ["created", "unchanged"].contains(word)), "{finished}");
     }
     let after = darkroom_at(&url, &setup).await;
-    assert_eq!(outcomes(&after.stdout), ["unchanged"; 16], "{after}");
+    assert_eq!(outcomes(&after.stdout), ["unchanged"; 22], "{after}");
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn setup_reports_drift_after_doing_everything_else() {
         &[drifted, r#"storage is "file", wanted "memory""#, "consumer shapes-low-ondemand: created"],
         &[],
     );
-    assert_eq!(outcomes(&setup.stdout).iter().filter(|word| **word == "created").count(), 15, "{setup}");
+    assert_eq!(outcomes(&setup.stdout).iter().filter(|word| **word == "created").count(), 21, "{setup}");
     let config = bus.api("STREAM.INFO.DARKROOM_PROG", &Value::Null).await.unwrap()["config"].clone();
     assert_eq!(config["storage"], "file", "what is stored must not be lost");
 }

@@ -24,6 +24,7 @@ mod tenants;
 mod tls;
 mod up;
 mod urgency;
+mod webhooks;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -115,6 +115,7 @@ async fn what_is_gone_cannot_be_claimed_created_or_refused_and_what_was_deleted_
         stream_sequence: 1,
         delivered,
         worker: "w".parse().unwrap(),
+        webhook: None,
     };
     for delivered in [1, 2] {
         assert_eq!(records.claim(&claim(delivered), 0).await.unwrap().claim, Claim::Duplicate);

@@ -69,7 +69,7 @@ async fn a_worker_runs_only_while_there_is_work_and_nothing_stays_behind() {
     eventually("a worker", PATIENCE, async || (processes(port, "darkroom-generate") == 1).then_some(())).await;
     platform.terminate();
     assert!(platform.wait(Duration::from_secs(60)).await.success(), "{}", platform.stderr());
-    for name in ["darkroom-generate", "darkroom-deadletter", "darkroom-gateway", "nats"] {
+    for name in ["darkroom-generate", "darkroom-deadletter", "darkroom-gateway", "darkroom-webhook", "nats"] {
         assert_eq!(processes(port, name), 0, "{name} is left behind");
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod nats;
 pub(crate) mod otlp;
 pub(crate) mod process;
 pub(crate) mod python;
+pub(crate) mod receiver;
 pub(crate) mod s3;
 
 use std::path::{Path, PathBuf};

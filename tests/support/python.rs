@@ -8,6 +8,8 @@ use super::{cache, checkout};
 
 /// NATS' own package.
 pub(crate) const NATS_PY: &[&str] = &["nats-py==2.16.0"];
+/// What receivers of webhooks check signatures with.
+pub(crate) const WEBHOOK_RECEIVER: &[&str] = &["standardwebhooks==1.1.0"];
 /// Those of the services whose interfaces the gateway has too.
 pub(crate) const HTTP_CLIENTS: &[&str] = &["openai==3.57.0", "replicate==1.0.7"];
 

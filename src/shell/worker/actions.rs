@@ -181,6 +181,7 @@ impl Worker {
             stream_sequence: delivery.stream_sequence,
             delivered: delivery.delivered,
             worker: self.config.worker.clone(),
+            webhook: request.spec.webhook.clone(),
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
         let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
@@ -295,11 +296,13 @@ impl Worker {
         let (owned, tenant, id) = (job.owned.clone(), job.delivery.tenant.clone(), job.id());
         let refusal = job.refusal.clone();
         let sequence = job.delivery.stream_sequence;
+        // Whoever is told of refusals may be named in what is refused.
+        let webhook = refusal.as_ref().and_then(|_| request::webhook_in_body(&job.delivery.body));
         async move {
             match (owned, tenant, refusal) {
                 (Some(owned), Some(tenant), None) => records.step(&tenant, &id, &owned, step, terminal, unix_ms).await,
                 (_, Some(tenant), Some(refusal)) => {
-                    let fresh = Record::accepted(refusal.digest, &model, Some(sequence), unix_ms);
+                    let fresh = Record::accepted(refusal.digest, &model, Some(sequence), unix_ms).telling(webhook);
                     records.refuse(&tenant, &id, fresh, terminal, unix_ms).await
                 }
                 // Without a tenant there is no key to keep a record under.

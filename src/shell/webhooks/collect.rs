@@ -1,0 +1,87 @@
+//! From events to deliveries, one after the other: the consumer lets one event be under way, over all who pull it, so that
+//! deliveries are in the order of the events.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::{AckKind, Message};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::limits::WEBHOOK_BODY_BYTES_MAX;
+use crate::job::{Fault, FaultClass, FaultCode, Undelivered};
+use crate::wire::{header, subject, webhook};
+
+use super::super::bus::{Bus, PublishError, chain};
+use super::super::records;
+use super::{AGAIN_AFTER, Delivery, End, again_until};
+
+/// Events that are asked for at once, and for how long.
+const BATCH: usize = 256;
+const PULL_FOR: Duration = Duration::from_secs(5);
+
+/// Turns events into deliveries until `stop`.
+pub(super) async fn run(bus: &Bus, stop: &CancellationToken) {
+    again_until(stop, "events", async || take(bus).await).await;
+}
+
+async fn take(bus: &Bus) -> Result<(), Fault> {
+    let lost = |why: String| Fault::retry(FaultCode::BusFailed, why);
+    let consumer: PullConsumer = bus
+        .context
+        .get_consumer_from_stream::<pull::Config, _, _>(subject::CONSUMER_WEBHOOK, subject::STREAM_EVENTS)
+        .await
+        .map_err(|error| lost(chain(&error)))?;
+    loop {
+        let pulled = consumer.batch().max_messages(BATCH).expires(PULL_FOR).messages().await;
+        let mut messages = pulled.map_err(|error| lost(chain(&error)))?;
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|error| lost(chain(&*error)))?;
+            let answer = match collect(bus, &message).await {
+                Ok(()) => AckKind::Ack,
+                Err(fault) => {
+                    tracing::warn!(%fault, "webhook.collect");
+                    AckKind::Nak(Some(AGAIN_AFTER))
+                }
+            };
+            message.ack_with(answer).await.map_err(|error| lost(error.to_string()))?;
+        }
+    }
+}
+
+async fn collect(bus: &Bus, message: &Message) -> Result<(), Fault> {
+    let sequence = message.info().map_or(0, |info| info.stream_sequence);
+    let Some((tenant, job, kind)) = subject::event_owner(&message.subject) else { return Ok(()) };
+    let Some(event) = webhook::event_of(kind) else { return Ok(()) };
+    let record = match records::read(bus, &tenant, &job).await {
+        Ok(found) => found.map(|owned| owned.record),
+        // Another build's, which this one cannot read: it would be the same the next time.
+        Err(fault) if fault.class == FaultClass::Reject => {
+            tracing::warn!(%fault, %tenant, %job, "webhook.record");
+            None
+        }
+        Err(fault) => return Err(fault),
+    };
+    let Some(webhook) = record.and_then(|record| record.webhook) else { return Ok(()) };
+    if !webhook.events.contains(&event) {
+        return Ok(());
+    }
+    let Some((id, body)) = readable(&message.payload) else {
+        tracing::warn!(%tenant, %job, kind, "webhook.unreadable");
+        return Ok(());
+    };
+    let delivery = Delivery { id, tenant, job, url: webhook.url, body };
+    match delivery.send(bus, &delivery.id).await {
+        Err(PublishError::StreamFull { description, .. }) => {
+            let id = header::crowded_out_webhook_id(sequence);
+            delivery.give_up(bus, &id, Undelivered::QueueFull, &End { attempts: 0, words: description }).await
+        }
+        sent => Ok(sent?),
+    }
+}
+
+fn readable(event: &Bytes) -> Option<(String, Bytes)> {
+    let body = webhook::body(event, WEBHOOK_BODY_BYTES_MAX)?;
+    Some((webhook::id_of(&body)?, body.into()))
+}
