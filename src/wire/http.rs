@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 
 use super::event::{ErrorDocument, Progress, StoredImage, Timings, ViolationDocument};
 use super::record::Record;
+use super::time::rfc3339;
+use super::worker::{WorkerReport, WorkerState};
 use crate::job::Status;
 
 /// The body of `POST /v1/jobs`: a request, and where it goes.
@@ -126,6 +128,64 @@ pub struct ModelDefaults {
 pub struct ModelList {
     /// By name.
     pub models: Vec<ModelDocument>,
+}
+
+/// Who works, and how much there is to do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "Fleet")]
+pub struct FleetDocument {
+    /// By name.
+    pub models: Vec<FleetModel>,
+}
+
+/// The workers of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FleetModel {
+    /// The model.
+    pub name: String,
+    /// Requests that no worker has yet.
+    pub pending: u64,
+    /// As they said a moment ago; none when it is scaled to zero.
+    pub workers: Vec<FleetWorker>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FleetWorker {
+    /// Its name.
+    pub worker: String,
+    /// Whether it takes jobs.
+    pub state: WorkerState,
+    /// The pools that it pulls.
+    pub pools: Vec<String>,
+    /// Jobs that it holds.
+    pub jobs_held: u64,
+    /// Images in the step under way.
+    pub images_stepping: u64,
+    /// Images that step together at most.
+    pub images_in_batch_max: u32,
+    /// Steps of images of the model's own size that it makes in a second while it steps; once that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_steps_per_second: Option<f64>,
+    /// When it was ready, RFC 3339.
+    pub since: String,
+}
+
+impl FleetWorker {
+    /// What a worker reports; the model's images have so many million pixels.
+    pub fn of_report(report: &WorkerReport, megapixels: f64) -> Self {
+        let step_ms = report.pace.megapixel_step_ms.map(|ms| ms * megapixels).filter(|ms| *ms > 0.0);
+        Self {
+            worker: report.worker.clone(),
+            state: report.state,
+            pools: report.pools.clone(),
+            jobs_held: report.jobs_held,
+            images_stepping: report.images_stepping,
+            images_in_batch_max: report.images_in_batch_max,
+            image_steps_per_second: step_ms.map(|ms| 1e3 / ms),
+            since: rfc3339(report.since_unix_ms),
+        }
+    }
 }
 
 /// Why something was not done: RFC 9457, `application/problem+json`.

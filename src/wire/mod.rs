@@ -3,6 +3,7 @@
 //! The only place that knows how anything of ours looks outside the process: every (de)serialisation of a message and
 //! every subject literal is here. It does no I/O; times come in as milliseconds since the Unix epoch.
 
+pub mod a1111;
 pub mod api_key;
 pub mod cancel;
 pub mod cost;
@@ -10,6 +11,7 @@ pub mod event;
 pub mod header;
 pub mod http;
 pub mod key;
+pub mod kserve;
 pub mod manifest;
 pub mod openai;
 pub mod openapi;

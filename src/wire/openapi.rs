@@ -6,7 +6,9 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::http::{HealthDocument, JobDocument, JobList, ModelList, ProblemDocument, SubmissionDocument};
+use super::http::{
+    FleetDocument, HealthDocument, JobDocument, JobList, ModelList, ProblemDocument, SubmissionDocument,
+};
 use crate::job::Status;
 
 /// What every operation may answer with, besides what it is for: status, and when.
@@ -46,6 +48,7 @@ pub fn document() -> Value {
     let submission = reference::<SubmissionDocument>(&mut generator);
     let jobs = reference::<JobList>(&mut generator);
     let models = reference::<ModelList>(&mut generator);
+    let fleet = reference::<FleetDocument>(&mut generator);
     let statuses =
         json!({ "type": "string", "enum": Status::ALL.iter().map(|status| status.as_str()).collect::<Vec<_>>() });
     let paths = json!({
@@ -121,6 +124,12 @@ pub fn document() -> Value {
             "get": {
                 "operationId": "models", "summary": "The models that are served",
                 "responses": answers(&[("200", "The models", Some(&models))], &[]),
+            },
+        },
+        "/v1/fleet": {
+            "get": {
+                "operationId": "fleet", "summary": "The workers of each model, and how many requests wait",
+                "responses": answers(&[("200", "The fleet", Some(&fleet))], &[]),
             },
         },
         "/health/live": {

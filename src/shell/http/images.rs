@@ -47,7 +47,7 @@ pub(super) async fn image(
         let headers = [(header::LOCATION, location), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
         return Ok((StatusCode::FOUND, headers).into_response());
     }
-    gateway.bytes(image).await.map(IntoResponse::into_response)
+    gateway.image_answer(image).await
 }
 
 /// Where the gateway is, as the client of this request sees it.
@@ -84,7 +84,8 @@ impl Gateway {
         }
     }
 
-    async fn bytes(&self, image: &StoredImage) -> Result<Response, Problem> {
+    /// The bytes of an image, with what caches and browsers need to know.
+    pub(super) async fn image_answer(&self, image: &StoredImage) -> Result<Response, Problem> {
         let bytes = self.image_bytes(image).await?;
         let text = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
         let headers = [

@@ -22,7 +22,7 @@ use crate::shell::client::{self, Submission, Submitted, Watch};
 use crate::shell::outlook;
 use crate::shell::records::{self, Found};
 use crate::wire::event::{self, Progress};
-use crate::wire::http::{JobDocument, JobList, Links, ModelDefaults, ModelDocument, ModelList};
+use crate::wire::http::{JobDocument, JobList, Links};
 use crate::wire::record::Record;
 use crate::wire::request::{Context, RequestDocument, canonical_digest, parse};
 use crate::wire::subject;
@@ -32,7 +32,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Jobs in one list.
 pub(super) const LISTED_MAX: usize = 100;
 /// What makes a submission that is sent again the same job.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// When a job that was to be cancelled ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,31 +152,6 @@ pub(super) async fn cancel(
         }
     };
     Ok((status, Json(gateway.job(&caller.tenant, &job).await?)).into_response())
-}
-
-/// `GET /v1/models`
-pub(super) async fn models(State(gateway): State<Arc<Gateway>>, _: Caller) -> Result<Json<ModelList>, Problem> {
-    let served = gateway.served().await?;
-    let mut served: Vec<_> = served.iter().collect();
-    served.sort_by(|one, other| one.manifest.name.cmp(&other.manifest.name));
-    let models = served.chunk_by(|one, other| one.manifest.name == other.manifest.name).map(|group| {
-        let manifest = &group[0].manifest;
-        let (defaults, limits) = (&manifest.defaults, &manifest.limits);
-        ModelDocument {
-            name: manifest.name.to_string(),
-            family: manifest.family.clone(),
-            defaults: ModelDefaults {
-                width: defaults.width,
-                height: defaults.height,
-                num_inference_steps: defaults.num_inference_steps,
-                guidance_scale: defaults.guidance_scale,
-                scheduler: defaults.scheduler.to_string(),
-            },
-            sides: [limits.side_min, limits.side_max, limits.side_multiple],
-            pending: group.iter().map(|served| served.pending).sum(),
-        }
-    });
-    Ok(Json(ModelList { models: models.collect() }))
 }
 
 impl Gateway {
@@ -322,29 +297,36 @@ pub(super) fn job_id(text: &str) -> Result<JobId, Problem> {
 /// The id of the job that a client wants to submit once, however often it asks.
 pub(super) fn idempotent_id(tenant: &Tenant, headers: &HeaderMap) -> Result<Option<JobId>, Problem> {
     let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    let wrong = || {
-        let violation = Violation::new(IDEMPOTENCY_KEY, "(a header)", "1 to 255 printable characters");
-        Problem::invalid(&[violation])
-    };
-    let key = key.to_str().map_err(|_| wrong())?.trim();
+    // What is no text is none of the texts that are allowed.
+    id_of_key(tenant, key.to_str().unwrap_or_default(), IDEMPOTENCY_KEY).map(Some)
+}
+
+/// The id of the job that a client calls `key`: as it is where it is an id, else by its digest.
+pub(super) fn id_of_key(tenant: &Tenant, key: &str, field: &str) -> Result<JobId, Problem> {
+    let wrong = || Problem::invalid(&[Violation::new(field, key, "1 to 255 printable characters")]);
+    let key = key.trim();
     if key.is_empty() || key.len() > 255 {
         return Err(wrong());
     }
-    // As it is where it is an id, else by its digest.
     if let Ok(job) = key.parse() {
-        return Ok(Some(job));
+        return Ok(job);
     }
     let digest = canonical_digest(format!("{tenant}/{key}").as_bytes());
-    format!("idem-{}", &digest[..40]).parse().map(Some).map_err(|_| wrong())
+    format!("idem-{}", &digest[..40]).parse().map_err(|_| wrong())
+}
+
+/// A body that could be read.
+pub(super) fn body_of(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+    body.map_err(|rejection| {
+        let status = rejection.status();
+        let code = if status == StatusCode::PAYLOAD_TOO_LARGE { "body_too_large" } else { "invalid_body" };
+        Problem::new(status, code, rejection.body_text())
+    })
 }
 
 /// The fields of a JSON body.
 pub(super) fn fields(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Map<String, Value>, Problem> {
-    let body = body.map_err(|rejection| {
-        let status = rejection.status();
-        let code = if status == StatusCode::PAYLOAD_TOO_LARGE { "body_too_large" } else { "invalid_body" };
-        Problem::new(status, code, rejection.body_text())
-    })?;
+    let body = body_of(body)?;
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if media_type != "application/json" && !media_type.ends_with("+json") {

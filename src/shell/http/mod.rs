@@ -3,15 +3,19 @@
 //! It decides nothing about jobs and keeps nothing of them: any number of copies may run. A tenant is whoever shows one of
 //! its keys.
 
+mod a1111;
 mod events;
+mod fleet;
 mod health;
 mod images;
 mod jobs;
 mod keys;
+mod kserve;
 mod openai;
 mod problem;
 mod replicate;
 mod tutorial;
+mod waiting;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +28,8 @@ use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -151,14 +157,21 @@ fn router(gateway: Arc<Gateway>, options: &HttpOptions) -> Router {
     let waiting = Router::new()
         .route("/openai/v1/images/generations", post(openai::generations))
         .route("/openai/v1/images/edits", post(openai::edits).layer(DefaultBodyLimit::max(openai::EDIT_BYTES_MAX)))
-        .route("/openai/v1/models", get(openai::models));
+        .route("/openai/v1/models", get(openai::models))
+        .route("/sdapi/v1/txt2img", post(a1111::images))
+        .route("/sdapi/v1/img2img", post(a1111::images).layer(DefaultBodyLimit::max(a1111::IMG2IMG_BYTES_MAX)))
+        .route("/v2/models/{model}/infer", post(kserve::infer))
+        .route("/v2/models/{model}/versions/{version}/infer", post(kserve::infer))
+        .route("/predictions/{model}", post(kserve::predictions))
+        .route("/predictions/{model}/{version}", post(kserve::predictions));
     let own = Router::new()
         .route("/v1/jobs", get(jobs::list).post(jobs::submit))
         .route("/v1/jobs/{job}", get(jobs::show).delete(jobs::cancel))
         .route("/v1/jobs/{job}/events", get(events::stream))
         .route("/v1/ws/jobs/{job}", get(events::socket))
         .route("/v1/jobs/{job}/images/{index}", get(images::image))
-        .route("/v1/models", get(jobs::models))
+        .route("/v1/models", get(fleet::models))
+        .route("/v1/fleet", get(fleet::fleet))
         .route("/openapi.json", get(health::openapi))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
@@ -166,6 +179,20 @@ fn router(gateway: Arc<Gateway>, options: &HttpOptions) -> Router {
         .route("/replicate/v1/predictions/{job}", get(replicate::get))
         .route("/replicate/v1/predictions/{job}/cancel", post(replicate::cancel))
         .route("/replicate/v1/models/{owner}/{name}/predictions", post(replicate::create_of_model))
+        .route("/sdapi/v1/progress", get(a1111::progress))
+        .route("/sdapi/v1/interrupt", post(a1111::interrupt))
+        .route("/sdapi/v1/samplers", get(a1111::samplers))
+        .route("/sdapi/v1/schedulers", get(a1111::schedulers))
+        .route("/sdapi/v1/sd-models", get(a1111::models))
+        .route("/sdapi/v1/options", get(a1111::options).post(a1111::set_options))
+        .route("/v2", get(kserve::server))
+        .route("/v2/health/live", get(kserve::live))
+        .route("/v2/health/ready", get(kserve::ready))
+        .route("/v2/models/{model}", get(kserve::model))
+        .route("/v2/models/{model}/versions/{version}", get(kserve::model))
+        .route("/v2/models/{model}/ready", get(kserve::model_ready))
+        .route("/v2/models/{model}/versions/{version}/ready", get(kserve::model_ready))
+        .route("/ping", get(kserve::ping))
         .route("/generate", post(tutorial::generate))
         .route("/jobs/{job}", get(tutorial::show).delete(tutorial::cancel))
         .route("/ws/jobs/{job}", get(tutorial::socket))
@@ -259,7 +286,7 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
             let open = gateway.open_tenant.clone().map(|tenant| Self { tenant });
             return open.ok_or_else(|| unauthorized("an API key is needed: `Authorization: Bearer dk_…`"));
         };
-        match gateway.keys.check(key, gateway.clock.now()).await? {
+        match gateway.keys.check(&key, gateway.clock.now()).await? {
             Checked::Of(tenant) => Ok(Self { tenant }),
             Checked::TooOften(again) => Err(Problem {
                 retry_after_s: Some(again.as_secs().max(1)),
@@ -274,12 +301,20 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
     }
 }
 
-/// The key in the header, or in the query where browsers cannot set headers: event streams and web sockets.
-fn shown_key(parts: &Parts) -> Option<&str> {
+/// The key in the header, or in the query where browsers cannot set headers: event streams and web sockets. Clients that
+/// know users and passwords have it as the password.
+fn shown_key(parts: &Parts) -> Option<String> {
     let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let from_header = header.and_then(|text| text.strip_prefix("Bearer ").or_else(|| text.strip_prefix("Token ")));
-    from_header.map(str::trim).or_else(|| {
+    let of_header = |text: &str| match text.split_once(' ')? {
+        ("Bearer" | "Token", key) => Some(key.trim().to_owned()),
+        ("Basic", encoded) => {
+            let pair = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+            Some(pair.split_once(':')?.1.to_owned())
+        }
+        _ => None,
+    };
+    header.and_then(of_header).or_else(|| {
         let mut pairs = parts.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(name, _)| *name == "api_key").map(|(_, key)| key)
+        pairs.find(|(name, _)| *name == "api_key").map(|(_, key)| key.to_owned())
     })
 }

@@ -1,7 +1,6 @@
 //! OpenAI's Images API, below `/openai/v1`: for clients that have its package and another base URL.
 //!
-//! Its answers come when the job has ended, so a client that leaves before takes its job with it, unless it named it with an
-//! Idempotency-Key and may come back.
+//! Its answers come when the job has ended.
 
 use std::convert::Infallible;
 use std::io::Cursor;
@@ -24,12 +23,12 @@ use serde_json::{Map, Value};
 use super::events::KEEP_ALIVE;
 use super::jobs::{fields, idempotent_id};
 use super::problem::Problem;
+use super::waiting::{Client, ended};
 use super::{Caller, Gateway};
-use crate::job::{JobId, Tenant, Violation};
-use crate::shell::cancel::Keep;
+use crate::job::{Tenant, Violation};
 use crate::shell::client::Watch;
 use crate::shell::{inputs, topology};
-use crate::wire::event::{Completed, EventKind, Failed, Progress, StoredImage};
+use crate::wire::event::{EventKind, Progress};
 use crate::wire::openai::{self, Image, ResponseFormat, Wanted};
 
 /// The largest body of `images/edits`: two pictures, uncompressed or nearly.
@@ -116,22 +115,18 @@ async fn answer(
 ) -> Result<Response, Refused> {
     let Wanted { fields, response_format, stream } =
         openai::wanted(fields).map_err(|violations| Problem::invalid(&violations))?;
-    let named = idempotent_id(&tenant, headers)?;
-    let leaves_with_client = named.is_none();
-    let mut submission = gateway.submission(&tenant, fields, named).await?;
+    let mut submission = gateway.submission(&tenant, fields, idempotent_id(&tenant, headers)?).await?;
     if let Some(partial_images) = stream {
         let defaults = gateway.model(Some(submission.model.as_str())).await?.defaults;
         let steps = submission.request.num_inference_steps.unwrap_or(defaults.num_inference_steps);
         submission.request.previews = openai::preview_every(steps, partial_images);
     }
-    let job = submission.job.clone();
-    let (_, mut watch) = gateway.submit_and_follow(&submission).await?;
-    let guard = Client { gateway: Arc::clone(&gateway), tenant, job, leaves: leaves_with_client };
+    let (mut client, watch) = Arc::clone(&gateway).wait_for(submission, headers).await?;
     if stream.is_some() {
-        let events = Sse::new(events(guard, watch, kind)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+        let events = Sse::new(events(client, watch, kind)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
         return Ok(events.into_response());
     }
-    let images = guard.images(&mut watch).await?;
+    let images = client.images(watch).await?;
     let mut data = Vec::with_capacity(images.len());
     for image in &images {
         data.push(match response_format {
@@ -139,70 +134,11 @@ async fn answer(
                 Image { b64_json: Some(STANDARD.encode(gateway.image_bytes(image).await?)), url: None }
             }
             ResponseFormat::Url => {
-                Image { url: Some(gateway.image_url(guard.job.as_str(), image, headers).await), b64_json: None }
+                Image { url: Some(gateway.image_url(client.job.as_str(), image, headers).await), b64_json: None }
             }
         });
     }
     Ok(Json(openai::images(gateway.clock.unix_ms() / 1000, &data)).into_response())
-}
-
-/// Somebody who waits for a job. Dropped before the job has ended, the job is cancelled, if nobody can come back for it.
-#[derive(Debug)]
-struct Client {
-    gateway: Arc<Gateway>,
-    tenant: Tenant,
-    job: JobId,
-    leaves: bool,
-}
-
-impl Client {
-    /// What the job has become.
-    async fn images(&self, watch: &mut Watch) -> Result<Vec<StoredImage>, Problem> {
-        loop {
-            let seen = watch.next().await?;
-            if seen.kind.is_terminal() {
-                return ended(seen.kind, seen.event.data);
-            }
-        }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        if !self.leaves {
-            return;
-        }
-        let (gateway, tenant, job) = (Arc::clone(&self.gateway), self.tenant.clone(), self.job.clone());
-        // Of a job that has ended this changes nothing.
-        tokio::spawn(async move {
-            if let Err(fault) = gateway.canceller.cancel(&tenant, &job, Keep::Nothing).await {
-                tracing::debug!(%fault, %tenant, %job, "gateway.leave");
-            }
-        });
-    }
-}
-
-fn ended(kind: EventKind, data: Value) -> Result<Vec<StoredImage>, Problem> {
-    let unreadable = |error: serde_json::Error| Problem::unavailable(format!("the job's event: {error}"));
-    match kind {
-        EventKind::Completed => Ok(serde_json::from_value::<Completed>(data).map_err(unreadable)?.images),
-        EventKind::Failed => {
-            let Failed { error, .. } = serde_json::from_value(data).map_err(unreadable)?;
-            let status = match error.code.as_str() {
-                "invalid_request" => StatusCode::UNPROCESSABLE_ENTITY,
-                "deadline_exceeded" => StatusCode::GATEWAY_TIMEOUT,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            let mut problem = Problem::new(status, &error.code, error.message);
-            problem.document.violations = error.violations;
-            Err(problem)
-        }
-        EventKind::Cancelled
-        | EventKind::Accepted
-        | EventKind::Started
-        | EventKind::Progress
-        | EventKind::Checkpoint => Err(Problem::new(StatusCode::CONFLICT, "cancelled", "the job was cancelled")),
-    }
 }
 
 /// Partial images as they come, and the images.
@@ -305,7 +241,7 @@ impl Gateway {
     }
 
     /// Puts a picture where workers find it; `None` if it is none.
-    async fn picture(&self, tenant: &Tenant, bytes: Bytes) -> Result<Option<String>, Problem> {
+    pub(super) async fn picture(&self, tenant: &Tenant, bytes: Bytes) -> Result<Option<String>, Problem> {
         let Some(media_type) = inputs::media_type(&bytes) else { return Ok(None) };
         Ok(Some(match &self.store {
             Some(store) => inputs::put(store, tenant, bytes, media_type).await?,

@@ -1,0 +1,65 @@
+//! What is served, and who works.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+
+use super::problem::Problem;
+use super::{Caller, Gateway};
+use crate::shell::fleet;
+use crate::shell::topology::Served;
+use crate::wire::http::{FleetDocument, FleetModel, FleetWorker, ModelDefaults, ModelDocument, ModelList};
+
+/// `GET /v1/models`
+pub(super) async fn models(State(gateway): State<Arc<Gateway>>, _: Caller) -> Result<Json<ModelList>, Problem> {
+    let served = gateway.served().await?;
+    let served = by_name(&served);
+    let models = by_model(&served).map(|group| {
+        let manifest = &group[0].manifest;
+        let (defaults, limits) = (&manifest.defaults, &manifest.limits);
+        ModelDocument {
+            name: manifest.name.to_string(),
+            family: manifest.family.clone(),
+            defaults: ModelDefaults {
+                width: defaults.width,
+                height: defaults.height,
+                num_inference_steps: defaults.num_inference_steps,
+                guidance_scale: defaults.guidance_scale,
+                scheduler: defaults.scheduler.to_string(),
+            },
+            sides: [limits.side_min, limits.side_max, limits.side_multiple],
+            pending: group.iter().map(|served| served.pending).sum(),
+        }
+    });
+    Ok(Json(ModelList { models: models.collect() }))
+}
+
+/// `GET /v1/fleet`
+pub(super) async fn fleet(State(gateway): State<Arc<Gateway>>, _: Caller) -> Result<Json<FleetDocument>, Problem> {
+    let served = gateway.served().await?;
+    let served = by_name(&served);
+    let mut models = Vec::new();
+    for group in by_model(&served) {
+        let manifest = &group[0].manifest;
+        let megapixels = f64::from(manifest.defaults.width) * f64::from(manifest.defaults.height) / 1e6;
+        let reports = fleet::worker_reports(&gateway.bus, &manifest.name).await?;
+        models.push(FleetModel {
+            name: manifest.name.to_string(),
+            pending: group.iter().map(|served| served.pending).sum(),
+            workers: reports.iter().map(|report| FleetWorker::of_report(report, megapixels)).collect(),
+        });
+    }
+    Ok(Json(FleetDocument { models }))
+}
+
+/// Consumers, those of one model after each other.
+fn by_name(served: &[Served]) -> Vec<&Served> {
+    let mut served: Vec<_> = served.iter().collect();
+    served.sort_by(|one, other| one.manifest.name.cmp(&other.manifest.name));
+    served
+}
+
+fn by_model<'a>(served: &'a [&'a Served]) -> impl Iterator<Item = &'a [&'a Served]> {
+    served.chunk_by(|one, other| one.manifest.name == other.manifest.name)
+}
