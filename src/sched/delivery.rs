@@ -86,7 +86,7 @@ fn spread(wait: Duration, jitter: f64) -> Duration {
 
 /// When a delivery comes back for which there was no room, or whose turn it was not; the server has delivered it so often.
 pub fn turned_away(delivered: i64) -> Duration {
-    let doublings = u32::try_from(delivered.saturating_sub(1)).unwrap_or_default().min(16);
+    let doublings = u32::try_from(delivered.saturating_sub(1).clamp(0, 16)).unwrap_or_default();
     (TURNED_AWAY_FIRST * 2_u32.saturating_pow(doublings)).min(TURNED_AWAY_MAX)
 }
 

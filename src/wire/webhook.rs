@@ -179,9 +179,10 @@ mod tests {
 
     #[test]
     fn an_event_that_fits_is_told_byte_for_byte() {
-        let whole = event(&json!({"metadata": {"a": "b"}, "images": [{"url": "https://x"}]}));
+        let data = json!({"metadata": {"a": "b".repeat(99)}, "images": [{"url": "https://x"}]});
+        let whole = event(&data);
         assert_eq!(body(&whole, whole.len()), Some(whole.clone()));
-        let (data, _) = truncated(&json!({"metadata": {"a": "b"}, "images": [{"url": "https://x"}]}), whole.len() - 1);
+        let (data, _) = truncated(&data, whole.len() - 1);
         assert_eq!(data, json!({"images": [{"url": "https://x"}], "truncated": ["metadata"]}));
     }
 
