@@ -82,6 +82,11 @@ const EXAMPLES: &[Example] = &[
         runner: Runner::Python(python::HTTP_CLIENTS),
         prints: &["succeeded", "image.png", "run: http", "run: http", "taken back: canceled"],
     },
+    Example {
+        file: "triton_http.py",
+        runner: Runner::Python(python::TRITON),
+        prints: &["inputs: PROMPT", "image.png", "url: "],
+    },
     Example { file: "nats_py.py", runner: Runner::Python(python::NATS_PY), prints: OVER_NATS },
     Example { file: "nats.mjs", runner: Runner::Node(node::NATS_JS), prints: OVER_NATS },
     Example { file: "nats.rs", runner: Runner::Cargo, prints: OVER_NATS },
