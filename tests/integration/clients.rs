@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use image::ImageFormat;
+use serde_json::Value;
 
 use crate::stack::{PATIENCE, program};
 use crate::support::process::{Background, run};
@@ -87,6 +88,11 @@ const EXAMPLES: &[Example] = &[
         runner: Runner::Python(python::TRITON),
         prints: &["inputs: PROMPT", "image.png", "url: "],
     },
+    Example {
+        file: "webhook_receiver.py",
+        runner: Runner::Python(python::STANDARD_WEBHOOKS),
+        prints: &["told: darkroom.job.started", "told: darkroom.job.completed", "image.png"],
+    },
     Example { file: "nats_py.py", runner: Runner::Python(python::NATS_PY), prints: OVER_NATS },
     Example { file: "nats.mjs", runner: Runner::Node(node::NATS_JS), prints: OVER_NATS },
     Example { file: "nats.rs", runner: Runner::Cargo, prints: OVER_NATS },
@@ -143,17 +149,22 @@ async fn every_example_does_what_it_says_and_all_get_the_same_picture() {
     let (port, http) = (nats::free_port_pair(), nats::free_port_pair());
     let platform = Background::start(&mut up(data.path(), port, http));
     platform.wait_for_line(|line| line.contains("ready"), PATIENCE).await;
+    let servers = format!("nats://127.0.0.1:{port}");
     let url = format!("http://127.0.0.1:{http}");
     eventually("the gateway", PATIENCE, async || {
         let answer = reqwest::get(format!("{url}/health/ready")).await.ok()?;
         answer.status().is_success().then_some(())
     })
     .await;
+    let mut secret = Command::new(program("darkroom"));
+    secret.args(["--nats", &servers, "--json", "webhooks", "secret", "default"]);
+    let secret: Value = serde_json::from_str(run(&mut secret, PATIENCE).await.expect_success().trim()).unwrap();
+    let secret = secret["secret"].as_str().unwrap();
     let mut pictures = BTreeSet::new();
     for example in EXAMPLES {
         let directory = tempfile::tempdir().unwrap();
         let mut command = example.command(directory.path());
-        command.env("NATS_URL", format!("nats://127.0.0.1:{port}")).env("DARKROOM_URL", &url);
+        command.envs([("NATS_URL", &*servers), ("DARKROOM_URL", &*url), ("DARKROOM_WEBHOOK_SECRET", secret)]);
         let printed = run(&mut command, PATIENCE).await.expect_success();
         let mut rest = printed.as_str();
         for words in example.prints {

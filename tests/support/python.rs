@@ -9,6 +9,8 @@ use super::{cached, checkout};
 pub(crate) const NATS_PY: &[&str] = &["nats-py==2.16.0"];
 /// Those of the services whose interfaces the gateway has too.
 pub(crate) const HTTP_CLIENTS: &[&str] = &["openai==3.57.0", "replicate==1.0.7"];
+/// That of the standard by which webhooks are signed.
+pub(crate) const STANDARD_WEBHOOKS: &[&str] = &["standardwebhooks==1.1.0"];
 /// Triton's own package.
 pub(crate) const TRITON: &[&str] = &["tritonclient[http]==2.73.0"];
 
