@@ -6,6 +6,7 @@ mod bad_input;
 mod cancel;
 mod checkpoints;
 mod cli;
+mod clients;
 mod cluster;
 mod contract;
 mod dlq;

@@ -29,11 +29,11 @@ pub(crate) fn model_directory() -> PathBuf {
     checkout().join("local/models/shapes")
 }
 
-/// A program of the workspace, as `cargo build --workspace --bins` made it.
+/// A program of the workspace, as `cargo build --workspace --bins --examples` made it.
 pub(crate) fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.ancestors().nth(2).unwrap().join(name);
-    assert!(path.exists(), "{} is not there: run `cargo build --workspace --bins` first", path.display());
+    assert!(path.exists(), "{} is not there: run `cargo build --workspace --bins --examples` first", path.display());
     path
 }
 

@@ -10,7 +10,8 @@ use crate::stack::{PATIENCE, model_directory, program};
 use crate::support::process::{Background, run};
 use crate::support::{eventually, nats};
 
-fn up(data: &Path, port: u16, http: u16) -> Command {
+/// The command of a platform on these ports.
+pub(crate) fn up(data: &Path, port: u16, http: u16) -> Command {
     let mut command = Command::new(program("darkroom"));
     command
         .args(["up", "--idle", "1s", "--nats-port", &port.to_string(), "--http-port", &http.to_string(), "--data"])

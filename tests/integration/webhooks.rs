@@ -109,7 +109,7 @@ impl Jobs {
 
 /// What the standard's own package reads in an attempt whose signature it takes.
 async fn verified(attempt: &Attempt, secret: &str) -> String {
-    let mut verify = python::client("verify_webhook.py", python::WEBHOOK_RECEIVER);
+    let mut verify = python::client("verify_webhook.py", python::STANDARD_WEBHOOKS);
     verify.args(["--secret", secret, "--headers", &json!(attempt.headers).to_string()]);
     verify.args(["--body", &STANDARD.encode(&attempt.body)]);
     run(&mut verify, PATIENCE).await.expect_success()

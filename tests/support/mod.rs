@@ -9,6 +9,7 @@
 pub(crate) mod certificates;
 pub(crate) mod http;
 pub(crate) mod nats;
+pub(crate) mod node;
 pub(crate) mod otlp;
 pub(crate) mod process;
 pub(crate) mod python;
@@ -16,6 +17,7 @@ pub(crate) mod receiver;
 pub(crate) mod s3;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often something is looked at that cannot be waited for.
@@ -63,4 +65,25 @@ fn cache() -> PathBuf {
         PathBuf::from,
     );
     base.join("darkroom")
+}
+
+/// A directory of Darkroom's cache, made by the first who needs it: `fill` gets a directory of its own, and says which one
+/// in it to keep.
+fn cached(name: &str, fill: impl FnOnce(&Path) -> PathBuf) -> PathBuf {
+    // One after the other: two tests may want the same.
+    static FILLING: Mutex<()> = Mutex::new(());
+    let _alone = FILLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = cache().join(name);
+    if directory.is_dir() {
+        return directory;
+    }
+    let parent = directory.parent().expect("a directory in a cache");
+    std::fs::create_dir_all(parent).expect("the cache can be written");
+    let staging = tempfile::tempdir_in(parent).expect("the cache can be written");
+    let filled = fill(staging.path());
+    // Another test process may have come first: its directory is as good.
+    if let Err(error) = std::fs::rename(&filled, &directory) {
+        assert!(directory.is_dir(), "{}: {error}", directory.display());
+    }
+    directory
 }

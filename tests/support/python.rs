@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
-use super::{cache, checkout};
+use super::{cached, checkout};
 
 /// NATS' own package.
 pub(crate) const NATS_PY: &[&str] = &["nats-py==2.16.0"];
-/// What receivers of webhooks check signatures with.
-pub(crate) const WEBHOOK_RECEIVER: &[&str] = &["standardwebhooks==1.1.0"];
 /// Those of the services whose interfaces the gateway has too.
 pub(crate) const HTTP_CLIENTS: &[&str] = &["openai==3.57.0", "replicate==1.0.7"];
+/// That of the standard by which webhooks are signed.
+pub(crate) const STANDARD_WEBHOOKS: &[&str] = &["standardwebhooks==1.1.0"];
+/// Triton's own package.
+pub(crate) const TRITON: &[&str] = &["tritonclient[http]==2.73.0"];
 
 /// A client of `tests/clients` that needs these packages, ready for its arguments.
 ///
@@ -27,21 +28,14 @@ pub(crate) fn client(script: &str, packages: &[&str]) -> Command {
     command
 }
 
-/// The directory of the packages, with all that they need, which is made by the first who needs it.
-fn installed(wanted: &[&str]) -> PathBuf {
-    // One after the other: two tests may want the same.
-    static INSTALLING: Mutex<()> = Mutex::new(());
-    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-    {
-        let directory = cache().join("python").join(wanted.join("+").replace("==", "-"));
-        if directory.is_dir() {
-            return directory;
-        }
-        let parent = directory.parent().expect("a directory in a cache");
-        std::fs::create_dir_all(parent).expect("the cache can be written");
-        let staging = tempfile::tempdir_in(parent).expect("the cache can be written");
-        let packages = staging.path().join("packages");
-        let python = python_with_pip(staging.path());
+/// The directory of the packages, with all that they need.
+///
+/// # Panics
+/// If they cannot be installed.
+pub(crate) fn installed(wanted: &[&str]) -> PathBuf {
+    cached(&format!("python/{}", wanted.join("+").replace("==", "-")), |staging| {
+        let packages = staging.join("packages");
+        let python = python_with_pip(staging);
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--target"];
         let status = Command::new(python)
             .args(pip)
@@ -52,12 +46,8 @@ fn installed(wanted: &[&str]) -> PathBuf {
             .stdout(Stdio::null())
             .status();
         assert!(status.is_ok_and(|status| status.success()), "pip cannot install {wanted:?}");
-        // Another test process may have come first: its directory is as good.
-        if let Err(error) = std::fs::rename(&packages, &directory) {
-            assert!(directory.is_dir(), "{}: {error}", directory.display());
-        }
-        directory
-    }
+        packages
+    })
 }
 
 /// A Python that has pip. Debian and Ubuntu leave both venv's ensurepip and pip out of python3; either is enough.
