@@ -292,7 +292,7 @@ fn deadline(text: String, clock: Clock) -> String {
 
 fn webhook(url: Option<String>, events: Vec<String>) -> Option<WebhookDocument> {
     let events = (!events.is_empty()).then_some(events);
-    url.map(|url| WebhookDocument { url, events })
+    url.map(|url| WebhookDocument { url, events, format: None })
 }
 
 fn parse_lora(text: &str) -> Result<LoraDocument, String> {

@@ -19,4 +19,4 @@ pub use options::{
 };
 pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, SigmaSpacing, Violation};
 pub use state::{IllegalStep, JobState, JobStep, Pool, Priority, Status};
-pub use webhook::{InvalidWebhookUrl, Undelivered, Webhook, WebhookEvent, WebhookUrl};
+pub use webhook::{InvalidWebhookUrl, Undelivered, Webhook, WebhookEvent, WebhookFormat, WebhookUrl};

@@ -71,6 +71,29 @@ impl FromStr for WebhookUrl {
     }
 }
 
+/// The form in which a webhook is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WebhookFormat {
+    /// The event, as on the bus.
+    #[default]
+    CloudEvents,
+    /// The job as one of Replicate's predictions.
+    Replicate,
+}
+
+impl WebhookFormat {
+    /// Every one.
+    pub const ALL: &'static [Self] = &[Self::CloudEvents, Self::Replicate];
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CloudEvents => "cloudevents",
+            Self::Replicate => "replicate",
+        }
+    }
+}
+
 /// Whom to tell of a job, and of what.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Webhook {
@@ -78,6 +101,8 @@ pub struct Webhook {
     pub url: WebhookUrl,
     /// Of what, each once; at least one.
     pub events: Vec<WebhookEvent>,
+    /// How.
+    pub format: WebhookFormat,
 }
 
 /// Why an event was not told.
@@ -112,6 +137,7 @@ impl Undelivered {
 }
 
 by_name!(WebhookEvent);
+by_name!(WebhookFormat);
 by_name!(Undelivered);
 
 #[cfg(test)]
@@ -156,6 +182,9 @@ mod tests {
     fn names_read_back() {
         for event in WebhookEvent::ALL {
             assert_eq!(event.as_str().parse(), Ok(*event));
+        }
+        for format in WebhookFormat::ALL {
+            assert_eq!(format.as_str().parse(), Ok(*format));
         }
         for why in Undelivered::ALL {
             assert_eq!(why.as_str().parse(), Ok(*why));

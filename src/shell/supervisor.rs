@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,8 @@ use super::topology::{self, Mode, Outcome};
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a server may take until it answers.
 const SERVER_START: Duration = Duration::from_secs(15);
+/// How often it is asked whether the gateway listens.
+const LISTENS_EVERY: Duration = Duration::from_millis(20);
 /// Time that functions get to end before they are killed.
 const STOP_GRACE: Duration = Duration::from_secs(25);
 /// A function that ended badly is started again after so long, doubled each time up to a minute.
@@ -195,11 +198,18 @@ async fn serve(
     let mut platform = Platform::new(config, addresses);
     platform.start_always_on()?;
     let Ok(mut requests) = bus.client.subscribe(subject::ALL_REQUESTS).await else { return Ok(()) };
-    ready(addresses);
+    let mut ready = Some(ready);
+    let gateway = listens(config.http_port);
+    tokio::pin!(gateway);
     let mut look = tokio::time::interval(LOOK_EVERY);
     let outcome = loop {
         tokio::select! {
             () = stop.cancelled() => break Ok(()),
+            () = &mut gateway, if ready.is_some() => {
+                if let Some(ready) = ready.take() {
+                    ready(addresses);
+                }
+            }
             status = server.ended() => break Err(SupervisorError::ServerEnded { status }),
             request = requests.next() => {
                 // A hint: the request is on its way into the stream.
@@ -231,6 +241,13 @@ async fn connect(options: &BusOptions) -> Result<Bus, SupervisorError> {
                 () = tokio::time::sleep(Duration::from_millis(20)) => {}
             },
         }
+    }
+}
+
+/// Ends when somebody listens on a port of this machine.
+async fn listens(port: u16) {
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+        tokio::time::sleep(LISTENS_EVERY).await;
     }
 }
 
@@ -355,7 +372,8 @@ impl<'a> Platform<'a> {
                     .env("DARKROOM_HTTP_LISTEN", format!("127.0.0.1:{}", self.config.http_port))
                     .env("DARKROOM_HTTP_ORIGINS", "*")
                     .env("DARKROOM_OPEN_TENANT", "default")
-                    .env("DARKROOM_WEBHOOK_ALLOW", WEBHOOK_ALLOW);
+                    .env("DARKROOM_WEBHOOK_ALLOW", WEBHOOK_ALLOW)
+                    .env("DARKROOM_GATEWAY_URL", &self.addresses.gateway);
                 slot.process = Some(Process::start(command, &program)?);
             }
         }

@@ -16,9 +16,9 @@ use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{Fault, FaultCode, JobId, Tenant, Undelivered, WebhookUrl};
+use crate::job::{Fault, FaultCode, JobId, Tenant, Undelivered, WebhookFormat, WebhookUrl};
 use crate::sched::delivery::{Room, Schedule};
-use crate::wire::{header, subject, webhook};
+use crate::wire::{header, subject};
 
 use super::bus::{Bus, PublishError};
 use super::clock::Clock;
@@ -56,6 +56,9 @@ pub struct WebhookOptions {
         value_name = "DURATION"
     )]
     pub webhook_timeout: Duration,
+    /// Where clients reach the gateway, for links in webhooks that have Replicate's form
+    #[arg(long, env = "DARKROOM_GATEWAY_URL", default_value = "", value_name = "URL")]
+    pub gateway_url: String,
     /// Attempts under way, at the most
     #[arg(long, env = "DARKROOM_WEBHOOK_CONCURRENCY", default_value_t = 256, value_name = "N")]
     pub concurrency: usize,
@@ -92,6 +95,8 @@ pub struct Delivery {
     pub job: JobId,
     /// Whom to tell.
     pub url: WebhookUrl,
+    /// In which form.
+    pub format: WebhookFormat,
     /// What.
     pub body: Bytes,
 }
@@ -100,15 +105,20 @@ impl Delivery {
     /// Reads it from a message; `None` when it is none of ours.
     fn read(subject: &str, headers: Option<&HeaderMap>, body: &Bytes) -> Option<Self> {
         let (tenant, job) = subject::webhook_owner(subject)?;
-        let url = headers?.get(header::WEBHOOK_URL).map(HeaderValue::as_str)?.parse().ok()?;
-        Some(Self { id: webhook::id_of(body)?, tenant, job, url, body: body.clone() })
+        let text = |name: &str| headers?.get(name).map(HeaderValue::as_str);
+        let url = text(header::WEBHOOK_URL)?.parse().ok()?;
+        let id = text(header::WEBHOOK_EVENT)?.to_owned();
+        let format =
+            *WebhookFormat::ALL.iter().find(|format| text(header::CONTENT_TYPE) == Some(media_type(**format)))?;
+        Some(Self { id, tenant, job, url, format, body: body.clone() })
     }
 
     fn headers(&self, message_id: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, message_id);
-        headers.insert(header::CONTENT_TYPE, header::CONTENT_TYPE_CLOUD_EVENT);
+        headers.insert(header::CONTENT_TYPE, media_type(self.format));
         headers.insert(header::WEBHOOK_URL, self.url.as_str());
+        headers.insert(header::WEBHOOK_EVENT, &*self.id);
         headers
     }
 
@@ -136,6 +146,14 @@ impl Delivery {
     }
 }
 
+/// What a receiver is told that the body is.
+fn media_type(format: WebhookFormat) -> &'static str {
+    match format {
+        WebhookFormat::CloudEvents => header::CONTENT_TYPE_CLOUD_EVENT,
+        WebhookFormat::Replicate => header::CONTENT_TYPE_JSON,
+    }
+}
+
 /// How a delivery ended that was given up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct End {
@@ -153,8 +171,9 @@ pub async fn run(bus: Bus, options: WebhookOptions, stop: CancellationToken) -> 
     let client = options.webhook_allow.client().map_err(fatal)?;
     let metrics = WebhookMetrics::new(&telemetry::meter());
     tracing::info!("webhook.ready");
-    let collecting = collect::run(&bus, &stop);
-    let delivering = deliver::run(deliver::Courier::new(bus.clone(), Clock::start(), options, client, metrics), &stop);
+    let collecting = collect::run(&bus, &options.gateway_url, &stop);
+    let courier = deliver::Courier::new(bus.clone(), Clock::start(), options.clone(), client, metrics);
+    let delivering = deliver::run(courier, &stop);
     tokio::join!(collecting, delivering);
     Ok(())
 }

@@ -36,6 +36,10 @@ pub const WEBHOOK_TIMESTAMP: &str = "webhook-timestamp";
 pub const WEBHOOK_SIGNATURE: &str = "webhook-signature";
 /// Webhooks on their way: whom to tell.
 pub const WEBHOOK_URL: &str = "Darkroom-Webhook-Url";
+/// The id of the event that a webhook on its way tells of.
+pub const WEBHOOK_EVENT: &str = "Darkroom-Webhook-Event";
+/// What is no event, but JSON.
+pub const CONTENT_TYPE_JSON: &str = "application/json";
 
 /// NATS micro services: why a request was refused.
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::job::{JobState, Webhook, WebhookEvent};
+use crate::job::{JobState, Webhook, WebhookEvent, WebhookFormat};
 
 use super::request::WebhookDocument;
 use super::time::rfc3339;
@@ -182,10 +182,11 @@ pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
     })
 }
 
-/// An event that this build does not know is one that it does not tell of.
+/// An event that this build does not know is one that it does not tell of; so is a format.
 fn webhook(document: WebhookDocument) -> Option<Webhook> {
     let events: Vec<WebhookEvent> = document.events?.iter().filter_map(|name| name.parse().ok()).collect();
-    Some(Webhook { url: document.url.parse().ok()?, events })
+    let format = document.format.map_or_else(|| Ok(WebhookFormat::default()), |name| name.parse()).ok()?;
+    Some(Webhook { url: document.url.parse().ok()?, events, format })
 }
 
 #[cfg(test)]
@@ -208,7 +209,11 @@ mod tests {
         record.terminal = Some(serde_json::json!({"images": []}));
         assert_eq!(decode(&encode(&record)).unwrap(), record);
         let url = "https://example.com/hook".parse().unwrap();
-        let record = record.telling(Some(Webhook { url, events: WebhookEvent::TERMINAL.to_vec() }));
+        let record = record.telling(Some(Webhook {
+            url,
+            events: WebhookEvent::TERMINAL.to_vec(),
+            format: WebhookFormat::Replicate,
+        }));
         assert_eq!(decode(&encode(&record)).unwrap(), record);
     }
 

@@ -5,15 +5,19 @@
 
 use serde_json::{Map, Value, json};
 
+use super::event::StoredImage;
 use super::http::{JobDocument, ProblemDocument};
-use crate::job::Violation;
+use super::record::Record;
 use crate::job::limits::METADATA_BYTES_MAX;
+use crate::job::{JobId, Status, Violation, WebhookEvent};
 
 /// Under which name the input is kept in metadata.
 const INPUT: &str = "input";
 /// Names of theirs for fields of ours.
 const RENAMED: [(&str, &str); 4] =
     [("num_outputs", "num_images"), ("image", "init_image"), ("mask", "mask_image"), ("prompt_strength", "strength")];
+/// What their webhooks can be told of.
+const EVENTS: [&str; 4] = ["start", "output", "logs", "completed"];
 /// Inputs that change nothing here.
 const WITHOUT_MEANING: [&str; 4] = ["disable_safety_checker", "safety_tolerance", "go_fast", "apply_watermark"];
 
@@ -47,6 +51,9 @@ pub fn fields(mut body: Map<String, Value>, model: Option<&str>) -> Result<Map<S
         }
     }
     fields.insert("metadata".to_owned(), Value::Object(metadata));
+    if let Some(webhook) = webhook_field(&mut body, &mut violations) {
+        fields.insert("webhook".to_owned(), webhook);
+    }
     if let Some(model) = model {
         fields.insert("model".to_owned(), model.into());
     }
@@ -56,6 +63,59 @@ pub fn fields(mut body: Map<String, Value>, model: Option<&str>) -> Result<Map<S
         violations.push(Violation::new(name, value, "no such field"));
     }
     if violations.is_empty() { Ok(fields) } else { Err(violations) }
+}
+
+/// Whom to tell, and of what: everything when no filter says less. There is no output before the last one, and no log.
+fn webhook_field(body: &mut Map<String, Value>, violations: &mut Vec<Violation>) -> Option<Value> {
+    let filter = body.remove("webhook_events_filter").filter(|filter| !filter.is_null());
+    let url = body.remove("webhook").filter(|url| !url.is_null())?;
+    let mut events = Vec::new();
+    let named = match filter {
+        None => vec![json!("start"), json!("completed")],
+        Some(Value::Array(named)) => named,
+        Some(other) => {
+            violations.push(Violation::new("webhook_events_filter", other, EVENTS.join(", ")));
+            return None;
+        }
+    };
+    for name in &named {
+        match name.as_str() {
+            Some("start") => events.push("started"),
+            Some("completed") => events.extend(["completed", "failed", "cancelled"]),
+            Some("output" | "logs") => {}
+            _ => violations.push(Violation::new("webhook_events_filter", name, EVENTS.join(", "))),
+        }
+    }
+    (!events.is_empty()).then(|| json!({ "url": url, "events": events, "format": "replicate" }))
+}
+
+/// What a webhook is told of a job, in at most `bytes_max` bytes; `gateway` is where clients reach that. Of an event that is
+/// not the last, only what was known then.
+pub fn webhook(job: &JobId, event: WebhookEvent, record: &Record, gateway: &str, bytes_max: usize) -> Option<Vec<u8>> {
+    let whole = JobDocument::of_record(job.as_str(), record);
+    let document = match event {
+        WebhookEvent::Started => JobDocument {
+            status: Status::Processing.as_str().to_owned(),
+            images: Vec::new(),
+            error: None,
+            timings: None,
+            ..whole
+        },
+        WebhookEvent::Completed | WebhookEvent::Failed | WebhookEvent::Cancelled => whole,
+    };
+    let url =
+        |image: &StoredImage| match (image.url.starts_with("http"), document.links.images.get(image.index as usize)) {
+            (false, Some(path)) => format!("{gateway}{path}"),
+            _ => image.url.clone(),
+        };
+    let outputs: Vec<String> = document.images.iter().map(url).collect();
+    let mut prediction = prediction(&document, &outputs, gateway);
+    let bytes = serde_json::to_vec(&prediction).ok()?;
+    if bytes.len() <= bytes_max {
+        return Some(bytes);
+    }
+    prediction["input"] = json!({});
+    serde_json::to_vec(&prediction).ok().filter(|bytes| bytes.len() <= bytes_max)
 }
 
 /// The model that a version names: `owner/name:version`, `owner/name` or a name.
@@ -126,6 +186,51 @@ mod tests {
         let Value::Object(body) = json!({"input": 7, "inputs": {}}) else { panic!("an object") };
         let named: Vec<String> = fields(body, None).unwrap_err().into_iter().map(|violation| violation.field).collect();
         assert_eq!(named, ["input", "inputs"]);
+    }
+
+    #[test]
+    fn a_webhook_is_told_of_what_its_filter_says() {
+        let webhook = |body: Value| -> Result<Option<Value>, Vec<String>> {
+            let mut violations = Vec::new();
+            let found = webhook_field(&mut body.as_object().cloned().unwrap(), &mut violations);
+            if violations.is_empty() { Ok(found) } else { Err(violations.into_iter().map(|one| one.field).collect()) }
+        };
+        let told = |events: Value| Ok(Some(json!({"url": "u", "events": events, "format": "replicate"})));
+        let all = json!(["started", "completed", "failed", "cancelled"]);
+        assert_eq!(webhook(json!({"webhook": "u"})), told(all));
+        assert_eq!(
+            webhook(json!({"webhook": "u", "webhook_events_filter": ["start", "logs"]})),
+            told(json!(["started"]))
+        );
+        assert_eq!(webhook(json!({"webhook": "u", "webhook_events_filter": ["output"]})), Ok(None));
+        assert_eq!(webhook(json!({"webhook_events_filter": ["completed"]})), Ok(None));
+        for wrong in [json!("start"), json!(["end"])] {
+            let named = webhook(json!({"webhook": "u", "webhook_events_filter": wrong}));
+            assert_eq!(named, Err(vec!["webhook_events_filter".to_owned()]));
+        }
+    }
+
+    #[test]
+    fn a_webhook_has_the_prediction_as_it_was_with_links_to_the_gateway() {
+        let mut record = Record::accepted("d".into(), "shapes", Some(1), 1_795_000_000_000);
+        record.terminal = Some(json!({
+            "images": [{"index": 0, "key": "k", "url": "file:///k", "content_type": "image/png", "size_bytes": 1, "sha256": "", "seed": 7}],
+            "metadata": {"input": {"prompt": "p".repeat(3000)}},
+        }));
+        record.state.status = Status::Completed;
+        let job = "j".parse().unwrap();
+        let body = |event, bytes_max| -> Value {
+            let bytes = webhook(&job, event, &record, "https://gateway", bytes_max).unwrap();
+            serde_json::from_slice(&bytes).unwrap()
+        };
+        let completed = body(WebhookEvent::Completed, 20_000);
+        assert_eq!((&completed["status"], &completed["id"]), (&json!("succeeded"), &json!("j")));
+        assert_eq!(completed["output"], json!(["https://gateway/v1/jobs/j/images/0"]));
+        assert_eq!(completed["urls"]["get"], "https://gateway/replicate/v1/predictions/j");
+        let started = body(WebhookEvent::Started, 20_000);
+        assert_eq!((&started["status"], &started["output"]), (&json!("processing"), &Value::Null));
+        assert_eq!(body(WebhookEvent::Completed, 2_000)["input"], json!({}));
+        assert_eq!(webhook(&job, WebhookEvent::Completed, &record, "", 10), None);
     }
 
     #[test]

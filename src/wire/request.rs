@@ -13,7 +13,7 @@ use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::job::options::InvalidPictureSource;
 use crate::job::{
     Draft, InvalidWebhookUrl, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OnLate, OutputFormat,
-    PictureSource, Priority, Rng, SamplerKind, Tenant, Violation, Webhook, WebhookEvent,
+    PictureSource, Priority, Rng, SamplerKind, Tenant, Violation, Webhook, WebhookEvent, WebhookFormat,
 };
 
 /// What a deadline may be, for people.
@@ -156,6 +156,10 @@ pub struct WebhookDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), extend("uniqueItems" = true, "items" = event_schema()))]
     pub events: Option<Vec<String>>,
+    /// The body: `cloudevents`, the event as on the bus, when absent; `replicate`, one of Replicate's predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = WebhookFormat::ALL.iter().map(|format| format.as_str()).collect::<Vec<_>>()))]
+    pub format: Option<String>,
 }
 
 fn event_schema() -> Value {
@@ -166,7 +170,8 @@ fn event_schema() -> Value {
 impl From<&Webhook> for WebhookDocument {
     fn from(webhook: &Webhook) -> Self {
         let events = webhook.events.iter().map(|event| event.as_str().to_owned()).collect();
-        Self { url: webhook.url.as_str().to_owned(), events: Some(events) }
+        let format = (webhook.format != WebhookFormat::default()).then(|| webhook.format.to_string());
+        Self { url: webhook.url.as_str().to_owned(), events: Some(events), format }
     }
 }
 
@@ -457,7 +462,7 @@ fn take_loras(fields: &mut Map<String, Value>, violations: &mut Vec<Violation>) 
 
 /// The URL is never shown: it may hold a secret.
 fn take_webhook(fields: &mut Map<String, Value>, violations: &mut Vec<Violation>) -> Option<Webhook> {
-    let allowed = "an object with url and events";
+    let allowed = "an object with url, events and format";
     let mut given = take(fields, "webhook", allowed, violations, |value| value.as_object().cloned())?;
     let before = violations.len();
     let url = given.remove("url");
@@ -467,11 +472,19 @@ fn take_webhook(fields: &mut Map<String, Value>, violations: &mut Vec<Violation>
         violations.push(Violation::new("webhook.url", value, InvalidWebhookUrl.to_string()));
     }
     let events = webhook_events(given.remove("events"), violations);
+    let format = match given.remove("format") {
+        None | Some(Value::Null) => WebhookFormat::default(),
+        Some(named) => named.as_str().and_then(|name| name.parse().ok()).unwrap_or_else(|| {
+            let all = WebhookFormat::ALL.iter().map(|format| format.as_str()).collect::<Vec<_>>().join(", ");
+            violations.push(Violation::new("webhook.format", shown(&named), all));
+            WebhookFormat::default()
+        }),
+    };
     for name in given.keys() {
         violations.push(Violation::new(format!("webhook.{}", field_name(name)), "given", "no such field"));
     }
     let url = read.filter(|_| violations.len() == before)?;
-    Some(Webhook { url, events })
+    Some(Webhook { url, events, format })
 }
 
 fn webhook_events(given: Option<Value>, violations: &mut Vec<Violation>) -> Vec<WebhookEvent> {

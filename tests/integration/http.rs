@@ -15,17 +15,18 @@ use crate::main_job::rendered_alone;
 use crate::stack::{PATIENCE, Stack, model_directory, program};
 use crate::support::process::{Background, run};
 use crate::support::{eventually, python};
+use crate::webhooks::function;
 
 /// A gateway and who asks it.
-struct Gateway {
+pub(crate) struct Gateway {
     process: Background,
-    address: String,
+    pub(crate) address: String,
     client: Client,
-    key: Option<String>,
+    pub(crate) key: Option<String>,
 }
 
 impl Gateway {
-    async fn start(stack: &Stack, arguments: &[&str]) -> Self {
+    pub(crate) async fn start(stack: &Stack, arguments: &[&str]) -> Self {
         let mut command = Command::new(program("darkroom-gateway"));
         command.args(["--nats", &stack.nats.url(), "--store", &stack.store_url(), "--http-listen", "127.0.0.1:0"]);
         let process = Background::start(command.args(arguments));
@@ -35,11 +36,11 @@ impl Gateway {
     }
 
     /// One at which everybody is tenant `t`.
-    async fn open(stack: &Stack) -> Self {
+    pub(crate) async fn open(stack: &Stack) -> Self {
         Self::start(stack, &["--open-tenant", "t"]).await
     }
 
-    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.client.request(method, format!("{}{path}", self.address)).timeout(PATIENCE);
         match &self.key {
             Some(key) => request.header(header::AUTHORIZATION, format!("Bearer {key}")),
@@ -47,7 +48,7 @@ impl Gateway {
         }
     }
 
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
         read(self.request(Method::GET, path).send().await.unwrap()).await
     }
 
@@ -77,7 +78,7 @@ impl Gateway {
     }
 }
 
-async fn read(response: Response) -> (StatusCode, Value) {
+pub(crate) async fn read(response: Response) -> (StatusCode, Value) {
     let status = response.status();
     let text = response.text().await.unwrap();
     (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status} is not JSON: {text:?}")))
@@ -396,7 +397,7 @@ async fn everything_in_the_description_is_there() {
             operations += 1;
         }
     }
-    assert_eq!(operations, 11);
+    assert_eq!(operations, 12);
     // Every reference leads somewhere.
     let text = document.to_string();
     for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()) {
@@ -405,7 +406,7 @@ async fn everything_in_the_description_is_there() {
 }
 
 /// The picture that the Python clients ask for, as the engine makes it alone.
-fn circle(seed: u64) -> String {
+pub(crate) fn circle(seed: u64) -> String {
     let scheduler = read_manifest(&model_directory()).unwrap().defaults.scheduler.to_string();
     let body = json!({"prompt": "a red circle on a blue background", "seed": seed, "num_inference_steps": 8,
         "guidance_scale": 5.0, "scheduler": scheduler});
@@ -481,17 +482,24 @@ async fn replicates_package_runs_waits_cancels_and_understands_what_is_wrong() {
     let stack = Stack::start().await;
     let gateway = Gateway::open(&stack).await;
     let _worker = stack.worker().await;
+    let _webhook = function(&stack, &[]).await;
     let report = python_client(&gateway, "replicate_predictions.py", "/replicate").await;
     assert_eq!(report["run"], json!([circle(7)]));
     assert_eq!(report["created"], "starting");
     assert_eq!(report["waited"], json!(["succeeded", 2, "a red circle on a blue background", true]));
     assert_eq!(
         (&report["cancelled"], &report["listed"]),
-        (&json!("canceled"), &json!(["canceled", "succeeded", "succeeded"]))
+        (&json!("canceled"), &json!(["canceled", "succeeded", "succeeded", "succeeded"]))
     );
+    // What the package itself validates, in the order of its events.
+    let [started, completed] = &report["webhooks"].as_array().unwrap()[..] else { panic!("{report}") };
+    assert_eq!(*started, json!(["processing", null, "a red circle on a blue background"]));
+    assert_eq!((&completed[0], &completed[2]), (&json!("succeeded"), &started[2]));
+    assert_eq!(completed[1].as_array().unwrap().len(), 1, "{report}");
     let errors = report["errors"].as_array().unwrap();
     assert_eq!((errors[0][0].as_u64(), errors[1][0].as_u64()), (Some(422), Some(404)), "{report}");
     assert!(errors[0][1].as_str().unwrap().contains("width"), "{report}");
+    assert!(errors[2][1].as_str().unwrap().contains("webhook_events_filter"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ mod cluster;
 mod contract;
 mod dlq;
 mod estimates;
+mod faces;
 mod faults;
 mod hostile;
 mod http;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{FromConsumer as _, pull};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use darkroom::job::{JobId, Tenant, Webhook, WebhookEvent};
+use darkroom::job::{JobId, Tenant, Webhook, WebhookEvent, WebhookFormat};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::events::Events;
 use darkroom::shell::records::{Changed, Records};
@@ -35,7 +35,7 @@ async fn stack() -> Stack {
 }
 
 /// The function, which may reach receivers of the test.
-async fn function(stack: &Stack, options: &[&str]) -> Background {
+pub(crate) async fn function(stack: &Stack, options: &[&str]) -> Background {
     bare_function(stack, &[&["--webhook-allow", "127.0.0.1"], options].concat()).await
 }
 
@@ -90,7 +90,7 @@ impl Jobs {
     /// A job that wants `url` to be told of `events`.
     async fn begin(&self, tenant: &str, job: &str, url: &str, events: &[WebhookEvent]) {
         let (tenant, job): (Tenant, JobId) = (tenant.parse().unwrap(), job.parse().unwrap());
-        let webhook = Webhook { url: url.parse().unwrap(), events: events.to_vec() };
+        let webhook = Webhook { url: url.parse().unwrap(), events: events.to_vec(), format: WebhookFormat::default() };
         let record = Record::accepted("digest".to_owned(), "shapes", Some(1), 0).telling(Some(webhook));
         assert!(matches!(self.records.create(&tenant, &job, record).await.unwrap(), Changed::Won(_)));
     }

@@ -176,6 +176,7 @@ fn router(gateway: Arc<Gateway>, options: &HttpOptions) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/replicate/v1/predictions", get(replicate::list).post(replicate::create))
+        .route("/replicate/v1/webhooks/default/secret", get(replicate::secret))
         .route("/replicate/v1/predictions/{job}", get(replicate::get))
         .route("/replicate/v1/predictions/{job}/cancel", post(replicate::cancel))
         .route("/replicate/v1/models/{owner}/{name}/predictions", post(replicate::create_of_model))

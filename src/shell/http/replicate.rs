@@ -17,6 +17,7 @@ use super::{Caller, Gateway};
 use crate::job::Tenant;
 use crate::shell::cancel::Keep;
 use crate::shell::client;
+use crate::shell::webhooks::keep;
 use crate::wire::http::JobDocument;
 use crate::wire::replicate;
 
@@ -102,6 +103,12 @@ pub(super) async fn cancel(
     gateway.cancel(&tenant, &job, Keep::Nothing).await?;
     let job = gateway.job(&tenant, &job).await?;
     Ok(Json(gateway.prediction(&job, &headers).await))
+}
+
+/// `GET /replicate/v1/webhooks/default/secret`: the caller's own.
+pub(super) async fn secret(State(gateway): State<Arc<Gateway>>, caller: Caught<Caller>) -> Result<Json<Value>, Detail> {
+    let secrets = keep::secrets(&gateway.bus, &caller?.tenant).await.map_err(Problem::from)?;
+    Ok(Json(json!({ "key": secrets.current.reveal() })))
 }
 
 impl Gateway {

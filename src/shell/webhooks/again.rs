@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::job::{JobId, Tenant};
-use crate::wire::{header, subject, webhook};
+use crate::wire::{header, subject};
 
 use super::super::bus::Bus;
 use super::super::dead_letters::{DeadLetterError, remove_from, scan};
@@ -60,7 +60,7 @@ fn read(stored: Stored) -> Option<DeadWebhook> {
         unix_ms: stored.unix_ms,
         tenant,
         job,
-        id: webhook::id_of(&stored.body).unwrap_or_default(),
+        id: text(header::WEBHOOK_EVENT),
         host: delivery.as_ref().map(|delivery| host_of(&delivery.url)).unwrap_or_default(),
         code: text(header::DEAD_LETTER_CODE),
         message: text(header::DEAD_LETTER_MESSAGE),

@@ -20,6 +20,7 @@ pub(super) struct Post {
     /// When the attempt is made, in milliseconds since the Unix epoch.
     pub(super) unix_ms: i64,
     pub(super) signatures: String,
+    pub(super) media_type: &'static str,
     pub(super) body: Bytes,
 }
 
@@ -59,7 +60,7 @@ pub(super) async fn attempt(
     let request = client
         .post(url)
         .timeout(timeout)
-        .header(CONTENT_TYPE, header::CONTENT_TYPE_CLOUD_EVENT)
+        .header(CONTENT_TYPE, post.media_type)
         .header(header::WEBHOOK_ID, post.id)
         .header(header::WEBHOOK_TIMESTAMP, post.unix_ms.div_euclid(1000).to_string())
         .header(header::WEBHOOK_SIGNATURE, post.signatures)

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::{AckKind, Message};
-use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::limits::WEBHOOK_BODY_BYTES_MAX;
-use crate::job::{Fault, FaultClass, FaultCode, Undelivered};
-use crate::wire::{header, subject, webhook};
+use crate::job::{Fault, FaultClass, FaultCode, Undelivered, WebhookFormat};
+use crate::wire::{header, replicate, subject, webhook};
 
 use super::super::bus::{Bus, PublishError, chain};
 use super::super::records;
@@ -22,11 +21,13 @@ const BATCH: usize = 256;
 const PULL_FOR: Duration = Duration::from_secs(5);
 
 /// Turns events into deliveries until `stop`.
-pub(super) async fn run(bus: &Bus, stop: &CancellationToken) {
-    again_until(stop, "events", async || take(bus).await).await;
+///
+/// Links in Replicate's form begin with `gateway`.
+pub(super) async fn run(bus: &Bus, gateway: &str, stop: &CancellationToken) {
+    again_until(stop, "events", async || take(bus, gateway).await).await;
 }
 
-async fn take(bus: &Bus) -> Result<(), Fault> {
+async fn take(bus: &Bus, gateway: &str) -> Result<(), Fault> {
     let lost = |why: String| Fault::retry(FaultCode::BusFailed, why);
     let consumer: PullConsumer = bus
         .context
@@ -38,7 +39,7 @@ async fn take(bus: &Bus) -> Result<(), Fault> {
         let mut messages = pulled.map_err(|error| lost(chain(&error)))?;
         while let Some(message) = messages.next().await {
             let message = message.map_err(|error| lost(chain(&*error)))?;
-            let answer = match collect(bus, &message).await {
+            let answer = match collect(bus, gateway, &message).await {
                 Ok(()) => AckKind::Ack,
                 Err(fault) => {
                     tracing::warn!(%fault, "webhook.collect");
@@ -50,7 +51,7 @@ async fn take(bus: &Bus) -> Result<(), Fault> {
     }
 }
 
-async fn collect(bus: &Bus, message: &Message) -> Result<(), Fault> {
+async fn collect(bus: &Bus, gateway: &str, message: &Message) -> Result<(), Fault> {
     let sequence = message.info().map_or(0, |info| info.stream_sequence);
     let Some((tenant, job, kind)) = subject::event_owner(&message.subject) else { return Ok(()) };
     let Some(event) = webhook::event_of(kind) else { return Ok(()) };
@@ -63,15 +64,20 @@ async fn collect(bus: &Bus, message: &Message) -> Result<(), Fault> {
         }
         Err(fault) => return Err(fault),
     };
-    let Some(webhook) = record.and_then(|record| record.webhook) else { return Ok(()) };
+    let Some(record) = record else { return Ok(()) };
+    let Some(webhook) = &record.webhook else { return Ok(()) };
     if !webhook.events.contains(&event) {
         return Ok(());
     }
-    let Some((id, body)) = readable(&message.payload) else {
+    let body = match webhook.format {
+        WebhookFormat::CloudEvents => webhook::body(&message.payload, WEBHOOK_BODY_BYTES_MAX),
+        WebhookFormat::Replicate => replicate::webhook(&job, event, &record, gateway, WEBHOOK_BODY_BYTES_MAX),
+    };
+    let Some((id, body)) = webhook::id_of(&message.payload).zip(body) else {
         tracing::warn!(%tenant, %job, kind, "webhook.unreadable");
         return Ok(());
     };
-    let delivery = Delivery { id, tenant, job, url: webhook.url, body };
+    let delivery = Delivery { id, tenant, job, url: webhook.url.clone(), format: webhook.format, body: body.into() };
     match delivery.send(bus, &delivery.id).await {
         Err(PublishError::StreamFull { description, .. }) => {
             let id = header::crowded_out_webhook_id(sequence);
@@ -79,9 +85,4 @@ async fn collect(bus: &Bus, message: &Message) -> Result<(), Fault> {
         }
         sent => Ok(sent?),
     }
-}
-
-fn readable(event: &Bytes) -> Option<(String, Bytes)> {
-    let body = webhook::body(event, WEBHOOK_BODY_BYTES_MAX)?;
-    Some((webhook::id_of(&body)?, body.into()))
 }

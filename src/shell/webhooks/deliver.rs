@@ -24,7 +24,7 @@ use super::super::bus::{Bus, chain};
 use super::super::clock::Clock;
 use super::super::metrics::WebhookMetrics;
 use super::attempt::{Attempted, Post, attempt, host_of};
-use super::{Delivery, End, WebhookOptions, again_until, keep};
+use super::{Delivery, End, WebhookOptions, again_until, keep, media_type};
 
 /// Deliveries that are asked for at once, and for how long.
 const BATCH: usize = 64;
@@ -241,6 +241,7 @@ impl Courier {
             id: delivery.id.clone(),
             unix_ms,
             signatures: secrets.sign(&delivery.id, unix_ms, &delivery.body),
+            media_type: media_type(delivery.format),
             body: delivery.body.clone(),
         };
         let WebhookOptions { webhook_allow: guard, webhook_timeout: timeout, .. } = &self.options;
