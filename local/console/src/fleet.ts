@@ -1,10 +1,10 @@
 // The fleet: its workers and their batches, its queue and pace, while somebody looks.
 
 import { fleet, Problem } from "./api.ts";
-import { byId, make, say, sayOrHide } from "./page.ts";
+import { byId, make, sayOrHide } from "./page.ts";
 import { ceiling, plot, type Sample } from "./plot.ts";
 import type { FleetModel, Worker } from "./wire.ts";
-import { count, duration } from "./words.ts";
+import { capital, count, duration } from "./words.ts";
 
 const LOOK_EVERY_MS = 2000;
 const SPAN_MS = 5 * 60_000;
@@ -38,7 +38,7 @@ async function show(): Promise<void> {
     models = await fleet();
   } catch (error) {
     const untold = error instanceof Problem && error.status === 404;
-    return sayOrHide(note, untold ? "This gateway does not tell of its fleet." : `${(error as Error).message}; trying again.`);
+    return sayOrHide(note, untold ? "This gateway does not tell of its fleet." : `${capital((error as Error).message)}. Trying again …`);
   }
   const workers = models.reduce((sum, model) => sum + model.workers.length, 0);
   const nothing = models.length === 0 ? "No model is served yet." : "No worker runs: the fleet is scaled to zero. The next request starts one.";
@@ -86,16 +86,16 @@ function card(model: FleetModel, history: History, now: number): HTMLElement {
     "div",
     { class: "plots" },
     curve("Queue", String(pending), count(pending, "request waits", "requests wait"), history.pending, now),
-    curve("In the batch", places > 0 ? `${stepping} / ${places}` : String(stepping), `${stepping} of ${places} images`, history.stepping, now, places),
+    curve("Batch", String(stepping), places > 0 ? `${stepping === 1 ? "image steps" : "images step"}, ${places} fit` : "images step", history.stepping, now, places),
     curve("Pace", speed > 0 ? speed.toFixed(speed < 10 ? 1 : 0) : "0", "image-steps a second", history.pace, now),
   );
   return make("section", { class: "fleet-model", "aria-label": `Model ${name}` }, head, plots, ...(workers.length > 0 ? [table(workers, now)] : []));
 }
 
-function curve(title: string, value: string, unit: string, samples: Sample[], now: number, least = 0): HTMLElement {
-  const highest = samples.reduce((most, sample) => Math.max(most, sample.value), least);
-  const top = ceiling(highest);
-  const label = `${title} over the last five minutes: now ${value}, at most ${samples.reduce((most, sample) => Math.max(most, Math.round(sample.value)), 0)}`;
+function curve(title: string, value: string, unit: string, samples: Sample[], now: number, room?: number): HTMLElement {
+  const highest = samples.reduce((most, sample) => Math.max(most, sample.value), 0);
+  const top = room !== undefined && room >= Math.max(1, highest) ? room : ceiling(highest);
+  const label = `${title} over the last five minutes: now ${value}, at most ${Math.round(highest)}`;
   return make(
     "figure",
     { class: "plot" },
@@ -132,9 +132,4 @@ function table(workers: Worker[], now: number): HTMLElement {
     make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
     make("tbody", {}, ...rows),
   );
-}
-
-/** Says that the view is shown. */
-export function arrive(): void {
-  say(byId("said"), "Fleet");
 }

@@ -2,6 +2,7 @@
 
 import { byId, make, say, sayOrHide } from "./page.ts";
 import type { Model, Request, Violation } from "./wire.ts";
+import { capital } from "./words.ts";
 
 const DRAFT = "darkroom.draft";
 const FIELDS = [
@@ -32,6 +33,8 @@ const form = byId<HTMLFormElement>("request");
 const submit = byId<HTMLButtonElement>("submit");
 const modelSelect = byId<HTMLSelectElement>("model");
 let models: Model[] = [];
+/** What was filled in when the page was left. */
+let draft = localStorage.getItem(DRAFT);
 
 export interface Actions {
   /** Rejects with what is to be shown. */
@@ -188,20 +191,18 @@ function changed(): void {
     const pressed = read("width") === String(width) && read("height") === String(height);
     byId("shapes").children[index]?.setAttribute("aria-pressed", String(pressed));
   }
-  const draft = Object.fromEntries(FIELDS.map((field) => [field, read(field)]));
-  localStorage.setItem(DRAFT, JSON.stringify(draft));
+  localStorage.setItem(DRAFT, JSON.stringify(Object.fromEntries(FIELDS.map((field) => [field, read(field)]))));
 }
 
 function restore(): void {
-  const text = localStorage.getItem(DRAFT);
-  if (text === null) return;
-  const draft = JSON.parse(text) as Partial<Record<Field, string>>;
-  if (draft.model !== undefined && models.some(({ name }) => name === draft.model)) {
-    modelSelect.value = draft.model;
-    applyDefaults();
-    for (const field of FIELDS) if (field !== "model" && draft[field] !== undefined) write(field, draft[field]);
-    changed();
-  }
+  if (draft === null) return;
+  const fields = JSON.parse(draft) as Partial<Record<Field, string>>;
+  draft = null;
+  if (fields.model === undefined || !models.some(({ name }) => name === fields.model)) return;
+  modelSelect.value = fields.model;
+  applyDefaults();
+  for (const field of FIELDS) if (field !== "model" && fields[field] !== undefined) write(field, fields[field]);
+  changed();
 }
 
 function read(field: Field): string {
@@ -245,8 +246,4 @@ export function showErrors(violations: Violation[], message: string | undefined)
 function controls(field: Field): HTMLElement[] {
   const control = form.elements.namedItem(field);
   return control instanceof RadioNodeList ? (Array.from(control) as HTMLElement[]) : [control as HTMLElement];
-}
-
-function capital(text: string): string {
-  return text.charAt(0).toUpperCase() + text.slice(1);
 }

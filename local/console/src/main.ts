@@ -9,7 +9,7 @@ import { byId, copy, say, sayOrHide } from "./page.ts";
 import * as sheet from "./sheet.ts";
 import * as viewer from "./viewer.ts";
 import { isTerminal, type JobDocument, type Request } from "./wire.ts";
-import { announcement } from "./words.ts";
+import { announcement, capital } from "./words.ts";
 
 const REQUESTS = "darkroom.requests";
 const REQUESTS_KEPT = 300;
@@ -155,7 +155,7 @@ function reached(): void {
 
 function unreached(error: unknown): void {
   if (error instanceof api.Problem && error.status === 401) sayOrHide(byId("trouble"), "This gateway wants an API key.");
-  else sayOrHide(byId("trouble"), `${error instanceof Error ? error.message : String(error)}. Trying again …`);
+  else sayOrHide(byId("trouble"), `${capital(error instanceof Error ? error.message : String(error))}. Trying again …`);
 }
 
 // ---- What was asked for: the gateway does not say it of jobs that run
@@ -189,7 +189,7 @@ async function submitFromForm(request: Request): Promise<void> {
   } catch (error) {
     const problem = error instanceof api.Problem ? error : undefined;
     const later = problem?.retryAfter === undefined ? "" : ` Try again in ${problem.retryAfter} s.`;
-    form.showErrors(problem?.violations ?? [], `${(error as Error).message}.${later}`);
+    form.showErrors(problem?.violations ?? [], `${capital((error as Error).message)}.${later}`);
   }
 }
 
@@ -197,7 +197,7 @@ async function tell(doing: Promise<unknown>): Promise<void> {
   try {
     await doing;
   } catch (error) {
-    sayOrHide(byId("trouble"), (error as Error).message);
+    sayOrHide(byId("trouble"), `${capital((error as Error).message)}.`);
   }
 }
 
@@ -281,7 +281,7 @@ const dialog = byId<HTMLDialogElement>("key-dialog");
 
 function askForKey(reason: string): Promise<string | undefined> {
   byId("key-change").hidden = false;
-  say(byId("key-reason"), reason);
+  say(byId("key-reason"), `${capital(reason)}.`);
   byId<HTMLInputElement>("key").value = "";
   dialog.returnValue = "";
   dialog.showModal();
@@ -303,7 +303,7 @@ api.onKeyWanted(askForKey);
 byId("key-change").hidden = api.key() === undefined;
 byId("key-change").addEventListener("click", async () => {
   // Whose jobs are shown depends on it, so all begins anew.
-  if ((await askForKey("Whose jobs are made and seen here is decided by the key.")) !== undefined) location.reload();
+  if ((await askForKey("whose jobs are made and seen here is decided by the key")) !== undefined) location.reload();
 });
 
 byId("skip").addEventListener("click", (event) => {

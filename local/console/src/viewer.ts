@@ -45,7 +45,11 @@ export function setUp(actions: Actions): void {
     say(button, "Copied");
     setTimeout(() => say(button, "Copy parameters"), 2000);
   });
-  picture.addEventListener("load", () => frame.classList.add("fixed"));
+  picture.addEventListener("load", () => {
+    frame.classList.add("fixed");
+    shapeAs(picture);
+  });
+  preview.addEventListener("load", () => shapeAs(preview));
   picture.addEventListener("error", () => {
     if (picture.getAttribute("src") !== null) say(byId("frame-text"), "The store no longer has this picture");
   });
@@ -62,6 +66,7 @@ export function show(job: Job | undefined, image: number, nothing: string): void
   }
   if (shown?.id !== job.id) preview.removeAttribute("src");
   shown = job;
+  byId("viewer").dataset["job"] = job.id;
   showPicture(job, image);
   showStrip(job, image);
 
@@ -69,7 +74,9 @@ export function show(job: Job | undefined, image: number, nothing: string): void
   say(byId("job-status-text"), STATUS_WORDS[job.status]);
   say(byId("job-standing"), standing(job));
   showProgress(job);
-  say(byId("job-prompt"), name(job));
+  const prompt = byId("job-prompt");
+  prompt.classList.toggle("unknown", job.request === undefined);
+  say(prompt, job.request?.prompt ?? "Made elsewhere; its prompt is not known here");
   sayOrHide(byId("job-negative"), job.request?.negative_prompt && `without: ${job.request.negative_prompt}`);
   define(byId("job-parameters"), parameters(job, image));
   list(byId("job-warnings"), job.warnings);
@@ -82,9 +89,7 @@ export function show(job: Job | undefined, image: number, nothing: string): void
 function showPicture(job: Job, image: number): void {
   const stored = job.images.find(({ index }) => index === image);
   const [width, height] = [Number(job.request?.width), Number(job.request?.height)];
-  const known = width > 0 && height > 0;
-  frame.style.setProperty("--ratio", known ? `${width} / ${height}` : "1 / 1");
-  frame.style.setProperty("--shape", known ? String(width / height) : "1");
+  if (width > 0 && height > 0) frame.style.setProperty("--shape", String(width / height));
   frame.style.setProperty("--formed", String(fraction(job) ?? (isTerminal(job.status) ? 1 : 0)));
   frame.dataset["status"] = job.status;
 
@@ -109,6 +114,11 @@ function showPicture(job: Job, image: number): void {
   const empty = stored === undefined && forming === undefined;
   const waiting = job.status === "processing" ? (image === 0 ? "Exposing" : `Picture ${image + 1} forms unseen`) : STATUS_WORDS[job.status];
   sayOrHide(byId("frame-text"), empty ? waiting : undefined);
+}
+
+/** Where nobody says how large a picture is to be, it says so itself. */
+function shapeAs({ naturalWidth, naturalHeight }: HTMLImageElement): void {
+  if (naturalWidth > 0 && naturalHeight > 0) frame.style.setProperty("--shape", String(naturalWidth / naturalHeight));
 }
 
 function showStrip(job: Job, image: number): void {
