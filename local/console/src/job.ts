@@ -89,9 +89,9 @@ export function afterEvent(before: Job, event: CloudEvent): Job {
     case "completed":
     case "cancelled":
       job.images = (data["images"] as StoredImage[] | undefined) ?? [];
+      if (job.images[0]?.index === 0) job.seed = job.images[0].seed;
       if (data["timings"] !== undefined) job.timings = data["timings"] as Timings;
       job.warnings = (data["warnings"] as string[] | undefined) ?? [];
-      job.seed = job.images.find((image) => image.index === 0)?.seed ?? job.seed ?? 0;
       return ended(job, kind);
     case "failed":
       if (data["error"] !== undefined) job.error = data["error"] as ErrorDocument;
@@ -113,7 +113,6 @@ function ended(job: Job, status: Status): Job {
   return job;
 }
 
-/** Progress arrives by two ways; the one that is behind is only believed when the steps begin anew. */
 function withProgress(job: Job, progress: Progress): Job {
   job.progress = progress;
   if (progress.preview !== undefined) job.preview = `data:image/jpeg;base64,${progress.preview}`;

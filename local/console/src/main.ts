@@ -113,7 +113,9 @@ function first(): void {
   if (location.hash !== "" && location.hash !== "#/") return;
   const ordered = [...jobs.values()].sort(newestFirst);
   const job = ordered.find(({ status }) => !isTerminal(status)) ?? ordered[0];
-  if (job !== undefined) selected = { job: job.id, image: 0 };
+  if (job === undefined) return;
+  selected = { job: job.id, image: 0 };
+  history.replaceState(null, "", `#/jobs/${job.id}/0`);
 }
 
 function active(): string[] {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { after, afterEach, before, describe, test } from "node:test";
-import { newVisitor, PATIENCE_MS, screenshot, startBrowser, startGuardedGateway, startPlatform, until } from "./platform.mjs";
+import { newVisitor, screenshot, startBrowser, startGuardedGateway, startPlatform, until } from "./platform.mjs";
 
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const PROMPT = "a red star on a white background";

@@ -2,6 +2,7 @@
 //
 //   DARKROOM_PROGRAMS       directory of darkroom, darkroom-gateway, darkroom-generate, darkroom-deadletter
 //   DARKROOM_NATS_SERVER    the nats-server
+//   DARKROOM_MODEL          the model to serve; local/models/shapes by default
 //   DARKROOM_CHROMIUM       the browser; /usr/bin/chromium by default
 //   DARKROOM_CONSOLE_OWN    when 1, serve.mjs stands in front of the gateway with this directory's dist/
 //   DARKROOM_SCREENSHOTS    where pictures of the page are left
@@ -10,14 +11,14 @@ import { once } from "node:events";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 import { serve } from "../serve.mjs";
 
-/** The local model's own repository is three directories up from dist's sources; a copy elsewhere is told where it is. */
-const ROOT = process.env.DARKROOM_ROOT ?? resolve(import.meta.dirname ?? new URL(".", import.meta.url).pathname, "../../..");
-export const PROGRAMS = needed("DARKROOM_PROGRAMS");
+const PROGRAMS = needed("DARKROOM_PROGRAMS");
+const MODEL = process.env.DARKROOM_MODEL || fileURLToPath(new URL("../../models/shapes", import.meta.url));
 const READY_MS = 60_000;
 /** How long a page may take to show what happens on the platform. */
 export const PATIENCE_MS = 60_000;
@@ -82,7 +83,7 @@ export async function startPlatform() {
   const data = await mkdtemp(join(tmpdir(), "darkroom-console-"));
   const natsPort = await freePair();
   const args = [
-    ["up", "--nats-server", needed("DARKROOM_NATS_SERVER"), "--model", join(ROOT, "local/models/shapes"), "--data", data],
+    ["up", "--nats-server", needed("DARKROOM_NATS_SERVER"), "--model", MODEL, "--data", data],
     ["--nats-port", String(natsPort), "--http-port", String(await freePort()), "--idle", "10m"],
   ].flat();
   const up = start("darkroom", args, ["ignore", "pipe", "pipe"]);
