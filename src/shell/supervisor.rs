@@ -372,6 +372,7 @@ impl<'a> Platform<'a> {
                     .env("DARKROOM_HTTP_LISTEN", format!("127.0.0.1:{}", self.config.http_port))
                     .env("DARKROOM_HTTP_ORIGINS", "*")
                     .env("DARKROOM_OPEN_TENANT", "default")
+                    .env("DARKROOM_CONSOLE_NATS", &self.addresses.websocket)
                     .env("DARKROOM_WEBHOOK_ALLOW", WEBHOOK_ALLOW)
                     .env("DARKROOM_GATEWAY_URL", &self.addresses.gateway);
                 slot.process = Some(Process::start(command, &program)?);

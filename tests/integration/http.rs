@@ -503,6 +503,28 @@ async fn replicates_package_runs_waits_cancels_and_understands_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_console_is_served_with_all_that_it_loads_and_nothing_else() {
+    let stack = Stack::start().await;
+    let gateway = Gateway::start(&stack, &[]).await;
+    let page = gateway.request(Method::GET, "/").send().await.unwrap();
+    assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'self'"));
+    let page = page.text().await.unwrap();
+    let links = page.split(['"', '\'']).filter(|text| text.starts_with("/console/"));
+    let mut loaded = 0;
+    for link in links {
+        let file = gateway.request(Method::GET, link).send().await.unwrap();
+        assert_eq!(file.status(), StatusCode::OK, "{link}");
+        let again = gateway.request(Method::GET, link).header(header::IF_NONE_MATCH, &file.headers()[header::ETAG]);
+        assert_eq!(again.send().await.unwrap().status(), StatusCode::NOT_MODIFIED, "{link}");
+        loaded += 1;
+    }
+    assert!(loaded >= 3, "{page}");
+    // Where nobody is let in without a key, nobody is told of NATS.
+    assert_eq!(gateway.get("/console/config.json").await.1, json!({"nats": null}));
+    assert_eq!(gateway.get("/console/..%2fCargo.toml").await.1["code"], "no_such_path");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn front_ends_of_the_usual_tutorial_find_what_they_know() {
     let stack = Stack::start().await;
     let gateway = Gateway::open(&stack).await;

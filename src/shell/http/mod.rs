@@ -4,6 +4,7 @@
 //! its keys.
 
 mod a1111;
+mod console;
 mod events;
 mod fleet;
 mod health;
@@ -69,6 +70,9 @@ pub struct HttpOptions {
     /// The largest body of a request
     #[arg(long, env = "DARKROOM_HTTP_BODY_MAX", default_value = "1MB", value_parser = parse_bytes, value_name = "BYTES")]
     pub http_body_max: u64,
+    /// The console's WebSocket to NATS, such as ws://127.0.0.1:4223; only with --open-tenant. Without, it follows jobs here
+    #[arg(long, env = "DARKROOM_CONSOLE_NATS", requires = "open_tenant", value_name = "URL")]
+    pub console_nats: Option<String>,
     /// Requests that a key may make in a minute, where the key does not say
     #[arg(long, env = "DARKROOM_KEY_REQUESTS_PER_MINUTE", default_value = "600", value_name = "N")]
     pub requests_per_minute: NonZeroU32,
@@ -108,6 +112,7 @@ struct Gateway {
     store: Option<Store>,
     keys: Keys,
     open_tenant: Option<Tenant>,
+    console_nats: Option<String>,
     served: Mutex<Option<(Mono, Arc<[Served]>)>>,
     unwritable: watch::Receiver<Vec<Unwritable>>,
     stop: CancellationToken,
@@ -137,6 +142,7 @@ pub async fn serve(
         clock,
         store,
         open_tenant: options.open_tenant.clone(),
+        console_nats: options.console_nats.clone(),
         served: Mutex::default(),
         unwritable,
         stop: stop.clone(),
@@ -172,6 +178,9 @@ fn router(gateway: Arc<Gateway>, options: &HttpOptions) -> Router {
         .route("/v1/jobs/{job}/images/{index}", get(images::image))
         .route("/v1/models", get(fleet::models))
         .route("/v1/fleet", get(fleet::fleet))
+        .route("/", get(console::page))
+        .route("/console/config.json", get(console::config))
+        .route("/console/{file}", get(console::file))
         .route("/openapi.json", get(health::openapi))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
