@@ -24,6 +24,7 @@ mod stores;
 mod telemetry;
 mod tenants;
 mod tls;
+mod told;
 mod up;
 mod urgency;
 mod webhooks;

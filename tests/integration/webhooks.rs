@@ -7,12 +7,8 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{FromConsumer as _, pull};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use darkroom::job::{JobId, Tenant, Webhook, WebhookEvent, WebhookFormat};
-use darkroom::shell::clock::Clock;
-use darkroom::shell::events::Events;
-use darkroom::shell::records::{Changed, Records};
+use darkroom::job::WebhookEvent;
 use darkroom::wire::event::EventKind;
-use darkroom::wire::record::Record;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -21,6 +17,7 @@ use crate::stack::{PATIENCE, REQUESTS, Stack, program};
 use crate::support::process::{Background, Finished, run};
 use crate::support::python;
 use crate::support::receiver::{Attempt, Receiver, Reply};
+use crate::told::Jobs;
 
 /// A stack with little to wait for.
 async fn stack() -> Stack {
@@ -73,38 +70,6 @@ async fn wait_for_given_up(stack: &Stack, many: usize) -> BTreeMap<String, Strin
 
 async fn secret(stack: &Stack, tenant: &str) -> String {
     lines(webhooks(stack, &["secret", tenant]).await)[0]["secret"].as_str().unwrap().to_owned()
-}
-
-/// Jobs as workers leave them: records with webhooks, and events.
-struct Jobs {
-    records: Records,
-    events: Events,
-}
-
-impl Jobs {
-    async fn of(stack: &Stack) -> Self {
-        let events = Events::start(stack.bus.clone(), Clock::start());
-        Self { records: Records::open(&stack.bus).await.unwrap(), events }
-    }
-
-    /// A job that wants `url` to be told of `events`.
-    async fn begin(&self, tenant: &str, job: &str, url: &str, events: &[WebhookEvent]) {
-        let (tenant, job): (Tenant, JobId) = (tenant.parse().unwrap(), job.parse().unwrap());
-        let webhook = Webhook { url: url.parse().unwrap(), events: events.to_vec(), format: WebhookFormat::default() };
-        let record = Record::accepted("digest".to_owned(), "shapes", Some(1), 0).telling(Some(webhook));
-        assert!(matches!(self.records.create(&tenant, &job, record).await.unwrap(), Changed::Won(_)));
-    }
-
-    async fn tell(&self, tenant: &str, job: &str, kind: EventKind) {
-        let data = json!({"attempts": 1, "images": []});
-        self.events.publish(kind, tenant, &job.parse().unwrap(), 1, data).await.unwrap();
-    }
-
-    /// A job that has its images.
-    async fn complete(&self, tenant: &str, job: &str, url: &str) {
-        self.begin(tenant, job, url, WebhookEvent::TERMINAL).await;
-        self.tell(tenant, job, EventKind::Completed).await;
-    }
 }
 
 /// What the standard's own package reads in an attempt whose signature it takes.
