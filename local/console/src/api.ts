@@ -109,11 +109,11 @@ export async function fleet(): Promise<FleetModel[]> {
   return (await ask<{ models: FleetModel[] }>("/v1/fleet")).models;
 }
 
-/** Submits a request once, however often it has to be sent. */
-export async function submit(request: Request, previews: number): Promise<JobDocument> {
+/** Submits a request as a job of that id once, however often it has to be sent. */
+export async function submit(id: string, request: Request, previews: number): Promise<JobDocument> {
   const init: RequestInit = {
     method: "POST",
-    headers: { "Content-Type": "application/json", "Idempotency-Key": newKey() },
+    headers: { "Content-Type": "application/json", "Idempotency-Key": id },
     body: JSON.stringify({ ...request, previews, metadata: metadataOf(request) }),
   };
   for (let tries = 1; ; tries += 1) {
@@ -136,8 +136,8 @@ export function imageAddress(id: string, index: number): string {
   return withKey(`/v1/jobs/${encodeURIComponent(id)}/images/${index}`);
 }
 
-/** 128 random bits, as an id. Pages that did not come over TLS have no `randomUUID`. */
-function newKey(): string {
+/** An id that nobody has had. Pages that did not come over TLS have no `randomUUID`. */
+export function newId(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return `console-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }

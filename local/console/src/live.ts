@@ -84,6 +84,13 @@ export class Live {
     }
   }
 
+  /** Listens before a job is submitted, so that nothing of it is missed; only NATS lets one listen to what is not there yet. */
+  async prepare(job: string): Promise<void> {
+    if (this.#connection === undefined || this.#transport !== "nats") return;
+    if (!this.#followed.has(job)) this.#followed.set(job, this.#follow(job));
+    await this.#connection.flush().catch(() => {});
+  }
+
   /** Whether its events come by themselves. */
   follows(job: string): boolean {
     return this.#followed.has(job);

@@ -8,7 +8,7 @@ import { Live, type Transport } from "./live.ts";
 import { byId, copy, say, sayOrHide } from "./page.ts";
 import * as sheet from "./sheet.ts";
 import * as viewer from "./viewer.ts";
-import { isTerminal, type JobDocument, type Request } from "./wire.ts";
+import { isTerminal, type CloudEvent, type JobDocument, type Request } from "./wire.ts";
 import { announcement, capital } from "./words.ts";
 
 const REQUESTS = "darkroom.requests";
@@ -32,6 +32,8 @@ const TRANSPORT_WORDS: Record<Transport, string> = {
 const jobs = new Map<string, Job>();
 /** When a job was last heard of, and how often its events came. */
 const heard = new Map<string, { at: number; events: number }>();
+/** Events of jobs whose submission is not answered yet. */
+const early = new Map<string, CloudEvent[]>();
 const missing = new Map<string, string>();
 let selected: { job: string; image: number } | undefined;
 let listed = false;
@@ -39,12 +41,14 @@ let rendering = false;
 
 const live = new Live({
   event(id, event) {
-    const before = jobs.get(id);
-    if (before === undefined) return;
     hear(id, true);
-    put(afterEvent(before, event));
+    const before = jobs.get(id);
+    if (before === undefined) early.set(id, [...(early.get(id) ?? []), event]);
+    else put(afterEvent(before, event));
   },
-  caughtUp: (id) => void look(id),
+  caughtUp(id) {
+    if (!early.has(id)) void look(id);
+  },
   transport(transport) {
     const element = byId("transport");
     element.dataset["transport"] = transport;
@@ -175,11 +179,20 @@ function remember(id: string, request: Request): void {
 
 async function submit(request: Request): Promise<void> {
   const steps = typeof request.num_inference_steps === "number" ? request.num_inference_steps : 20;
-  const document = await api.submit(request, Math.min(100, Math.max(1, Math.round(steps / PREVIEWS) || 1)));
-  remember(document.id, request);
-  learn(document);
+  const id = api.newId();
+  early.set(id, []);
+  try {
+    await live.prepare(id);
+    const document = await api.submit(id, request, Math.min(100, Math.max(1, Math.round(steps / PREVIEWS))));
+    remember(id, request);
+    let job = afterDocument(undefined, document, request);
+    put(job);
+    for (const event of early.get(id) ?? []) put((job = afterEvent(job, event)));
+  } finally {
+    early.delete(id);
+  }
   live.want(active());
-  go({ job: document.id, image: 0 });
+  go({ job: id, image: 0 });
   // On a narrow page the picture is below the form.
   byId("viewer").scrollIntoView({ block: "nearest" });
 }

@@ -50,6 +50,7 @@ export function plot(samples: readonly Sample[], now: number, span: number, top:
     return [
       draw("path", { class: "area", d: `M${x(first.time)} ${floor}L${points.join("L")}L${x(last.time)} ${floor}Z` }),
       draw("path", { class: "curve", d: `M${points.join("L")}` }),
+      ...(last.time === now ? [draw("path", { class: "curve end", d: `M${points.at(-1)}h0` })] : []),
     ];
   });
   const attributes = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label, preserveAspectRatio: "none" };

@@ -7,9 +7,10 @@ import { newVisitor, screenshot, startBrowser, startGuardedGateway, startPlatfor
 
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const PROMPT = "a red star on a white background";
-/** Small enough to be done in a second, and so much work that it can be watched. */
+/** Small enough to be done in a second, in several, and so much work that it can be watched and is then cancelled. */
 const QUICK = { width: 128, height: 128, steps: 10 };
-const SLOW = { width: 256, height: 256, steps: 100 };
+const MIDDLING = { width: 128, height: 128, steps: 100, images: 4 };
+const SLOW = { width: 256, height: 256, steps: 100, images: 8 };
 
 let platform;
 let browser;
@@ -111,7 +112,7 @@ for (const [transport, words] of [
     await fixed(page);
     assert.equal(await page.getByRole("list", { name: "Pictures of this job" }).getByRole("link").count(), 2);
     const parameters = await page.locator("#job-parameters").innerText();
-    for (const part of ["shapes", "128 × 128", "40", "7"]) assert.ok(parameters.includes(part), `${part} is not in ${parameters}`);
+    for (const part of ["shapes", "128 × 128", "40", "7", "generate-"]) assert.ok(parameters.includes(part), `${part} is not in ${parameters}`);
     assert.equal(asked.some((address) => address.includes("/events")), transport === "sse", "event streams that were opened");
     assert.deepEqual((await recorded(jobOf(page))).images.map(({ seed }) => seed), [7, 8]);
     await page.locator("#said").filter({ hasText: "Completed: a red star" }).waitFor();
@@ -134,7 +135,7 @@ test("events come by server-sent events when NATS cannot be reached", async () =
 
 test("a job that waits shows its place in the queue and when it will be done", async () => {
   const page = await visit();
-  await fillIn(page, { ...SLOW, images: 8 });
+  await fillIn(page, SLOW);
   await develop(page);
   await becomes(page, "processing");
   const first = jobOf(page);
@@ -161,7 +162,7 @@ test("a job that waits shows its place in the queue and when it will be done", a
 for (const transport of ["nats", "sse"]) {
   test(`a reload in the middle goes on, over ${transport}`, async () => {
     const page = await visit({ transport });
-    await fillIn(page, { ...SLOW, prompt: "a blue ring on a yellow background" });
+    await fillIn(page, { ...MIDDLING, prompt: "a blue ring on a yellow background" });
     await develop(page);
     await previewed(page);
     const job = jobOf(page);
@@ -184,6 +185,7 @@ test("whoever comes without a job's name sees the one that runs", async () => {
   await previewed(page);
   await page.goto("about:blank");
   await page.goto(platform.url);
+  await page.waitForURL((url) => jobIn(url) !== undefined);
   await previewed(page);
   assert.equal(await status(page), "processing");
   await cancelled(page);
@@ -208,7 +210,8 @@ test("a running job is stopped, and what is there is kept", async () => {
   await page.getByRole("button", { name: "Stop and keep" }).click();
   await becomes(page, "cancelled");
   await fixed(page);
-  assert.equal((await recorded(jobOf(page))).images.length, 1);
+  // Of those that no step was made of there is nothing.
+  assert.ok((await recorded(jobOf(page))).images.length >= 1);
 });
 
 test("what is wrong with a request is said at its fields, and the first of them is gone to", async () => {
@@ -414,7 +417,7 @@ async function assertAccessible(page, where) {
 for (const colorScheme of ["dark", "light"]) {
   test(`accessibility checks find nothing, in ${colorScheme}`, async () => {
     const page = await visit({ colorScheme });
-    await fillIn(page, { ...SLOW, images: 2 });
+    await fillIn(page, SLOW);
     await develop(page);
     await previewed(page);
     await assertAccessible(page, "a picture that forms");
@@ -449,7 +452,7 @@ test("a phone shows all of it without scrolling sideways", async () => {
   };
   await fits("the form");
   const long = "a red star on a white background".replaceAll(" ", "-").repeat(20);
-  await fillIn(page, { ...SLOW, images: 8, prompt: long });
+  await fillIn(page, { ...SLOW, prompt: long });
   await develop(page);
   await previewed(page);
   await fits("a picture that forms");

@@ -21,7 +21,13 @@ const PROGRAMS = needed("DARKROOM_PROGRAMS");
 const MODEL = process.env.DARKROOM_MODEL || fileURLToPath(new URL("../../models/shapes", import.meta.url));
 const READY_MS = 60_000;
 /** How long a page may take to show what happens on the platform. */
-export const PATIENCE_MS = 60_000;
+export const PATIENCE_MS = 120_000;
+/** Workers that are told to end save what they run first. */
+const END_MS = 90_000;
+
+// Without these, whoever is stopped would leave its platform running.
+process.once("SIGINT", () => process.exit(130));
+process.once("SIGTERM", () => process.exit(143));
 
 function needed(name) {
   const value = process.env[name];
@@ -64,9 +70,11 @@ async function ended(child) {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const end = once(child, "exit");
   child.kill("SIGTERM");
-  const timer = setTimeout(() => child.kill("SIGKILL"), 15_000);
+  let late = false;
+  const timer = setTimeout(() => (late = child.kill("SIGKILL")), END_MS);
   await end;
   clearTimeout(timer);
+  if (late) throw new Error(`${child.spawnfile} did not end in ${END_MS} ms, and what it started may still run`);
 }
 
 /** Starts a program and ends it with the test process, however that ends. */
