@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::Value;
 
-use crate::job::{Fault, FaultCode, JobId, JobState, ModelName, Pool, Priority, Tenant};
+use crate::job::{Fault, FaultCode, JobId, JobState, ModelManifest, ModelName, Pool, Priority, Tenant};
 use crate::sched::Lane;
 use crate::sched::estimate::Estimate;
 use crate::wire::cancel::{CancelAnswer, CancelRequest};
@@ -136,14 +136,9 @@ pub struct Submitted {
 /// # Errors
 /// [`SubmitError`].
 pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result<Submitted, SubmitError> {
-    let Submission { tenant, job, model, priority, pool, request } = submission;
-    let to = subject::request(model, *priority, *pool, tenant);
-    // The job's id is in the body too: the stream's memory of message ids is shared with all tenants.
-    let named = RequestDocument { id: Some(job.to_string()), ..request.clone() };
-    let body = Bytes::from(serde_json::to_vec(&named).unwrap_or_default());
-    let mut headers = HeaderMap::new();
-    super::telemetry::inject(&mut headers);
+    let Submission { tenant, model, .. } = submission;
     if bus.access().await? == Access::Tenant {
+        let Message { to, headers, body } = Message::of(submission);
         let stored = match publish_surely(bus, &to, &headers, body).await {
             Ok(stored) => stored,
             Err(error) => return Err(refused(bus, Access::Tenant, tenant, error).await),
@@ -155,19 +150,28 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
         let served = topology::manifests(&served).iter().map(|manifest| manifest.name.to_string()).collect();
         return Err(SubmitError::UnknownModel { model: model.clone(), served });
     };
-    let context = Context {
-        manifest: &manifest,
-        tenant,
-        priority: *priority,
-        message_id: Some(job.as_str()),
-        stream_sequence: 0,
-    };
+    submit_to(bus, clock, &Records::open(bus).await?, &manifest, submission).await
+}
+
+/// The same on the platform's own account, for who submits often and knows the model and the records already.
+///
+/// # Errors
+/// [`SubmitError`].
+pub async fn submit_to(
+    bus: &Bus,
+    clock: &Clock,
+    bucket: &Records,
+    manifest: &ModelManifest,
+    submission: &Submission,
+) -> Result<Submitted, SubmitError> {
+    let Submission { tenant, job, model, priority, pool, .. } = submission;
+    let Message { to, mut headers, body } = Message::of(submission);
+    let context = Context { manifest, tenant, priority: *priority, message_id: Some(job.as_str()), stream_sequence: 0 };
     let parsed = parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
 
-    let bucket = Records::open(bus).await?;
     let fresh = Record::accepted(parsed.digest.clone(), model.as_str(), None, clock.unix_ms());
     let fresh = fresh.telling(parsed.spec.webhook.clone());
-    let made = match record_to_publish(bus, &bucket, submission, fresh).await? {
+    let made = match record_to_publish(bus, bucket, submission, fresh).await? {
         Recorded::ToPublish(owned) => owned,
         Recorded::Published => return Ok(Submitted { stream_sequence: None, pending: 0, estimate: None }),
     };
@@ -207,6 +211,24 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
         }
     }
     Ok(Submitted { stream_sequence: Some(stored.sequence), pending: pending.unwrap_or_default(), estimate })
+}
+
+/// A request as it is published.
+struct Message {
+    to: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Message {
+    fn of(Submission { tenant, job, model, priority, pool, request }: &Submission) -> Self {
+        // The job's id is in the body too: the stream's memory of message ids is shared with all tenants.
+        let named = RequestDocument { id: Some(job.to_string()), ..request.clone() };
+        let body = Bytes::from(serde_json::to_vec(&named).unwrap_or_default());
+        let mut headers = HeaderMap::new();
+        super::telemetry::inject(&mut headers);
+        Self { to: subject::request(model, *priority, *pool, tenant), headers, body }
+    }
 }
 
 /// What a refusal means to a client.

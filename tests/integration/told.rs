@@ -1,6 +1,7 @@
 //! Jobs whose webhooks are told, without workers.
 
 use darkroom::job::{JobId, Tenant, Webhook, WebhookEvent, WebhookFormat};
+use darkroom::shell::bus::Bus;
 use darkroom::shell::clock::Clock;
 use darkroom::shell::events::Events;
 use darkroom::shell::records::{Changed, Records};
@@ -18,8 +19,12 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     pub(crate) async fn of(stack: &Stack) -> Self {
-        let events = Events::start(stack.bus.clone(), Clock::start());
-        Self { records: Records::open(&stack.bus).await.unwrap(), events }
+        Self::over(stack.bus.clone()).await
+    }
+
+    /// Those of somebody who has this connection.
+    pub(crate) async fn over(bus: Bus) -> Self {
+        Self { records: Records::open(&bus).await.unwrap(), events: Events::start(bus, Clock::start()) }
     }
 
     /// A job that wants `url` to be told of `events`.

@@ -498,7 +498,7 @@ async fn the_function_works_with_the_key_of_its_role_and_the_operator_with_two()
     let function = Background::start(&mut command);
     function.wait_for_log(|line| line.contains("webhook.ready"), PATIENCE).await;
     let worker = platform.bus("worker").await;
-    let jobs = Jobs { records: Records::open(&worker).await.unwrap(), events: Events::start(worker, Clock::start()) };
+    let jobs = Jobs::over(worker).await;
     let gone = format!("{}/gone", receiver.url());
     for (job, url) in [("good", &receiver.url()), ("gone", &gone)] {
         jobs.begin("acme", job, url, WebhookEvent::ALL).await;

@@ -209,10 +209,15 @@ impl Gateway {
         Ok(Submission { tenant: tenant.clone(), job, model: manifest.name, priority, pool, request })
     }
 
+    async fn send(&self, submission: &Submission) -> Result<Submitted, Problem> {
+        let manifest = self.model(Some(submission.model.as_str())).await?;
+        Ok(client::submit_to(&self.bus, &self.clock, &self.records, &manifest, submission).await?)
+    }
+
     /// Submits a job and follows it, so that nothing of it is missed.
     pub(super) async fn submit_and_follow(&self, submission: &Submission) -> Result<(Submitted, Watch), Problem> {
         let mut watch = Watch::start(&self.bus, &submission.tenant, &submission.job).await?;
-        let submitted = client::submit(&self.bus, &self.clock, submission).await?;
+        let submitted = self.send(submission).await?;
         if submitted.stream_sequence.is_none() {
             watch.catch_up().await?;
         }
@@ -221,7 +226,7 @@ impl Gateway {
 
     /// Submits a job, and waits for its end or for so long, if that is wanted.
     pub(super) async fn submit(&self, submission: &Submission, wait: Option<Duration>) -> Result<Submitted, Problem> {
-        let Some(wait) = wait else { return Ok(client::submit(&self.bus, &self.clock, submission).await?) };
+        let Some(wait) = wait else { return self.send(submission).await };
         let (submitted, mut watch) = self.submit_and_follow(submission).await?;
         let end = async {
             while !watch.next().await?.kind.is_terminal() {}

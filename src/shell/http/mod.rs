@@ -44,6 +44,7 @@ use super::bus::Bus;
 use super::cancel::Canceller;
 use super::clock::Clock;
 use super::config::{Retention, parse_bytes};
+use super::records::Records;
 use super::store::Store;
 use super::topology::{self, Served};
 use super::writable::Unwritable;
@@ -109,6 +110,7 @@ struct Gateway {
     bus: Bus,
     clock: Clock,
     canceller: Canceller,
+    records: Records,
     store: Option<Store>,
     keys: Keys,
     open_tenant: Option<Tenant>,
@@ -137,6 +139,7 @@ pub async fn serve(
     let clock = Clock::start();
     let gateway = Arc::new(Gateway {
         canceller: Canceller::open(bus.clone(), clock, retention).await?,
+        records: Records::open(&bus).await?,
         keys: Keys::open(&bus, options.requests_per_minute).await,
         bus,
         clock,
