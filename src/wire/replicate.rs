@@ -89,10 +89,18 @@ fn webhook_field(body: &mut Map<String, Value>, violations: &mut Vec<Violation>)
     (!events.is_empty()).then(|| json!({ "url": url, "events": events, "format": "replicate" }))
 }
 
-/// What a webhook is told of a job, in at most `bytes_max` bytes; `gateway` is where clients reach that. Of an event that is
-/// not the last, only what was known then.
-pub fn webhook(job: &JobId, event: WebhookEvent, record: &Record, gateway: &str, bytes_max: usize) -> Option<Vec<u8>> {
-    let whole = JobDocument::of_record(job.as_str(), record);
+/// What a webhook is told of a job, in at most `bytes_max` bytes: `data` is that of the event, `gateway` is where clients reach
+/// that. Of an event that is not the last, only what was known then.
+pub fn webhook(
+    job: &JobId,
+    event: WebhookEvent,
+    data: &Value,
+    record: &Record,
+    gateway: &str,
+    bytes_max: usize,
+) -> Option<Vec<u8>> {
+    let metadata = data.get("metadata").and_then(|metadata| metadata.as_object().cloned());
+    let whole = JobDocument { metadata, ..JobDocument::of_record(job.as_str(), record) };
     let document = match event {
         WebhookEvent::Started => JobDocument {
             status: Status::Processing.as_str().to_owned(),
@@ -213,14 +221,15 @@ mod tests {
     #[test]
     fn a_webhook_has_the_prediction_as_it_was_with_links_to_the_gateway() {
         let mut record = Record::accepted("d".into(), "shapes", Some(1), 1_795_000_000_000);
-        record.terminal = Some(json!({
+        let data = json!({
             "images": [{"index": 0, "key": "k", "url": "file:///k", "content_type": "image/png", "size_bytes": 1, "sha256": "", "seed": 7}],
             "metadata": {"input": {"prompt": "p".repeat(3000)}},
-        }));
+        });
+        record.terminal = Some(data.clone());
         record.state.status = Status::Completed;
         let job = "j".parse().unwrap();
         let body = |event, bytes_max| -> Value {
-            let bytes = webhook(&job, event, &record, "https://gateway", bytes_max).unwrap();
+            let bytes = webhook(&job, event, &data, &record, "https://gateway", bytes_max).unwrap();
             serde_json::from_slice(&bytes).unwrap()
         };
         let completed = body(WebhookEvent::Completed, 20_000);
@@ -229,8 +238,9 @@ mod tests {
         assert_eq!(completed["urls"]["get"], "https://gateway/replicate/v1/predictions/j");
         let started = body(WebhookEvent::Started, 20_000);
         assert_eq!((&started["status"], &started["output"]), (&json!("processing"), &Value::Null));
+        assert_eq!(started["input"], data["metadata"]["input"]);
         assert_eq!(body(WebhookEvent::Completed, 2_000)["input"], json!({}));
-        assert_eq!(webhook(&job, WebhookEvent::Completed, &record, "", 10), None);
+        assert_eq!(webhook(&job, WebhookEvent::Completed, &data, &record, "", 10), None);
     }
 
     #[test]

@@ -47,6 +47,8 @@ async fn kserves_clients_get_an_image_in_json_or_after_it() {
         {"name": "PROMPT", "datatype": "BYTES", "shape": [1], "data": [PROMPT]},
         {"name": "SEED", "datatype": "INT64", "shape": [1], "data": [7]},
         {"name": "STEPS", "datatype": "INT32", "shape": [1], "data": [8]},
+        {"name": "WIDTH", "datatype": "INT32", "shape": [1], "data": [128]},
+        {"name": "HEIGHT", "datatype": "UINT16", "shape": [1], "data": [128]},
         {"name": "GUIDANCE", "datatype": "FP32", "shape": [1, 1], "data": [[5.0]]},
     ]);
     let (status, answer) =
@@ -92,7 +94,8 @@ async fn torchserves_clients_send_a_prompt_and_get_a_picture() {
     let gateway = Gateway::open(&stack).await;
     let _worker = stack.worker().await;
     assert_eq!(gateway.get("/ping").await, (StatusCode::OK, json!({"status": "Healthy"})));
-    let body = json!({"prompt": PROMPT, "seed": 7, "num_inference_steps": 8, "guidance_scale": 5.0});
+    let body = json!({"prompt": PROMPT, "seed": 7, "num_inference_steps": 8, "guidance_scale": 5.0, "width": 128,
+        "height": 128});
     let answer = post(&gateway, "/predictions/shapes", body).await;
     assert_eq!(
         (answer.status(), &answer.headers()[header::CONTENT_TYPE]),
@@ -110,7 +113,7 @@ async fn clients_of_the_web_ui_draw_look_on_and_interrupt_one_task() {
     let stack = Stack::start().await;
     let gateway = Gateway::open(&stack).await;
     let _worker = stack.worker().await;
-    let wanted = json!({"prompt": PROMPT, "seed": 7, "steps": 8, "cfg_scale": 5.0, "batch_size": 1, "n_iter": 1,
+    let wanted = json!({"prompt": PROMPT, "seed": 7, "steps": 8, "cfg_scale": 5.0, "width": 128, "height": 128, "n_iter": 1,
         "enable_hr": false, "override_settings": {"sd_model_checkpoint": "shapes"}});
     let (status, answer) = read(post(&gateway, "/sdapi/v1/txt2img", &wanted).await).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
@@ -119,7 +122,7 @@ async fn clients_of_the_web_ui_draw_look_on_and_interrupt_one_task() {
     let info: Value = serde_json::from_str(answer["info"].as_str().unwrap()).unwrap();
     assert_eq!((&info["all_seeds"], &info["sd_model_name"]), (&json!([7]), &json!("shapes")));
 
-    let begun = json!({"prompt": PROMPT, "seed": 7, "steps": 8, "init_images": [answer["images"][0]], "denoising_strength": 0.5});
+    let begun = json!({"prompt": PROMPT, "seed": 7, "steps": 8, "width": 128, "height": 128, "init_images": [answer["images"][0]], "denoising_strength": 0.5});
     let (status, begun) = read(post(&gateway, "/sdapi/v1/img2img", begun).await).await;
     assert_eq!((status, begun["images"].as_array().map(Vec::len)), (StatusCode::OK, Some(1)), "{begun}");
     assert_eq!(begun["parameters"]["init_images"], Value::Null);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::limits::WEBHOOK_BODY_BYTES_MAX;
 use crate::job::{Fault, FaultClass, FaultCode, Undelivered, WebhookFormat};
-use crate::wire::{header, replicate, subject, webhook};
+use crate::wire::{event, header, replicate, subject, webhook};
 
 use super::super::bus::{Bus, PublishError, chain};
 use super::super::records;
@@ -54,7 +54,7 @@ async fn take(bus: &Bus, gateway: &str) -> Result<(), Fault> {
 async fn collect(bus: &Bus, gateway: &str, message: &Message) -> Result<(), Fault> {
     let sequence = message.info().map_or(0, |info| info.stream_sequence);
     let Some((tenant, job, kind)) = subject::event_owner(&message.subject) else { return Ok(()) };
-    let Some(event) = webhook::event_of(kind) else { return Ok(()) };
+    let Some(of) = webhook::event_of(kind) else { return Ok(()) };
     let record = match records::read(bus, &tenant, &job).await {
         Ok(found) => found.map(|owned| owned.record),
         // Another build's, which this one cannot read: it would be the same the next time.
@@ -66,12 +66,14 @@ async fn collect(bus: &Bus, gateway: &str, message: &Message) -> Result<(), Faul
     };
     let Some(record) = record else { return Ok(()) };
     let Some(webhook) = &record.webhook else { return Ok(()) };
-    if !webhook.events.contains(&event) {
+    if !webhook.events.contains(&of) {
         return Ok(());
     }
     let body = match webhook.format {
         WebhookFormat::CloudEvents => webhook::body(&message.payload, WEBHOOK_BODY_BYTES_MAX),
-        WebhookFormat::Replicate => replicate::webhook(&job, event, &record, gateway, WEBHOOK_BODY_BYTES_MAX),
+        WebhookFormat::Replicate => event::decode(&message.payload)
+            .ok()
+            .and_then(|whole| replicate::webhook(&job, of, &whole.data, &record, gateway, WEBHOOK_BODY_BYTES_MAX)),
     };
     let Some((id, body)) = webhook::id_of(&message.payload).zip(body) else {
         tracing::warn!(%tenant, %job, kind, "webhook.unreadable");
