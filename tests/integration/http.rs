@@ -485,7 +485,8 @@ async fn replicates_package_runs_waits_cancels_and_understands_what_is_wrong() {
     let _webhook = function(&stack, &[]).await;
     let report = python_client(&gateway, "replicate_predictions.py", "/replicate").await;
     assert_eq!(report["run"], json!([circle(7)]));
-    assert_eq!(report["created"], "starting");
+    // A worker may have been as quick as the answer.
+    assert!(["starting", "processing"].contains(&report["created"].as_str().unwrap()), "{report}");
     assert_eq!(report["waited"], json!(["succeeded", 2, "a red circle on a blue background", true]));
     assert_eq!(
         (&report["cancelled"], &report["listed"]),

@@ -16,7 +16,7 @@ use crate::wire::request::hexadecimal;
 
 /// The page may load what is here, and connect to any gateway, NATS server and object store.
 const POLICY: &str = "default-src 'self'; img-src 'self' data: blob: http: https:; connect-src 'self' ws: wss: http: https:; \
-                      frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
+                      style-src 'self'; script-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
 
 /// One file of it.
 struct File {
