@@ -105,7 +105,7 @@ pub(crate) struct SubmitOptions {
     /// Who is told by HTTP when it ends; `darkroom webhooks secret` prints what it is signed with
     #[arg(long, value_name = "URL")]
     webhook: Option<String>,
-    /// Of which events: started, completed, failed, cancelled; those that end the job when absent. May be repeated
+    /// Of which events: started, progress, completed, failed, cancelled; those that end the job when absent. May be repeated
     #[arg(long, value_name = "NAME", requires = "webhook")]
     webhook_event: Vec<String>,
     /// A JSON object that comes back with the events

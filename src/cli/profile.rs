@@ -54,6 +54,8 @@ struct Stages {
     /// By number of images.
     steps: Vec<(u32, Measured)>,
     decode: Measured,
+    /// One image's, to be stored between two steps.
+    checkpoint_ms: f64,
 }
 
 /// What a stage takes.
@@ -102,11 +104,11 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let loaded_bytes = memory.used();
     let mut stopwatch = Stopwatch { clock, memory, loaded_bytes, resident_peak_bytes: None, turns: options.turns };
     let mut text = format!("{} on {}: ready after {loading_ms:.0} ms", manifest.name, model.placement());
-    let (mut steps, mut decode, mut encode_ms) = (Vec::new(), Vec::new(), 0.0);
+    let (mut steps, mut decode, mut encode_ms, mut checkpoint_ms) = (Vec::new(), Vec::new(), 0.0, 0.0);
     for [width, height] in sizes {
-        let Stages { encode_ms: encode, steps: of_step, decode: of_decode } =
+        let Stages { encode_ms: encode, steps: of_step, decode: of_decode, checkpoint_ms: checkpoint } =
             measure(&mut model, [width, height], &options.images, &mut stopwatch)?;
-        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}");
+        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}, checkpoint {checkpoint:.3} ms");
         for (images, measured) in of_step {
             text += &format!(", step of {images} {measured}");
             let Measured { ms, bytes } = measured;
@@ -114,7 +116,7 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
         }
         let Measured { ms, bytes } = of_decode;
         decode.push(DecodeCost { width, height, ms, bytes });
-        encode_ms = encode;
+        (encode_ms, checkpoint_ms) = (encode, checkpoint);
     }
     let table = CostTable { model: manifest.name.to_string(), placement: model.placement(), steps, decode };
     if let Some(path) = options.costs.clone().or_else(|| costs::path(&table.model, &table.placement)) {
@@ -125,7 +127,8 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let result = json!({
         "model": name, "family": manifest.family, "placement": placement,
         "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_resident_peak_bytes,
-        "resident_peak_bytes": stopwatch.resident_peak_bytes.max(resident_peak_bytes()), "encode_ms": encode_ms, "steps": steps, "decode": decode,
+        "resident_peak_bytes": stopwatch.resident_peak_bytes.max(resident_peak_bytes()), "encode_ms": encode_ms,
+        "checkpoint_ms": checkpoint_ms, "steps": steps, "decode": decode,
     });
     output.line(text, &result);
     Ok(Exit::Success)
@@ -168,8 +171,9 @@ fn measure(
         model.step(&[row])?;
     }
     let decode = stopwatch.turn_by_turn(turns, |_| model.decode(row).map(|_| ()))?;
+    let checkpoint = stopwatch.turn_by_turn(turns, |_| model.save(row).map(|_| ()))?;
     model.release(row);
-    Ok(Stages { encode_ms: encode.ms, steps, decode })
+    Ok(Stages { encode_ms: encode.ms, steps, decode, checkpoint_ms: checkpoint.ms })
 }
 
 impl Stopwatch {

@@ -12,6 +12,8 @@ use super::limits::WEBHOOK_URL_BYTES_MAX;
 pub enum WebhookEvent {
     /// Denoising begins.
     Started,
+    /// Some of it is done: now and then, and not surely.
+    Progress,
     /// Every image is stored.
     Completed,
     /// There will be no image.
@@ -22,7 +24,7 @@ pub enum WebhookEvent {
 
 impl WebhookEvent {
     /// Every one.
-    pub const ALL: &'static [Self] = &[Self::Started, Self::Completed, Self::Failed, Self::Cancelled];
+    pub const ALL: &'static [Self] = &[Self::Started, Self::Progress, Self::Completed, Self::Failed, Self::Cancelled];
     /// Those that end a job: what a webhook is told of that names no events.
     pub const TERMINAL: &'static [Self] = &[Self::Completed, Self::Failed, Self::Cancelled];
 
@@ -30,6 +32,7 @@ impl WebhookEvent {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Started => "started",
+            Self::Progress => "progress",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

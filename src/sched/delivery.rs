@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::Mono;
 use crate::job::Undelivered;
 
 /// By how much a retry may come sooner or later than the schedule says.
@@ -88,6 +89,46 @@ fn spread(wait: Duration, jitter: f64) -> Duration {
 pub fn turned_away(delivered: i64) -> Duration {
     let doublings = u32::try_from(delivered.saturating_sub(1).clamp(0, 16)).unwrap_or_default();
     (TURNED_AWAY_FIRST * 2_u32.saturating_pow(doublings)).min(TURNED_AWAY_MAX)
+}
+
+/// Whose turn it is to be told of progress: each job's now and then. It knows so many jobs, and forgets those whose last turn
+/// is longest ago.
+#[derive(Clone, Debug)]
+pub struct Turns<T> {
+    every: Duration,
+    jobs_max: usize,
+    known: BTreeMap<String, (T, Mono)>,
+}
+
+impl<T> Turns<T> {
+    /// Nobody is known yet; each gets a turn once in `every`.
+    pub fn new(every: Duration, jobs_max: usize) -> Self {
+        Self { every, jobs_max: jobs_max.max(1), known: BTreeMap::new() }
+    }
+
+    /// Whether the job is known.
+    pub fn knows(&self, job: &str) -> bool {
+        self.known.contains_key(job)
+    }
+
+    /// Makes a job known, with what its turns are for; its first one is at once.
+    pub fn meet(&mut self, job: &str, what: T, now: Mono) {
+        if self.known.len() >= self.jobs_max {
+            let oldest = self.known.iter().min_by_key(|(_, (_, due))| *due).map(|(job, _)| job.clone());
+            oldest.map(|job| self.known.remove(&job));
+        }
+        self.known.insert(job.to_owned(), (what, now));
+    }
+
+    /// What the job's turn is for, if it is its turn.
+    pub fn take(&mut self, job: &str, now: Mono) -> Option<&T> {
+        let (what, due) = self.known.get_mut(job)?;
+        if now < *due {
+            return None;
+        }
+        *due = now.after(self.every);
+        Some(what)
+    }
 }
 
 /// How many attempts may be under way.
@@ -240,6 +281,20 @@ mod tests {
             assert_eq!(turned_away(delivered), TURNED_AWAY_FIRST);
         }
         assert_eq!(turned_away(i64::MAX), TURNED_AWAY_MAX);
+    }
+
+    #[test]
+    fn a_job_is_told_of_now_and_then_and_forgotten_when_others_come() {
+        let at = |ms| Mono::ZERO.after(Duration::from_millis(ms));
+        let mut turns = Turns::new(Duration::from_secs(1), 2);
+        turns.meet("a", 1, at(0));
+        let told: Vec<u64> =
+            [0, 1, 999, 1_000, 1_500, 2_500].into_iter().filter(|ms| turns.take("a", at(*ms)).is_some()).collect();
+        assert_eq!(told, [0, 1_000, 2_500]);
+        assert_eq!(turns.take("b", at(3_000)), None, "nobody met it");
+        turns.meet("b", 2, at(3_000));
+        turns.meet("c", 3, at(3_000));
+        assert_eq!((turns.knows("a"), turns.knows("b"), turns.take("c", at(3_000))), (false, true, Some(&3)));
     }
 
     #[test]

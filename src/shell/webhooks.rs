@@ -9,7 +9,9 @@ mod attempt;
 mod collect;
 mod deliver;
 pub mod keep;
+mod progress;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderValue};
@@ -173,8 +175,8 @@ pub async fn run(bus: Bus, options: WebhookOptions, stop: CancellationToken) -> 
     tracing::info!("webhook.ready");
     let collecting = collect::run(&bus, &options.gateway_url, &stop);
     let courier = deliver::Courier::new(bus.clone(), Clock::start(), options.clone(), client, metrics);
-    let delivering = deliver::run(courier, &stop);
-    tokio::join!(collecting, delivering);
+    let courier = Arc::new(courier);
+    tokio::join!(collecting, deliver::run(&courier, &stop), progress::run(&courier, &stop));
     Ok(())
 }
 

@@ -102,7 +102,7 @@ pub fn webhook(
     let metadata = data.get("metadata").and_then(|metadata| metadata.as_object().cloned());
     let whole = JobDocument { metadata, ..JobDocument::of_record(job.as_str(), record) };
     let document = match event {
-        WebhookEvent::Started => JobDocument {
+        WebhookEvent::Started | WebhookEvent::Progress => JobDocument {
             status: Status::Processing.as_str().to_owned(),
             images: Vec::new(),
             error: None,

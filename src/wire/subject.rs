@@ -93,6 +93,15 @@ pub fn progress(tenant: &Tenant, job: &JobId) -> String {
     format!("darkroom.prog.{tenant}.{job}")
 }
 
+/// Step progress of every job.
+pub const ALL_PROGRESS: &str = "darkroom.prog.*.*";
+
+/// Whose progress is on a subject.
+pub fn progress_owner(subject: &str) -> Option<(Tenant, JobId)> {
+    let (tenant, job) = subject.strip_prefix("darkroom.prog.")?.split_once('.')?;
+    Some((tenant.parse().ok()?, job.parse().ok()?))
+}
+
 /// Where a tenant cancels its jobs by request–reply.
 pub fn api_cancel(tenant: &Tenant) -> String {
     format!("darkroom.api.cancel.{tenant}")

@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use crate::http::{Gateway, circle, read};
 use crate::stack::{PATIENCE, Stack, program};
 use crate::support::eventually;
-use crate::support::process::run;
+use crate::support::process::{Background, run};
+use crate::support::python;
 
 const PROMPT: &str = "a red circle on a blue background";
 
@@ -174,6 +175,32 @@ async fn clients_of_the_web_ui_draw_look_on_and_interrupt_one_task() {
         );
     }
     stack.queue_is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_one_interface_is_watched_by_another_and_cancelled_by_a_third() {
+    let stack = Stack::start().await;
+    let gateway = Gateway::open(&stack).await;
+    let mut watch = python::client("watch_job.py", python::NATS_PY);
+    let mut watch = Background::start(watch.args(["--nats", &stack.nats.url(), "--tenant", "t", "--job", "shared"]));
+    watch.wait_for_line(|line| line == "watching", PATIENCE).await;
+    let _worker = stack.worker().await;
+    let submitted = async {
+        let body = json!({"prompt": PROMPT, "n": 8, "num_inference_steps": 100}).to_string();
+        let request =
+            gateway.request(Method::POST, "/openai/v1/images/generations").header("Idempotency-Key", "shared");
+        read(request.header(header::CONTENT_TYPE, "application/json").body(body).send().await.unwrap()).await
+    };
+    let cancelled = async {
+        watch.wait_for_line(|line| line == "started", PATIENCE).await;
+        read(post(&gateway, "/replicate/v1/predictions/shared/cancel", "").await).await
+    };
+    let ((status, answer), (_, prediction)) = tokio::join!(submitted, cancelled);
+    assert_eq!((status, &answer["error"]["code"]), (StatusCode::CONFLICT, &json!("cancelled")), "{answer}");
+    assert_eq!(prediction["status"], "canceled");
+    assert!(watch.wait(PATIENCE).await.success(), "{watch:?}");
+    assert_eq!(watch.stdout().lines().last(), Some("cancelled"));
+    assert_eq!(gateway.get("/v1/jobs/shared").await.1["status"], "cancelled");
 }
 
 #[tokio::test(flavor = "multi_thread")]

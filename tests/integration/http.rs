@@ -504,6 +504,28 @@ async fn replicates_package_runs_waits_cancels_and_understands_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_asked_gets_an_answer_that_the_description_has() {
+    let stack = Stack::start().await;
+    let gateway = Gateway::open(&stack).await;
+    // Where it keeps what it found.
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new("python3");
+    command
+        .env("PYTHONPATH", python::installed(python::SCHEMATHESIS))
+        .current_dir(directory.path())
+        .args(["-m", "schemathesis.cli", "run", &format!("{}/openapi.json", gateway.address)])
+        .args(["--seed", "7", "--max-examples", "15", "--phases", "coverage,fuzzing", "--no-color"])
+        .args([
+            "--checks",
+            "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        ])
+        // Streams that end with their job: theirs are the tests above.
+        .args(["--exclude-operation-id", "events", "--exclude-operation-id", "socket"]);
+    let report = run(&mut command, PATIENCE).await.expect_success();
+    assert!(report.contains("10 selected / 12 total"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_console_is_served_with_all_that_it_loads_and_nothing_else() {
     let stack = Stack::start().await;
     let gateway = Gateway::start(&stack, &[]).await;

@@ -323,6 +323,26 @@ async fn a_receiver_that_misbehaves_delays_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn progress_is_told_now_and_then_to_who_asks_for_it() {
+    let stack = stack().await;
+    let receiver = Receiver::start(|_, _| Reply::Status(204)).await;
+    let _function = function(&stack, &[]).await;
+    let _worker = stack.worker().await;
+    for (job, events) in [("asks", json!(["progress", "completed"])), ("does-not", json!(["completed"]))] {
+        let webhook = json!({"url": receiver.url(), "events": events});
+        let body = json!({"prompt": "a ring", "num_inference_steps": 100, "num_images": 2, "webhook": webhook});
+        stack.request(job, &body).await;
+    }
+    let ends = |attempts: &[Attempt]| attempts.iter().filter(|attempt| attempt.id().ends_with("/completed")).count();
+    let attempts = receiver.wait_for("both ends", PATIENCE, |attempts| ends(attempts) == 2).await;
+    let told: Vec<Value> = attempts.iter().map(Attempt::event).filter(|event| event["data"]["step"].is_u64()).collect();
+    assert!(!told.is_empty() && told.len() < 100, "{attempts:?}");
+    assert!(told.iter().all(|event| event["subject"] == "asks" && event["data"]["steps"] == 200), "{told:?}");
+    let secret = secret(&stack, "t").await;
+    assert!(attempts.iter().all(|attempt| attempt.signatures() == [attempt.signature_by(&secret)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_of_a_job_are_told_in_their_order_by_however_many_functions() {
     let stack = stack().await;
     // The first event fails twice; the second would arrive at once, if it were tried.

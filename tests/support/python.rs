@@ -11,6 +11,8 @@ pub(crate) const NATS_PY: &[&str] = &["nats-py==2.16.0"];
 pub(crate) const HTTP_CLIENTS: &[&str] = &["openai==3.57.0", "replicate==1.0.7"];
 /// That of the standard by which webhooks are signed.
 pub(crate) const STANDARD_WEBHOOKS: &[&str] = &["standardwebhooks==1.1.0"];
+/// What asks a described interface everything that may be asked, and more.
+pub(crate) const SCHEMATHESIS: &[&str] = &["schemathesis==4.32.5"];
 /// Triton's own package.
 pub(crate) const TRITON: &[&str] = &["tritonclient[http]==2.73.0"];
 

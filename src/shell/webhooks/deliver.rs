@@ -41,8 +41,8 @@ const NO_MESSAGE: u64 = 10037;
 /// Who delivers.
 #[derive(Debug)]
 pub(super) struct Courier {
-    bus: Bus,
-    clock: Clock,
+    pub(super) bus: Bus,
+    pub(super) clock: Clock,
     options: WebhookOptions,
     schedule: Schedule,
     client: reqwest::Client,
@@ -61,7 +61,7 @@ enum Settlement {
 }
 
 /// Room for one attempt, given back when dropped.
-struct Slot {
+pub(super) struct Slot {
     courier: Arc<Courier>,
     tenant: String,
     host: String,
@@ -75,9 +75,9 @@ impl Drop for Slot {
 }
 
 /// Delivers until `stop`, and a little longer what is under way.
-pub(super) async fn run(courier: Courier, stop: &CancellationToken) {
-    let (courier, attempts) = (Arc::new(courier), TaskTracker::new());
-    again_until(stop, "deliveries", async || take(&courier, &attempts).await).await;
+pub(super) async fn run(courier: &Arc<Courier>, stop: &CancellationToken) {
+    let attempts = TaskTracker::new();
+    again_until(stop, "deliveries", async || take(courier, &attempts).await).await;
     attempts.close();
     if tokio::time::timeout(GRACE, attempts.wait()).await.is_err() {
         tracing::warn!(attempts = attempts.len(), "webhook.left: they are made again when their leases are over");
@@ -139,7 +139,7 @@ impl Courier {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot_for(self: &Arc<Self>, delivery: &Delivery) -> Option<Slot> {
+    pub(super) fn slot_for(self: &Arc<Self>, delivery: &Delivery) -> Option<Slot> {
         let (tenant, host) = (delivery.tenant.to_string(), host_of(&delivery.url));
         let taken = self.slots().take(&tenant, &host);
         taken.then(|| Slot { courier: Arc::clone(self), tenant, host })
@@ -234,7 +234,8 @@ impl Courier {
         }
     }
 
-    async fn attempt(&self, delivery: &Delivery) -> Result<Attempted, Fault> {
+    /// Makes one attempt, signed.
+    pub(super) async fn attempt(&self, delivery: &Delivery) -> Result<Attempted, Fault> {
         let secrets = keep::secrets(&self.bus, &delivery.tenant).await?;
         let unix_ms = self.clock.unix_ms();
         let post = Post {
