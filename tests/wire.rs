@@ -153,7 +153,7 @@ fn each_mistake_names_its_field() {
         ("webhook.events", br#"{"prompt":"p","webhook":{"url":"https://a.b","events":"failed"}}"#.to_vec()),
         (
             "webhook.events[1]",
-            br#"{"prompt":"p","webhook":{"url":"https://a.b","events":["failed","progress"]}}"#.to_vec(),
+            br#"{"prompt":"p","webhook":{"url":"https://a.b","events":["failed","begun"]}}"#.to_vec(),
         ),
         (
             "webhook.events[1]",
@@ -283,7 +283,7 @@ fn the_schema_refuses_what_the_reader_refuses() {
         (r#"{"prompt":"p","webhook":{"url":"https://example.com","events":null}}"#, true),
         (r#"{"prompt":"p","webhook":{"url":"ftp://example.com"}}"#, false),
         (r#"{"prompt":"p","webhook":{"url":"https://user@example.com"}}"#, false),
-        (r#"{"prompt":"p","webhook":{"url":"https://a.b","events":["progress"]}}"#, false),
+        (r#"{"prompt":"p","webhook":{"url":"https://a.b","events":["begun"]}}"#, false),
         (r#"{"prompt":"p","webhook":{"url":"https://a.b","events":["failed","failed"]}}"#, false),
         (r#"{"prompt":"p","webhook":{"url":"https://a.b","events":[]}}"#, false),
         (r#"{"prompt":"p","webhook":{"events":["failed"]}}"#, false),

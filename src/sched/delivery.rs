@@ -292,9 +292,9 @@ mod tests {
             [0, 1, 999, 1_000, 1_500, 2_500].into_iter().filter(|ms| turns.take("a", at(*ms)).is_some()).collect();
         assert_eq!(told, [0, 1_000, 2_500]);
         assert_eq!(turns.take("b", at(3_000)), None, "nobody met it");
-        turns.meet("b", 2, at(3_000));
-        turns.meet("c", 3, at(3_000));
-        assert_eq!((turns.knows("a"), turns.knows("b"), turns.take("c", at(3_000))), (false, true, Some(&3)));
+        turns.meet("b", 2, at(4_000));
+        turns.meet("c", 3, at(4_000));
+        assert_eq!((turns.knows("a"), turns.knows("b"), turns.take("c", at(4_000))), (false, true, Some(&3)));
     }
 
     #[test]

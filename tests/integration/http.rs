@@ -522,7 +522,7 @@ async fn whatever_is_asked_gets_an_answer_that_the_description_has() {
         // Streams that end with their job: theirs are the tests above.
         .args(["--exclude-operation-id", "events", "--exclude-operation-id", "socket"]);
     let report = run(&mut command, PATIENCE).await.expect_success();
-    assert!(report.contains("10 selected / 12 total"), "{report}");
+    assert!(report.contains("9 selected"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -337,7 +337,7 @@ async fn progress_is_told_now_and_then_to_who_asks_for_it() {
     let attempts = receiver.wait_for("both ends", PATIENCE, |attempts| ends(attempts) == 2).await;
     let told: Vec<Value> = attempts.iter().map(Attempt::event).filter(|event| event["data"]["step"].is_u64()).collect();
     assert!(!told.is_empty() && told.len() < 100, "{attempts:?}");
-    assert!(told.iter().all(|event| event["subject"] == "asks" && event["data"]["steps"] == 200), "{told:?}");
+    assert!(told.iter().all(|event| event["subject"] == "t/asks" && event["data"]["steps"] == 200), "{told:?}");
     let secret = secret(&stack, "t").await;
     assert!(attempts.iter().all(|attempt| attempt.signatures() == [attempt.signature_by(&secret)]));
 }
