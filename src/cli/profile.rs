@@ -108,7 +108,8 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     for [width, height] in sizes {
         let Stages { encode_ms: encode, steps: of_step, decode: of_decode, checkpoint_ms: checkpoint } =
             measure(&mut model, [width, height], &options.images, &mut stopwatch)?;
-        text += &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}, checkpoint {checkpoint:.3} ms");
+        text +=
+            &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}, checkpoint {checkpoint:.3} ms");
         for (images, measured) in of_step {
             text += &format!(", step of {images} {measured}");
             let Measured { ms, bytes } = measured;
