@@ -203,6 +203,50 @@ async fn a_job_of_one_interface_is_watched_by_another_and_cancelled_by_a_third()
     assert_eq!(gateway.get("/v1/jobs/shared").await.1["status"], "cancelled");
 }
 
+/// Where each interface takes what is to be drawn, and where its errors have their words.
+const FACES: [(&str, &str); 7] = [
+    ("/v1/jobs", "/detail"),
+    ("/openai/v1/images/generations", "/error/message"),
+    ("/replicate/v1/predictions", "/detail"),
+    ("/v2/models/shapes/infer", "/error"),
+    ("/predictions/shapes", "/error"),
+    ("/sdapi/v1/txt2img", "/detail"),
+    ("/generate", "/detail"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_interface_says_in_its_own_form_what_is_wrong_with_a_body() {
+    let stack = Stack::start().await;
+    let (guarded, open) = (Gateway::start(&stack, &[]).await, Gateway::open(&stack).await);
+    let large = json!({"prompt": "x".repeat(2_000_000)}).to_string();
+    for (path, words) in FACES {
+        let ask = async |gateway: &Gateway, media_type: &str, body: &str| {
+            let request = gateway.request(Method::POST, path).header(header::CONTENT_TYPE, media_type);
+            let (status, answer) = read(request.body(body.to_owned()).send().await.unwrap()).await;
+            assert!(answer.pointer(words).is_some_and(Value::is_string), "{path}: {answer}");
+            status
+        };
+        assert_eq!(ask(&guarded, "application/json", "{}").await, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(ask(&open, "application/json", r#"{"prompt""#).await, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(ask(&open, "application/json", "[]").await, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(ask(&open, "application/json", &large).await, StatusCode::PAYLOAD_TOO_LARGE, "{path}");
+        // Tensors have no type of their own, and TorchServe's bodies may be anything.
+        if !["/v2/models/shapes/infer", "/predictions/shapes"].contains(&path) {
+            assert_eq!(ask(&open, "text/xml", "{}").await, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{path}");
+        }
+    }
+    for (media_type, body) in [("multipart/form-data", ""), ("multipart/form-data; boundary=x", "--x\r\nno header")] {
+        let request = open.request(Method::POST, "/openai/v1/images/edits").header(header::CONTENT_TYPE, media_type);
+        let (status, answer) = read(request.body(body).send().await.unwrap()).await;
+        assert!(status == StatusCode::BAD_REQUEST && answer["error"]["message"].is_string(), "{status} {answer}");
+    }
+    for path in ["/v1/jobs/none", "/replicate/v1/predictions/none", "/jobs/none"] {
+        let (status, answer) = open.get(path).await;
+        assert!(status == StatusCode::NOT_FOUND && answer["detail"].is_string(), "{path}: {status} {answer}");
+    }
+    stack.queue_is_empty().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_may_be_the_password_of_clients_that_have_no_other_place_for_it() {
     let stack = Stack::start().await;
