@@ -10,6 +10,7 @@
 
 #[cfg(feature = "engine")]
 mod engine;
+mod faces;
 mod mutate;
 #[cfg(feature = "shell")]
 mod shell;
@@ -60,6 +61,7 @@ targets! {
     report = wire::report, no_seeds, 20_000;
     text = wire::text, no_seeds, 20_000;
     webhook = wire::webhook, no_seeds, 20_000;
+    face = faces::face, no_seeds, 20_000;
     workload = simulation::workload, simulation::workloads, 2_000;
     costs = simulation::costs, simulation::tables, 5_000;
     #[cfg(feature = "engine")] checkpoint = engine::checkpoint, engine::checkpoints, 4_000;

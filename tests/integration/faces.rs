@@ -97,12 +97,24 @@ async fn torchserves_clients_send_a_prompt_and_get_a_picture() {
     assert_eq!(gateway.get("/ping").await, (StatusCode::OK, json!({"status": "Healthy"})));
     let body = json!({"prompt": PROMPT, "seed": 7, "num_inference_steps": 8, "guidance_scale": 5.0, "width": 128,
         "height": 128});
-    let answer = post(&gateway, "/predictions/shapes", body).await;
+    let answer = post(&gateway, "/predictions/shapes", &body).await;
     assert_eq!(
         (answer.status(), &answer.headers()[header::CONTENT_TYPE]),
         (StatusCode::OK, &"image/png".parse().unwrap())
     );
     assert_eq!(digest(&answer.bytes().await.unwrap()), circle(7));
+    let form = |name: &str, data: &str| {
+        format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{data}\r\n--x--\r\n")
+    };
+    let send = async |form: String| {
+        let request = gateway.request(Method::POST, "/predictions/shapes").body(form);
+        request.header(header::CONTENT_TYPE, "multipart/form-data; boundary=x").send().await.unwrap()
+    };
+    let answer = send(form("data", &body.to_string())).await;
+    assert_eq!(digest(&answer.bytes().await.unwrap()), circle(7));
+    assert_eq!(send(form("data", "a ring")).await.headers()[header::CONTENT_TYPE], "image/png");
+    let (status, answer) = read(send(form("file", "a ring")).await).await;
+    assert!(status == StatusCode::BAD_REQUEST && answer["error"].as_str().unwrap().contains("data"), "{answer}");
     let text = gateway.request(Method::POST, "/predictions/shapes").body("a ring").send().await.unwrap();
     assert_eq!(text.headers()[header::CONTENT_TYPE], "image/png");
     let (status, answer) = read(post(&gateway, "/predictions/sdxl", json!({"prompt": "a ring"})).await).await;

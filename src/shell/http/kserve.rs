@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::multipart::{MultipartError, MultipartRejection};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequest, Multipart, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -132,26 +133,48 @@ pub(super) async fn ping(state: State<Arc<Gateway>>) -> (StatusCode, Json<Value>
     (status, Json(json!({ "status": word })))
 }
 
-/// `POST /predictions/{model}`: the fields of a request as JSON, or a prompt as text; answered with the first image.
+/// `POST /predictions/{model}`: the fields of a request as JSON, or a prompt as text, as the body or as `data` of a form;
+/// answered with the first image.
 pub(super) async fn predictions(
     State(gateway): State<Arc<Gateway>>,
     caller: Result<Caller, Problem>,
     Path(Named { model }): Path<Named>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Refused> {
     let tenant = caller?.tenant;
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut fields = if media_type.contains("json") {
-        fields(&headers, body)?
+        fields(&headers, Bytes::from_request(request, &()).await)?
+    } else if media_type.starts_with("multipart/form-data") {
+        let data = data_of_form(Multipart::from_request(request, &()).await).await?;
+        match serde_json::from_slice(&data) {
+            Ok(fields) => fields,
+            Err(_) => of_prompt(&data),
+        }
     } else {
-        let prompt = String::from_utf8_lossy(&body_of(body)?).into_owned();
-        Map::from_iter([("prompt".to_owned(), prompt.into())])
+        of_prompt(&body_of(Bytes::from_request(request, &()).await)?)
     };
     fields.insert("model".to_owned(), model.into());
     let (_, images) = Arc::clone(&gateway).made(&tenant, fields, &headers).await?;
     let first = images.first().ok_or_else(|| Problem::unavailable("the job has no image"))?;
     Ok(gateway.image_answer(first).await?)
+}
+
+fn of_prompt(text: &[u8]) -> Map<String, Value> {
+    Map::from_iter([("prompt".to_owned(), String::from_utf8_lossy(text).into())])
+}
+
+/// What stands in a form under the name that TorchServe has for it.
+async fn data_of_form(form: Result<Multipart, MultipartRejection>) -> Result<Bytes, Problem> {
+    let mut form = form.map_err(|error| Problem::new(error.status(), "wrong_media_type", error.body_text()))?;
+    let broken = |error: MultipartError| Problem::new(error.status(), "invalid_body", error.body_text());
+    while let Some(field) = form.next_field().await.map_err(broken)? {
+        if field.name() == Some("data") {
+            return field.bytes().await.map_err(broken);
+        }
+    }
+    Err(Problem::invalid(&[Violation::new("data", "nothing", "a prompt, or the fields of a request as JSON")]))
 }
 
 impl Gateway {
