@@ -230,7 +230,6 @@ const FACES: [(&str, &str); 7] = [
 async fn every_interface_says_in_its_own_form_what_is_wrong_with_a_body() {
     let stack = Stack::start().await;
     let (guarded, open) = (Gateway::start(&stack, &[]).await, Gateway::open(&stack).await);
-    let large = json!({"prompt": "x".repeat(2_000_000)}).to_string();
     for (path, words) in FACES {
         let ask = async |gateway: &Gateway, media_type: &str, body: &str| {
             let request = gateway.request(Method::POST, path).header(header::CONTENT_TYPE, media_type);
@@ -241,7 +240,6 @@ async fn every_interface_says_in_its_own_form_what_is_wrong_with_a_body() {
         assert_eq!(ask(&guarded, "application/json", "{}").await, StatusCode::UNAUTHORIZED, "{path}");
         assert_eq!(ask(&open, "application/json", r#"{"prompt""#).await, StatusCode::BAD_REQUEST, "{path}");
         assert_eq!(ask(&open, "application/json", "[]").await, StatusCode::BAD_REQUEST, "{path}");
-        assert_eq!(ask(&open, "application/json", &large).await, StatusCode::PAYLOAD_TOO_LARGE, "{path}");
         // Tensors have no type of their own, and TorchServe's bodies may be anything.
         if !["/v2/models/shapes/infer", "/predictions/shapes"].contains(&path) {
             assert_eq!(ask(&open, "text/xml", "{}").await, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{path}");
