@@ -13,7 +13,7 @@ async def main() -> None:
     parser.add_argument("--tenant", required=True)
     parser.add_argument("--job", required=True)
     given = parser.parse_args()
-    client = await nats.connect(given.nats)
+    client = await nats.connect(given.nats.split(","))
     events = await client.subscribe(f"darkroom.ev.{given.tenant}.{given.job}.>")
     await client.flush()
     print("watching", flush=True)
