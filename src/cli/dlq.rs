@@ -142,14 +142,7 @@ async fn each(
     if letters.is_empty() {
         output.note("no dead letters");
     }
-    let mut exit = Exit::Success;
-    for letter in &letters {
-        if let Err(Failed { code, error, .. }) = act(letter).await {
-            output.error(code, &error.context(format!("dead letter {}", letter.sequence)));
-            exit = Exit::Failure;
-        }
-    }
-    Ok(exit)
+    Ok(super::each(&letters, output, |letter| format!("dead letter {}", letter.sequence), act).await)
 }
 
 fn line(letter: &Letter) -> String {

@@ -260,3 +260,19 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
     telemetry.flush();
     outcome
 }
+/// Does something with each: what fails holds up no other, and is told under its name.
+async fn each<'a, T: 'a>(
+    found: impl IntoIterator<Item = &'a T>,
+    output: &Output,
+    name: impl Fn(&T) -> String,
+    mut act: impl AsyncFnMut(&T) -> Result<(), Failed>,
+) -> Exit {
+    let mut exit = Exit::Success;
+    for one in found {
+        if let Err(Failed { code, error, .. }) = act(one).await {
+            output.error(code, &error.context(name(one)));
+            exit = Exit::Failure;
+        }
+    }
+    exit
+}

@@ -190,14 +190,7 @@ async fn each(
     if found.is_empty() {
         output.note("no webhooks were given up");
     }
-    let mut exit = Exit::Success;
-    for dead in found.iter().rev() {
-        if let Err(Failed { code, error, .. }) = act(dead).await {
-            output.error(code, &error.context(format!("webhook {}", dead.sequence)));
-            exit = Exit::Failure;
-        }
-    }
-    Ok(exit)
+    Ok(super::each(found.iter().rev(), output, |dead| format!("webhook {}", dead.sequence), act).await)
 }
 
 fn line(dead: &DeadWebhook) -> String {

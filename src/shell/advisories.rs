@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::Message;
 use async_nats::jetstream::stream::RawMessageErrorKind;
-use async_nats::jetstream::{AckKind, Message};
-use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -17,15 +15,18 @@ use crate::wire::subject;
 use crate::wire::time::parse_rfc3339;
 
 use super::bus::chain;
+use super::consume::{Source, again_until, one_by_one};
 use super::ending::Ending;
 use super::metrics::ReconcilerMetrics;
 use super::topology;
 
-/// Advisories that are asked for at once, and for how long.
-const BATCH: usize = 32;
-const PULL_FOR: Duration = Duration::from_secs(5);
-/// After what went wrong: for one advisory, and for all.
-const AGAIN_AFTER: Duration = Duration::from_secs(5);
+const ADVISORIES: Source = Source {
+    stream: subject::STREAM_ADVISORIES,
+    consumer: subject::CONSUMER_ADVISORIES,
+    batch: 32,
+    again_after: Duration::from_secs(5),
+};
+/// After what went wrong for all of them.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Reasons that are ours, or that somebody who removes a request has.
 const EXPECTED_REASONS: [&str; 2] = ["dead-lettered", "Unacknowledged message was deleted"];
@@ -67,49 +68,12 @@ impl Advisory {
 
 /// Takes advisories until `stop`.
 pub async fn run(ending: &Ending, metrics: &ReconcilerMetrics, stop: &CancellationToken) {
-    let mut said = false;
-    while !stop.is_cancelled() {
-        let outcome = tokio::select! {
-            () = stop.cancelled() => return,
-            outcome = take(ending, metrics) => outcome,
-        };
-        if let Err(fault) = &outcome {
-            if !said {
-                tracing::warn!(%fault, "advisories: is `darkroom setup` of this version done?");
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-            }
-        }
-        said = outcome.is_err();
-    }
-}
-
-async fn take(ending: &Ending, metrics: &ReconcilerMetrics) -> Result<(), Fault> {
-    let lost = |why: String| Fault::retry(FaultCode::BusFailed, why);
-    let consumer: PullConsumer = ending
-        .bus
-        .context
-        .get_consumer_from_stream::<pull::Config, _, _>(subject::CONSUMER_ADVISORIES, subject::STREAM_ADVISORIES)
-        .await
-        .map_err(|error| lost(chain(&error)))?;
-    loop {
-        let pulled = consumer.batch().max_messages(BATCH).expires(PULL_FOR).messages().await;
-        let mut messages = pulled.map_err(|error| lost(chain(&error)))?;
-        while let Some(message) = messages.next().await {
-            let message = message.map_err(|error| lost(chain(&*error)))?;
-            let outcome = handle(ending, metrics, &message).await;
-            let answer = match &outcome {
-                Ok(()) => AckKind::Ack,
-                Err(fault) => {
-                    tracing::warn!(%fault, "advisory");
-                    AckKind::Nak(Some(AGAIN_AFTER))
-                }
-            };
-            message.ack_with(answer).await.map_err(|error| lost(error.to_string()))?;
-        }
-    }
+    let handled = async |message: &Message| {
+        let outcome = handle(ending, metrics, message).await;
+        outcome.inspect_err(|fault| tracing::warn!(%fault, "advisory"))
+    };
+    let once = async || one_by_one(&ending.bus, ADVISORIES, &handled).await;
+    again_until(stop, "advisories", LOOK_AGAIN, once).await;
 }
 
 async fn handle(ending: &Ending, metrics: &ReconcilerMetrics, message: &Message) -> Result<(), Fault> {

@@ -10,6 +10,7 @@ pub mod cancel;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod consume;
 pub mod costs;
 pub mod dead_letters;
 pub mod deadletter;
@@ -17,6 +18,7 @@ pub mod ending;
 pub mod events;
 pub mod fetch;
 pub mod fleet;
+pub mod function;
 pub mod guard;
 #[cfg(feature = "gateway")]
 pub mod http;

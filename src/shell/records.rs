@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
@@ -12,8 +12,9 @@ use crate::wire::record::{self, Record};
 use crate::wire::time::rfc3339;
 use crate::wire::{header, subject};
 
-use super::bus::{Bus, Looks, PublishError, chain, look};
+use super::bus::{Bus, PublishError, chain, look};
 use super::config::Retention;
+use super::stored;
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
@@ -161,19 +162,11 @@ async fn stream_of(bus: &Bus) -> Result<Stream<()>, Fault> {
 }
 
 async fn look_in(stream: &Stream<()>, tenant: &Tenant, job: &JobId) -> Result<Found, Fault> {
-    let mut looks = Looks::default();
-    let message = loop {
-        match stream.direct_get_last_for_subject(subject::record(tenant, job)).await {
-            Ok(message) => break message,
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(Found::Absent { revision: 0 }),
-            Err(error) => {
-                if !looks.again(&chain(&error)).await {
-                    return Err(unanswered(&error));
-                }
-            }
-        }
-    };
-    Found::read(&message.headers, &message.payload, message.sequence)
+    let last = stored::last_on(stream, &subject::record(tenant, job)).await;
+    match last.map_err(|error| unanswered(&error))? {
+        Some(message) => Found::read(&message.headers, &message.payload, message.sequence),
+        None => Ok(Found::Absent { revision: 0 }),
+    }
 }
 
 impl Records {

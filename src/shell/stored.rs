@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind, Stream};
 use async_nats::{HeaderMap, HeaderValue, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -12,7 +13,7 @@ use crate::job::{Fault, FaultCode};
 use crate::wire::subject::API_PREFIX;
 use crate::wire::time::parse_rfc3339;
 
-use super::bus::{Bus, chain};
+use super::bus::{Bus, Looks, chain};
 
 /// Messages that one question brings, at the most: the server has the same bound for subjects.
 pub const PAGE_MAX: usize = 256;
@@ -122,4 +123,22 @@ fn read(answer: async_nats::Message) -> Option<Stored> {
     let unix_ms = parse_rfc3339(&text("Nats-Time-Stamp")?)?;
     let subject = text("Nats-Subject")?;
     Some(Stored { sequence, subject, headers, body: answer.payload, unix_ms })
+}
+/// The last message on a subject, if there is one; asked for again where a cluster has no leader.
+///
+/// # Errors
+/// async-nats', when nobody answers.
+pub async fn last_on(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, DirectGetError> {
+    let mut looks = Looks::default();
+    loop {
+        match stream.direct_get_last_for_subject(subject).await {
+            Ok(message) => return Ok(Some(message)),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                if !looks.again(&chain(&error)).await {
+                    return Err(error);
+                }
+            }
+        }
+    }
 }

@@ -179,24 +179,3 @@ pub async fn run(bus: Bus, options: WebhookOptions, stop: CancellationToken) -> 
     tokio::join!(collecting, deliver::run(&courier, &stop), progress::run(&courier, &stop));
     Ok(())
 }
-
-/// Runs `once` until `stop`, and again after a while when it fails; says so once for a row of failures.
-async fn again_until(stop: &CancellationToken, what: &'static str, mut once: impl AsyncFnMut() -> Result<(), Fault>) {
-    let mut said = false;
-    while !stop.is_cancelled() {
-        let outcome = tokio::select! {
-            () = stop.cancelled() => return,
-            outcome = once() => outcome,
-        };
-        if let Err(fault) = &outcome {
-            if !said {
-                tracing::warn!(%fault, what, "webhook: is `darkroom setup` of this version done?");
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(AGAIN_AFTER) => {}
-            }
-        }
-        said = outcome.is_err();
-    }
-}

@@ -296,8 +296,8 @@ pub fn schedulers() -> Value {
 }
 
 /// The answer to `sd-models`.
-pub fn models(names: &[&str]) -> Value {
-    let one = |name: &&str| json!({ "title": name, "model_name": name, "hash": null, "sha256": null, "filename": name, "config": null });
+pub fn models(names: &[String]) -> Value {
+    let one = |name: &String| json!({ "title": name, "model_name": name, "hash": null, "sha256": null, "filename": name, "config": null });
     names.iter().map(one).collect()
 }
 

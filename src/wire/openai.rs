@@ -181,8 +181,8 @@ pub fn completed(kind: &str, b64_json: &str, size: &str, output_format: &str, cr
 }
 
 /// The answer to `models`.
-pub fn models(names: &[&str]) -> Value {
-    let one = |name: &&str| json!({ "id": name, "object": "model", "created": 0, "owned_by": "darkroom" });
+pub fn models(names: &[String]) -> Value {
+    let one = |name: &String| json!({ "id": name, "object": "model", "created": 0, "owned_by": "darkroom" });
     json!({ "object": "list", "data": names.iter().map(one).collect::<Vec<_>>() })
 }
 

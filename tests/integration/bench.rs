@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark")]
 
+mod figures;
 #[allow(dead_code, reason = "the tests use the rest")]
 mod stack;
 #[path = "../support/mod.rs"]
@@ -19,6 +20,7 @@ use darkroom::wire::event::EventKind;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
+use figures::{resident_mb, shares};
 use stack::{PATIENCE, REQUESTS, Stack, model_directory, program};
 use support::nats;
 use support::process::Background;
@@ -44,9 +46,8 @@ async fn overhead() {
         }
     }
     samples.sort_by(f64::total_cmp);
-    let at = |share: f64| samples[((JOBS as f64 * share) as usize).min(JOBS - 1)];
     println!("publish to `completed`, less the engine's own time, {JOBS} jobs one after the other:");
-    println!("  p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, max {:.1} ms", at(0.5), at(0.9), at(0.99), at(1.0));
+    println!("  {}", shares(&samples));
     println!("resident memory of the idle worker: {:.0} MB", resident_mb(worker.id()));
 }
 
@@ -90,11 +91,4 @@ async fn one_job(bus: &bus::Bus, id: &str, steps: u32) -> (Duration, Value) {
             EventKind::Accepted | EventKind::Started | EventKind::Progress | EventKind::Checkpoint => {}
         }
     }
-}
-
-fn resident_mb(process: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kilobytes / 1e3
 }

@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark")]
 
+mod figures;
 #[allow(dead_code, reason = "the tests use the rest")]
 mod stack;
 #[path = "../support/mod.rs"]
@@ -26,6 +27,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
+use figures::{resident_mb, shares};
 use stack::{PATIENCE, Stack, program};
 use support::process::Background;
 use support::receiver::{Receiver, Reply};
@@ -246,17 +248,4 @@ async fn function(stack: &Stack, options: &[&str]) -> Background {
     let function = Background::start(&mut command);
     function.wait_for_log(|line| line.contains("webhook.ready"), PATIENCE).await;
     function
-}
-
-/// Of sorted samples in milliseconds.
-fn shares(samples: &[f64]) -> String {
-    let at = |share: f64| samples[((samples.len() as f64 * share) as usize).min(samples.len() - 1)];
-    format!("p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, max {:.1} ms", at(0.5), at(0.9), at(0.99), at(1.0))
-}
-
-fn resident_mb(process: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kilobytes / 1e3
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use darkroom::shell::config::{BusOptions, Retention, StoreOptions, parse_duration};
 use darkroom::shell::http::{self, HttpOptions};
-use darkroom::shell::{bus, service, shutdown, store, telemetry, writable};
+use darkroom::shell::{bus, function, service, shutdown, store, writable};
 
 /// Answers requests of clients on `darkroom.api.>`, and over HTTP.
 #[derive(Debug, Parser)]
@@ -30,18 +30,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    let outcome =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime").and_then(|runtime| {
-            let telemetry = telemetry::start("darkroom-gateway", "info")?;
-            let outcome = runtime.block_on(run(options));
-            telemetry.flush();
-            outcome
-        });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure(&error),
-    }
+    function::run("darkroom-gateway", run(Options::parse()))
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
@@ -68,10 +57,4 @@ async fn run(options: Options) -> anyhow::Result<()> {
     };
     tokio::try_join!(over_http, over_nats)?;
     Ok(())
-}
-
-#[expect(clippy::print_stderr, reason = "telemetry may not be there to say it")]
-fn failure(error: &anyhow::Error) -> ExitCode {
-    eprintln!("darkroom-gateway: {error:#}");
-    ExitCode::FAILURE
 }

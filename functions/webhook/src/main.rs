@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use darkroom::shell::config::BusOptions;
 use darkroom::shell::webhooks::WebhookOptions;
-use darkroom::shell::{bus, shutdown, telemetry, webhooks};
+use darkroom::shell::{bus, function, shutdown, webhooks};
 
 /// Delivers webhooks, signed by Standard Webhooks 1.0, and tries again what fails.
 #[derive(Debug, Parser)]
@@ -21,18 +21,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    let outcome =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime").and_then(|runtime| {
-            let telemetry = telemetry::start("darkroom-webhook", "info")?;
-            let outcome = runtime.block_on(run(options));
-            telemetry.flush();
-            outcome
-        });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure(&error),
-    }
+    function::run("darkroom-webhook", run(Options::parse()))
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
@@ -40,10 +29,4 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let bus = bus::connect(&options.bus, "darkroom-webhook").await?;
     webhooks::run(bus, options.webhook, stop).await?;
     Ok(())
-}
-
-#[expect(clippy::print_stderr, reason = "telemetry may not be there to say it")]
-fn failure(error: &anyhow::Error) -> ExitCode {
-    eprintln!("darkroom-webhook: {error:#}");
-    ExitCode::FAILURE
 }

@@ -22,7 +22,7 @@ use super::waiting::ended;
 use super::{Caller, Gateway};
 use crate::job::{JobId, Status, Tenant, Violation};
 use crate::shell::cancel::Keep;
-use crate::shell::{client, topology};
+use crate::shell::client;
 use crate::wire::a1111::{self, Wanted};
 use crate::wire::event::{Cancelled, EventKind};
 
@@ -124,16 +124,12 @@ pub(super) async fn schedulers(_: Caller) -> Json<Value> {
 
 /// `GET /sdapi/v1/sd-models`
 pub(super) async fn models(State(gateway): State<Arc<Gateway>>, _: Caller) -> Result<Json<Value>, Detail> {
-    let served = gateway.served().await?;
-    let names: Vec<&str> = topology::manifests(&served).iter().map(|manifest| manifest.name.as_str()).collect();
-    Ok(Json(a1111::models(&names)))
+    Ok(Json(a1111::models(&gateway.model_names().await?)))
 }
 
 /// `GET /sdapi/v1/options`
 pub(super) async fn options(State(gateway): State<Arc<Gateway>>, _: Caller) -> Result<Json<Value>, Detail> {
-    let served = gateway.served().await?;
-    let first = topology::manifests(&served).first().map(|manifest| manifest.name.to_string());
-    Ok(Json(a1111::options(first.as_deref())))
+    Ok(Json(gateway.options().await?))
 }
 
 /// `POST /sdapi/v1/options`: a choice that is no change is taken.
@@ -144,9 +140,7 @@ pub(super) async fn set_options(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Detail> {
     let asked = fields(&headers, body)?;
-    let served = gateway.served().await?;
-    let first = topology::manifests(&served).first().map(|manifest| manifest.name.to_string());
-    let now = a1111::options(first.as_deref());
+    let now = gateway.options().await?;
     let changed = asked.iter().filter(|(name, value)| now.get(name.as_str()) != Some(value));
     let violation = |(name, value): (&String, &Value)| {
         Violation::new(name, value, "nothing else: options are the same for all; choose by override_settings")
@@ -156,6 +150,10 @@ pub(super) async fn set_options(
 }
 
 impl Gateway {
+    async fn options(&self) -> Result<Value, Problem> {
+        Ok(a1111::options(self.model_names().await?.first().map(String::as_str)))
+    }
+
     /// The job of a task, or the tenant's newest that has not ended.
     async fn task(&self, tenant: &Tenant, task: &Task) -> Result<Option<JobId>, Problem> {
         if let Some(named) = &task.id_task {

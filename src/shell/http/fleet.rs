@@ -29,7 +29,7 @@ pub(super) async fn models(State(gateway): State<Arc<Gateway>>, _: Caller) -> Re
                 scheduler: defaults.scheduler.to_string(),
             },
             sides: [limits.side_min, limits.side_max, limits.side_multiple],
-            pending: group.iter().map(|served| served.pending).sum(),
+            pending: pending(group),
         }
     });
     Ok(Json(ModelList { models: models.collect() }))
@@ -46,7 +46,7 @@ pub(super) async fn fleet(State(gateway): State<Arc<Gateway>>, _: Caller) -> Res
         let reports = fleet::worker_reports(&gateway.bus, &manifest.name).await?;
         models.push(FleetModel {
             name: manifest.name.to_string(),
-            pending: group.iter().map(|served| served.pending).sum(),
+            pending: pending(group),
             workers: reports.iter().map(|report| FleetWorker::of_report(report, megapixels)).collect(),
         });
     }
@@ -58,6 +58,11 @@ fn by_name(served: &[Served]) -> Vec<&Served> {
     let mut served: Vec<_> = served.iter().collect();
     served.sort_by(|one, other| one.manifest.name.cmp(&other.manifest.name));
     served
+}
+
+/// Requests of a model that no worker has yet.
+fn pending(of_model: &[&Served]) -> u64 {
+    of_model.iter().map(|served| served.pending).sum()
 }
 
 fn by_model<'a>(served: &'a [&'a Served]) -> impl Iterator<Item = &'a [&'a Served]> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::multipart::{MultipartError, MultipartRejection};
+use axum::extract::multipart::MultipartRejection;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Multipart, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -29,12 +29,8 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-cont
 pub(super) struct Refused(Problem);
 
 impl From<Problem> for Refused {
-    fn from(mut problem: Problem) -> Self {
-        // Their word for a broken rule.
-        if problem.document.status == StatusCode::UNPROCESSABLE_ENTITY.as_u16() {
-            problem.document.status = StatusCode::BAD_REQUEST.as_u16();
-        }
-        Self(problem)
+    fn from(problem: Problem) -> Self {
+        Self(problem.into_bad_request())
     }
 }
 
@@ -167,11 +163,10 @@ fn of_prompt(text: &[u8]) -> Map<String, Value> {
 
 /// What stands in a form under the name that TorchServe has for it.
 async fn data_of_form(form: Result<Multipart, MultipartRejection>) -> Result<Bytes, Problem> {
-    let mut form = form.map_err(|error| Problem::new(error.status(), "wrong_media_type", error.body_text()))?;
-    let broken = |error: MultipartError| Problem::new(error.status(), "invalid_body", error.body_text());
-    while let Some(field) = form.next_field().await.map_err(broken)? {
+    let mut form = form?;
+    while let Some(field) = form.next_field().await? {
         if field.name() == Some("data") {
-            return field.bytes().await.map_err(broken);
+            return Ok(field.bytes().await?);
         }
     }
     Err(Problem::invalid(&[Violation::new("data", "nothing", "a prompt, or the fields of a request as JSON")]))

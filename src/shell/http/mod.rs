@@ -253,6 +253,12 @@ impl Gateway {
         Ok(served)
     }
 
+    /// The names of the models that are served, in their order.
+    async fn model_names(&self) -> Result<Vec<String>, Problem> {
+        let served = self.served().await?;
+        Ok(topology::manifests(&served).iter().map(|manifest| manifest.name.to_string()).collect())
+    }
+
     /// The model of that name, or the only one that is served.
     async fn model(&self, name: Option<&str>) -> Result<ModelManifest, Problem> {
         let served = self.served().await?;

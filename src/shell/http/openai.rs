@@ -11,7 +11,7 @@ use axum::body::Bytes;
 use axum::extract::multipart::MultipartRejection;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Multipart, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -27,7 +27,7 @@ use super::waiting::{Client, ended};
 use super::{Caller, Gateway};
 use crate::job::{Tenant, Violation};
 use crate::shell::client::Watch;
-use crate::shell::{inputs, topology};
+use crate::shell::inputs;
 use crate::wire::event::{EventKind, Progress};
 use crate::wire::openai::{self, Image, ResponseFormat, Wanted};
 
@@ -55,12 +55,8 @@ const NOT_TEXTS: [&str; 11] = [
 pub(super) struct Refused(Problem);
 
 impl From<Problem> for Refused {
-    fn from(mut problem: Problem) -> Self {
-        // Their word for a broken rule.
-        if problem.document.status == StatusCode::UNPROCESSABLE_ENTITY.as_u16() {
-            problem.document.status = StatusCode::BAD_REQUEST.as_u16();
-        }
-        Self(problem)
+    fn from(problem: Problem) -> Self {
+        Self(problem.into_bad_request())
     }
 }
 
@@ -90,8 +86,7 @@ pub(super) async fn edits(
     form: Result<Multipart, MultipartRejection>,
 ) -> Result<Response, Refused> {
     let tenant = caller?.tenant;
-    let form = form.map_err(|error| Problem::new(error.status(), "wrong_media_type", error.body_text()))?;
-    let fields = gateway.form_fields(&tenant, form).await?;
+    let fields = gateway.form_fields(&tenant, form.map_err(Problem::from)?).await?;
     answer(gateway, tenant, &headers, fields, "image_edit").await
 }
 
@@ -101,9 +96,7 @@ pub(super) async fn models(
     caller: Result<Caller, Problem>,
 ) -> Result<Json<Value>, Refused> {
     caller?;
-    let served = gateway.served().await?;
-    let names: Vec<&str> = topology::manifests(&served).iter().map(|manifest| manifest.name.as_str()).collect();
-    Ok(Json(openai::models(&names)))
+    Ok(Json(openai::models(&gateway.model_names().await?)))
 }
 
 async fn answer(
@@ -144,7 +137,7 @@ async fn answer(
 /// Partial images as they come, and the images.
 fn events(client: Client, watch: Watch, kind: &'static str) -> impl Stream<Item = Result<Event, Infallible>> {
     let steps = stream::unfold(Some((client, watch, 0_u32)), move |state| async move {
-        let (client, mut watch, partial_images) = state?;
+        let (mut client, mut watch, partial_images) = state?;
         loop {
             let seen = tokio::select! {
                 () = client.gateway.stop.cancelled() => return None,
@@ -157,6 +150,7 @@ fn events(client: Client, watch: Watch, kind: &'static str) -> impl Stream<Item 
                     return Some((vec![event_of(&data)], Some((client, watch, partial_images + 1))));
                 }
             } else if seen.kind.is_terminal() {
+                client.has_seen_the_end();
                 return Some((last_events(&client, seen.kind, seen.event.data, kind, now_s).await, None));
             }
         }
@@ -194,16 +188,13 @@ fn event_of(data: &Value) -> Event {
 impl Gateway {
     /// The fields of a form, with its pictures where workers find them.
     async fn form_fields(&self, tenant: &Tenant, mut form: Multipart) -> Result<Map<String, Value>, Problem> {
-        let broken = |error: axum::extract::multipart::MultipartError| {
-            Problem::new(error.status(), "invalid_body", error.body_text())
-        };
         let mut fields = Map::new();
         let mut violations = Vec::new();
-        while let Some(field) = form.next_field().await.map_err(broken)? {
+        while let Some(field) = form.next_field().await? {
             let name = field.name().unwrap_or_default().to_owned();
             match name.as_str() {
                 "image" | "image[]" | "mask" => {
-                    let bytes = field.bytes().await.map_err(broken)?;
+                    let bytes = field.bytes().await?;
                     let (name, bytes) = if name == "mask" {
                         match mask_of_transparency(&bytes) {
                             Ok(mask) => ("mask_image", mask),
@@ -224,7 +215,7 @@ impl Gateway {
                     }
                 }
                 _ => {
-                    let text = field.text().await.map_err(broken)?;
+                    let text = field.text().await?;
                     let value = if NOT_TEXTS.contains(&name.as_str()) {
                         serde_json::from_str(&text).unwrap_or(Value::String(text))
                     } else {

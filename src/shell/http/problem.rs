@@ -1,6 +1,7 @@
 //! What clients are told when something is not done: RFC 9457 documents with a stable code.
 
 use axum::Json;
+use axum::extract::multipart::{MultipartError, MultipartRejection};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -57,6 +58,14 @@ impl Problem {
         Self::new(StatusCode::GONE, "gone", detail)
     }
 
+    /// As interfaces say it whose word for a broken rule is a bad request.
+    pub(super) fn into_bad_request(mut self) -> Self {
+        if self.document.status == StatusCode::UNPROCESSABLE_ENTITY.as_u16() {
+            self.document.status = StatusCode::BAD_REQUEST.as_u16();
+        }
+        self
+    }
+
     /// NATS or the store does not answer.
     pub(super) fn unavailable(detail: impl Into<String>) -> Self {
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail);
@@ -67,6 +76,18 @@ impl Problem {
 impl From<Fault> for Problem {
     fn from(fault: Fault) -> Self {
         Self::unavailable(fault.to_string())
+    }
+}
+
+impl From<MultipartRejection> for Problem {
+    fn from(error: MultipartRejection) -> Self {
+        Self::new(error.status(), "wrong_media_type", error.body_text())
+    }
+}
+
+impl From<MultipartError> for Problem {
+    fn from(error: MultipartError) -> Self {
+        Self::new(error.status(), "invalid_body", error.body_text())
     }
 }
 

@@ -42,7 +42,7 @@ impl Client {
         loop {
             let seen = watch.next().await?;
             if seen.kind.is_terminal() {
-                self.leaves = false;
+                self.has_seen_the_end();
                 return Ok((seen.kind, seen.event.data));
             }
         }
@@ -52,6 +52,11 @@ impl Client {
     pub(super) async fn images(&mut self, watch: Watch) -> Result<Vec<StoredImage>, Problem> {
         let (kind, data) = self.end(watch).await?;
         ended(kind, data)
+    }
+
+    /// There is nothing left to cancel.
+    pub(super) fn has_seen_the_end(&mut self) {
+        self.leaves = false;
     }
 }
 

@@ -1,54 +1,32 @@
 //! From events to deliveries, one after the other: the consumer lets one event be under way, over all who pull it, so that
 //! deliveries are in the order of the events.
 
-use std::time::Duration;
-
-use async_nats::jetstream::consumer::{PullConsumer, pull};
-use async_nats::jetstream::{AckKind, Message};
-use futures_util::StreamExt;
+use async_nats::jetstream::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::limits::WEBHOOK_BODY_BYTES_MAX;
-use crate::job::{Fault, FaultClass, FaultCode, Undelivered, WebhookFormat};
+use crate::job::{Fault, FaultClass, Undelivered, WebhookFormat};
 use crate::wire::{event, header, replicate, subject, webhook};
 
-use super::super::bus::{Bus, PublishError, chain};
+use super::super::bus::{Bus, PublishError};
+use super::super::consume::{Source, again_until, one_by_one};
 use super::super::records;
-use super::{AGAIN_AFTER, Delivery, End, again_until};
+use super::{AGAIN_AFTER, Delivery, End};
 
-/// Events that are asked for at once, and for how long.
-const BATCH: usize = 256;
-const PULL_FOR: Duration = Duration::from_secs(5);
+const EVENTS: Source = Source {
+    stream: subject::STREAM_EVENTS,
+    consumer: subject::CONSUMER_WEBHOOK,
+    batch: 256,
+    again_after: AGAIN_AFTER,
+};
 
-/// Turns events into deliveries until `stop`.
-///
-/// Links in Replicate's form begin with `gateway`.
+/// Turns events into deliveries until `stop`. Links in Replicate's form begin with `gateway`.
 pub(super) async fn run(bus: &Bus, gateway: &str, stop: &CancellationToken) {
-    again_until(stop, "events", async || take(bus, gateway).await).await;
-}
-
-async fn take(bus: &Bus, gateway: &str) -> Result<(), Fault> {
-    let lost = |why: String| Fault::retry(FaultCode::BusFailed, why);
-    let consumer: PullConsumer = bus
-        .context
-        .get_consumer_from_stream::<pull::Config, _, _>(subject::CONSUMER_WEBHOOK, subject::STREAM_EVENTS)
-        .await
-        .map_err(|error| lost(chain(&error)))?;
-    loop {
-        let pulled = consumer.batch().max_messages(BATCH).expires(PULL_FOR).messages().await;
-        let mut messages = pulled.map_err(|error| lost(chain(&error)))?;
-        while let Some(message) = messages.next().await {
-            let message = message.map_err(|error| lost(chain(&*error)))?;
-            let answer = match collect(bus, gateway, &message).await {
-                Ok(()) => AckKind::Ack,
-                Err(fault) => {
-                    tracing::warn!(%fault, "webhook.collect");
-                    AckKind::Nak(Some(AGAIN_AFTER))
-                }
-            };
-            message.ack_with(answer).await.map_err(|error| lost(error.to_string()))?;
-        }
-    }
+    let collected = async |message: &Message| {
+        let outcome = collect(bus, gateway, message).await;
+        outcome.inspect_err(|fault| tracing::warn!(%fault, "webhook.collect"))
+    };
+    again_until(stop, "webhook events", AGAIN_AFTER, async || one_by_one(bus, EVENTS, &collected).await).await;
 }
 
 async fn collect(bus: &Bus, gateway: &str, message: &Message) -> Result<(), Fault> {

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
-use async_nats::jetstream::consumer::{PullConsumer, pull};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::json;
@@ -22,13 +21,13 @@ use crate::wire::{header, subject};
 
 use super::super::bus::{Bus, chain};
 use super::super::clock::Clock;
+use super::super::consume::{PULL_FOR, again_until, consumer, lost};
 use super::super::metrics::WebhookMetrics;
 use super::attempt::{Attempted, Post, attempt, host_of};
-use super::{Delivery, End, WebhookOptions, again_until, keep, media_type};
+use super::{AGAIN_AFTER, Delivery, End, WebhookOptions, keep, media_type};
 
-/// Deliveries that are asked for at once, and for how long.
+/// Deliveries that are asked for at once.
 const BATCH: usize = 64;
-const PULL_FOR: Duration = Duration::from_secs(5);
 /// Time that attempts get when the function is to end.
 const GRACE: Duration = Duration::from_secs(5);
 /// After what failed on the bus, which may have been after the attempt.
@@ -77,7 +76,7 @@ impl Drop for Slot {
 /// Delivers until `stop`, and a little longer what is under way.
 pub(super) async fn run(courier: &Arc<Courier>, stop: &CancellationToken) {
     let attempts = TaskTracker::new();
-    again_until(stop, "deliveries", async || take(courier, &attempts).await).await;
+    again_until(stop, "webhook deliveries", AGAIN_AFTER, async || take(courier, &attempts).await).await;
     attempts.close();
     if tokio::time::timeout(GRACE, attempts.wait()).await.is_err() {
         tracing::warn!(attempts = attempts.len(), "webhook.left: they are made again when their leases are over");
@@ -85,13 +84,7 @@ pub(super) async fn run(courier: &Arc<Courier>, stop: &CancellationToken) {
 }
 
 async fn take(courier: &Arc<Courier>, attempts: &TaskTracker) -> Result<(), Fault> {
-    let lost = |why: String| Fault::retry(FaultCode::BusFailed, why);
-    let consumer: PullConsumer = courier
-        .bus
-        .context
-        .get_consumer_from_stream::<pull::Config, _, _>(subject::CONSUMER_WEBHOOK, subject::STREAM_WEBHOOKS)
-        .await
-        .map_err(|error| lost(chain(&error)))?;
+    let consumer = consumer(&courier.bus, subject::STREAM_WEBHOOKS, subject::CONSUMER_WEBHOOK).await?;
     loop {
         let free = courier.slots().free();
         if free == 0 {

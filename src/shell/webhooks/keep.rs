@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
@@ -13,7 +12,7 @@ use crate::wire::signature::{SECRET_BYTES, Secret, Secrets};
 use crate::wire::webhook::{DisabledEndpoint, Progress, endpoint_key};
 use crate::wire::{header, subject};
 
-use super::super::bus::{Bus, Looks, PublishError, chain};
+use super::super::bus::{Bus, PublishError, chain};
 use super::super::clock::Clock;
 use super::super::stored;
 
@@ -34,24 +33,12 @@ async fn look(bus: &Bus, bucket: &str, key: String) -> Result<Found, Fault> {
     let lost = |why: String| Fault::retry(FaultCode::BusFailed, format!("the bucket {bucket}: {why}"));
     let stream = bus.context.get_stream_no_info(subject::stream_of_bucket(bucket)).await;
     let stream = stream.map_err(|error| lost(chain(&error)))?;
-    let mut looks = Looks::default();
-    loop {
-        match stream.direct_get_last_for_subject(key.clone()).await {
-            Ok(message) => {
-                let is_removed = message.headers.get(header::KEY_OPERATION).is_some();
-                let value = (!is_removed && !message.payload.is_empty()).then_some(message.payload);
-                return Ok(Found { value, revision: message.sequence });
-            }
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
-                return Ok(Found { value: None, revision: 0 });
-            }
-            Err(error) => {
-                if !looks.again(&chain(&error)).await {
-                    return Err(lost(chain(&error)));
-                }
-            }
-        }
-    }
+    let last = stored::last_on(&stream, &key).await.map_err(|error| lost(chain(&error)))?;
+    Ok(last.map_or(Found { value: None, revision: 0 }, |message| {
+        let is_removed = message.headers.get(header::KEY_OPERATION).is_some();
+        let value = (!is_removed && !message.payload.is_empty()).then_some(message.payload);
+        Found { value, revision: message.sequence }
+    }))
 }
 
 /// How far a delivery has come, by its sequence.

@@ -8,17 +8,17 @@ use std::time::Duration;
 use async_nats::Message;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::job::limits::WEBHOOK_BODY_BYTES_MAX;
-use crate::job::{Fault, FaultCode, Webhook, WebhookEvent, WebhookFormat};
+use crate::job::{Fault, Webhook, WebhookEvent, WebhookFormat};
 use crate::sched::delivery::Turns;
 use crate::wire::{subject, webhook};
 
 use super::super::bus::chain;
+use super::super::consume::{again_until, lost};
 use super::super::records;
 use super::deliver::Courier;
-use super::{Delivery, again_until};
+use super::{AGAIN_AFTER, Delivery};
 
 /// How often a receiver is told of one job.
 const EVERY: Duration = Duration::from_secs(1);
@@ -27,12 +27,10 @@ const JOBS_MAX: usize = 10_000;
 
 /// Tells of progress until `stop`.
 pub(super) async fn run(courier: &Arc<Courier>, stop: &CancellationToken) {
-    let attempts = TaskTracker::new();
-    again_until(stop, "progress", async || listen(courier, &attempts).await).await;
+    again_until(stop, "webhook progress", AGAIN_AFTER, async || listen(courier).await).await;
 }
 
-async fn listen(courier: &Arc<Courier>, attempts: &TaskTracker) -> Result<(), Fault> {
-    let lost = |why: String| Fault::retry(FaultCode::BusFailed, why);
+async fn listen(courier: &Arc<Courier>) -> Result<(), Fault> {
     let group = subject::CONSUMER_WEBHOOK.to_owned();
     // Each message to one of all who tell.
     let subscribed = courier.bus.client.queue_subscribe(subject::ALL_PROGRESS, group).await;
@@ -42,7 +40,7 @@ async fn listen(courier: &Arc<Courier>, attempts: &TaskTracker) -> Result<(), Fa
         let Some(delivery) = due(courier, &mut turns, &message).await else { continue };
         let Some(slot) = courier.slot_for(&delivery) else { continue };
         let courier = Arc::clone(courier);
-        attempts.spawn(async move {
+        tokio::spawn(async move {
             let outcome = courier.attempt(&delivery).await;
             tracing::debug!(id = delivery.id, ?outcome, "webhook.progress");
             drop(slot);
