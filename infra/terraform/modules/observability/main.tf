@@ -88,7 +88,7 @@ locals {
   }]
 
   prometheus = {
-    configmapReload          = { prometheus = { enabled = true } }
+    configmapReload          = { prometheus = { enabled = true, containerSecurityContext = local.container_security } }
     alertmanager             = { enabled = false }
     kube-state-metrics       = { enabled = false }
     prometheus-node-exporter = { enabled = false }
@@ -162,8 +162,9 @@ locals {
         providers  = [{ name = "darkroom", orgId = 1, folder = "Darkroom", type = "file", disableDeletion = true, editable = false, options = { path = "/var/lib/grafana/dashboards/darkroom" } }]
       }
     }
-    dashboardsConfigMaps     = { darkroom = "darkroom-dashboards" }
-    containerSecurityContext = local.container_security
+    dashboardsConfigMaps = { darkroom = "darkroom-dashboards" }
+    # It unpacks into its own folders as it starts, so they are not read-only.
+    containerSecurityContext = merge(local.container_security, { readOnlyRootFilesystem = false, seccompProfile = { type = "RuntimeDefault" } })
     initChownData            = { enabled = false }
     podAnnotations           = { "darkroom/dashboards" = sha256(jsonencode(local.dashboards)) }
   }
