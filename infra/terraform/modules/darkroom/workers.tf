@@ -160,7 +160,7 @@ locals {
                 runAsUser                = 0
                 allowPrivilegeEscalation = false
                 readOnlyRootFilesystem   = true
-                capabilities             = { drop = ["ALL"], add = ["CHOWN", "DAC_OVERRIDE"] }
+                capabilities             = { drop = ["ALL"], add = ["CHOWN"] }
               }
               volumeMounts = [{ name = "kubelet", mountPath = "/kubelet" }]
             }]

@@ -5,7 +5,7 @@ variables {
   bucket         = "darkroom-test-objects"
   image_registry = "registry.example.com/darkroom"
   image_tag      = "0.1.0"
-  accounts_dir   = "tests/accounts"
+  accounts_dir   = "../../fixtures/accounts"
   tenants        = { me = {} }
   models = {
     shapes = {
@@ -18,6 +18,15 @@ variables {
 
 mock_provider "helm" {}
 mock_provider "kubernetes" {}
+
+provider "aws" {
+  region                      = "eu-central-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  skip_requesting_account_id  = true
+}
 
 override_data {
   target = module.network.data.aws_caller_identity.this

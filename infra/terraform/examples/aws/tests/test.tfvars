@@ -5,7 +5,7 @@ admin_cidrs    = ["203.0.113.7/32"]
 bucket         = "darkroom-test-objects"
 image_registry = "registry.example.com/darkroom"
 image_tag      = "0.1.0"
-accounts_dir   = "tests/accounts"
+accounts_dir   = "../../fixtures/accounts"
 tenants        = { me = {} }
 models = {
   shapes = {

@@ -7,6 +7,15 @@ variables {
   release_sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 }
 
+provider "aws" {
+  region                      = "eu-central-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  skip_requesting_account_id  = true
+}
+
 override_data {
   target = module.bucket.data.aws_caller_identity.this
   values = { account_id = "123456789012" }

@@ -2,7 +2,7 @@ variables {
   name           = "darkroom-test"
   image_registry = "registry.example.com/darkroom"
   image_tag      = "0.1.0"
-  accounts_dir   = "tests/accounts"
+  accounts_dir   = "../../fixtures/accounts"
   otlp_endpoint  = "http://collector.observability.svc.cluster.local:4318"
   nats           = { url = "tls://nats.nats.svc.cluster.local:4222", replicas = 3, issuer = "darkroom-nats", namespace = "nats" }
   bucket         = { name = "darkroom-test-objects", region = "eu-central-1" }
@@ -157,7 +157,7 @@ run "no_secret_is_in_values" {
   }
   assert {
     condition = !anytrue([for release in [helm_release.base, helm_release.setup, helm_release.functions] :
-    strcontains(release.values[0], trimspace(file("tests/accounts/worker.nk"))) || strcontains(release.values[0], "kind\": \"Secret")])
+    strcontains(release.values[0], trimspace(file("../../fixtures/accounts/worker.nk"))) || strcontains(release.values[0], "kind\": \"Secret")])
     error_message = "no key may be in a chart's values"
   }
 }
@@ -188,7 +188,7 @@ run "bad_input_is_refused" {
   variables {
     image_registry = "https://registry.example.com/"
     image_tag      = "latest"
-    accounts_dir   = "tests"
+    accounts_dir   = "tests/none"
     grace_seconds  = { spot = 300 }
     gateway        = { min = 0 }
     models = {

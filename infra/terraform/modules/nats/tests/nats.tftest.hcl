@@ -1,5 +1,5 @@
 variables {
-  accounts_dir  = "tests/accounts"
+  accounts_dir  = "../../fixtures/accounts"
   storage_class = "darkroom-ssd"
 }
 
