@@ -136,7 +136,7 @@ resource "aws_instance" "this" {
   ebs_optimized                        = true
   monitoring                           = true
   instance_initiated_shutdown_behavior = "stop"
-  user_data                            = local.cloud_init
+  user_data_base64                     = base64gzip(local.cloud_init)
   # A change of the programs or units is a new machine; streams and models are on the other disk.
   user_data_replace_on_change = true
   tags                        = { Name = var.name }

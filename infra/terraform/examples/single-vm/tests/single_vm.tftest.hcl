@@ -90,7 +90,7 @@ run "the_machine_makes_itself" {
   command = plan
 
   assert {
-    condition     = startswith(local.cloud_init, "#cloud-config\n") && length(local.cloud_init) < 16384
+    condition     = startswith(local.cloud_init, "#cloud-config\n") && length(base64gzip(local.cloud_init)) * 3 / 4 < 16384
     error_message = "user data is cloud-config, and within EC2's 16 KiB"
   }
   assert {
