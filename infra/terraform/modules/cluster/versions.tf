@@ -1,0 +1,7 @@
+terraform {
+  required_version = ">= 1.11"
+  required_providers {
+    aws  = { source = "hashicorp/aws", version = "~> 6.40" }
+    helm = { source = "hashicorp/helm", version = "~> 3.0" }
+  }
+}
