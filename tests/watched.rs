@@ -33,21 +33,23 @@ fn read(path: &str) -> String {
 /// The string literals of Rust code with what stands before each on its line; no comments, nothing after the unit tests begin.
 fn literals(code: &str) -> Vec<(String, String)> {
     let program = code.split("#[cfg(test)]").next().unwrap_or_default();
+    let lines: Vec<&str> = program.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let program = lines.join("\n");
     let mut found = Vec::new();
-    for line in program.lines().filter(|line| !line.trim_start().starts_with("//")) {
-        let (mut before, mut literal, mut is_inside) = (String::new(), String::new(), false);
-        let mut characters = line.chars();
-        while let Some(character) = characters.next() {
-            match character {
-                '"' if is_inside => {
-                    found.push((before.clone(), std::mem::take(&mut literal)));
-                    is_inside = false;
-                }
-                '"' => is_inside = true,
-                '\\' => literal.extend(characters.next()),
-                other if is_inside => literal.push(other),
-                other => before.push(other),
+    let (mut before, mut literal, mut is_inside) = (String::new(), String::new(), false);
+    let mut characters = program.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if is_inside => {
+                found.push((before.clone(), std::mem::take(&mut literal)));
+                is_inside = false;
             }
+            '"' => is_inside = true,
+            // The character after it ends nothing.
+            '\\' if is_inside => literal.extend(characters.next()),
+            other if is_inside => literal.push(other),
+            '\n' => before.clear(),
+            other => before.push(other),
         }
     }
     found
@@ -251,10 +253,12 @@ fn names_are_found_in_code_and_in_queries() {
         // meter.u64_counter("diffusion_commented_total")
         meter.u64_counter("diffusion_requests_total").with_description("Of a \"kind\" that darkroom_is_not").build();
         gauge.record(1, &[KeyValue::new("gpu_id", id), KeyValue::new("model", "sd15")]);
+        gauge.with_description("Text over \
+            two lines").with_separator('\n').with_name("darkroom_workers");
         #[cfg(test)] "darkroom_tested_total"
     "#;
     let (metrics, labels_of_code) = instruments(code);
-    assert_eq!(metrics, names("diffusion_requests_total"));
+    assert_eq!(metrics, names("darkroom_workers diffusion_requests_total"));
     assert_eq!(labels_of_code, names("gpu_id model sd15"));
 
     let query = r#"sum by (gpu_id, le) (rate(gpu_memory_used_bytes{model=~"darkroom_x", status!="b"}[5m]))
