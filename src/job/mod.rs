@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, reads a clock, is async or can be serialised: `wire` owns every format.
 
+pub mod capacity;
 pub mod fault;
 pub mod id;
 pub mod limits;
@@ -11,6 +12,7 @@ pub mod spec;
 pub mod state;
 pub mod webhook;
 
+pub use capacity::{Capacity, UnknownCapacity};
 pub use fault::{Fault, FaultClass, FaultCode};
 pub use id::{InvalidToken, JobId, LoraName, ModelName, Tenant, WorkerId};
 pub use model::{Defaults, ModelLimits, ModelManifest, Task};

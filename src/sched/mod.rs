@@ -21,6 +21,7 @@ mod message;
 mod pulls;
 pub mod reconcile;
 mod retry;
+pub mod scale;
 mod scheduler;
 mod time;
 
