@@ -7,6 +7,7 @@ mod jobs;
 mod keys;
 mod output;
 mod picture;
+mod plan;
 mod platform;
 mod profile;
 mod render;
@@ -133,9 +134,12 @@ enum Command {
     Profile(profile::ProfileOptions),
     /// Replay a workload on a fleet in virtual time, under this scheduler and others, without NATS
     #[command(
-        after_help = "Example:\n  darkroom simulate --workload docs/workloads/a10g-sd15-steady.toml --policy adaptive,triton --out plots"
+        after_help = "Example:\n  darkroom simulate --workload docs/workloads/a10g-sd15-steady.toml --policy adaptive,triton --out plots\n  darkroom simulate --scaling docs/scaling/a10g-sdxl-day.toml --out plots"
     )]
     Simulate(simulate::SimulateOptions),
+    /// Say which machines to buy, how many and how, for so many jobs a second and a promised wait, without NATS
+    #[command(after_help = "Example:\n  darkroom plan --model sdxl --rate 2 --slo 5s --steps 20:0.7,50:0.3")]
+    Plan(plan::PlanOptions),
     /// Run everything on this machine until Ctrl-C, workers only while there is work
     Up(platform::UpOptions),
     /// Check the server, the topology, the store and the model, and say what to do
@@ -251,6 +255,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Render(options) => render::render(&options, output),
         Command::Profile(options) => profile::profile(&options, output),
         Command::Simulate(options) => simulate::simulate(&options, output),
+        Command::Plan(options) => plan::plan(&options, output),
         Command::Up(options) => runtime.block_on(platform::up(options, output)),
         Command::Doctor(options) => runtime.block_on(doctor::doctor(&bus, options, output)),
         Command::Accounts(options) => accounts::make(&options, output),

@@ -9,6 +9,8 @@
 //! have all of that time, a new one only the wait; so many are started as are missing, and none for what would be done
 //! before it is ready.
 
+pub mod plan;
+
 use std::fmt;
 use std::time::Duration;
 

@@ -17,10 +17,13 @@ pub(super) const MS_MAX: f64 = 1e7;
 
 /// The tables that come along, by name.
 const TABLES: &[(&str, &str)] = &[
+    ("a100-sd15", include_str!("../../docs/workloads/costs/a100-sd15.toml")),
+    ("a100-sdxl", include_str!("../../docs/workloads/costs/a100-sdxl.toml")),
     ("a10g-sd15", include_str!("../../docs/workloads/costs/a10g-sd15.toml")),
     ("a10g-sdxl", include_str!("../../docs/workloads/costs/a10g-sdxl.toml")),
     ("h100-sd15", include_str!("../../docs/workloads/costs/h100-sd15.toml")),
     ("h100-sdxl", include_str!("../../docs/workloads/costs/h100-sdxl.toml")),
+    ("t4-sd15", include_str!("../../docs/workloads/costs/t4-sd15.toml")),
 ];
 
 /// A table that cannot be used.
@@ -111,6 +114,11 @@ impl Costs {
         let found = TABLES.iter().find(|(known, _)| *known == name);
         let (_, text) = found.ok_or_else(|| CostsError::Unknown { name: name.to_owned(), known: known() })?;
         Self::parse(text)
+    }
+
+    /// The table of a GPU, as `A10G`, for a model, as `sd15`, among those that come along.
+    pub fn of_gpu(gpu: &str, model: &str) -> Option<Self> {
+        Self::named(&format!("{gpu}-{model}").to_ascii_lowercase()).ok()
     }
 
     /// What the table is called.

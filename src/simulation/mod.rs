@@ -7,10 +7,12 @@
 pub mod costs;
 mod events;
 pub mod ledger;
+pub mod planning;
 pub mod plot;
 pub mod policy;
 mod random;
 pub mod report;
+pub mod scaling;
 pub mod workload;
 
 use costs::Costs;

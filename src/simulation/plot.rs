@@ -1,4 +1,4 @@
-//! Plots as SVG: lines over a logarithmic axis of seconds or over loads. Nothing moves, and there are no fonts to load.
+//! Plots as SVG: lines over a logarithmic axis of seconds, over loads or over hours. Nothing moves, and there are no fonts to load.
 
 use std::fmt::Write;
 
@@ -13,11 +13,20 @@ const BOTTOM: f64 = 50.0;
 /// Distinct in print and for most eyes.
 const COLOURS: &[&str] = &["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
+/// A line of so few points shows them.
+const POINTS_SHOWN: usize = 40;
+
 /// A named line.
 #[derive(Clone, Debug)]
-struct Line {
+pub(super) struct Line {
     name: String,
     points: Vec<(f64, f64)>,
+}
+
+impl Line {
+    pub(super) fn new(name: String, points: Vec<(f64, f64)>) -> Self {
+        Self { name, points }
+    }
 }
 
 struct Axis {
@@ -65,6 +74,23 @@ pub fn p95_by_load(title: &str, reports: &[&Report]) -> String {
     draw(title, &lines, &x, &logarithmic("p95 of total time, seconds", lines.iter().flat_map(ys)))
 }
 
+/// Lines whose points are a wait in milliseconds and an amount.
+pub(super) fn over_waits(title: &str, amount: &'static str, lines: &[Line]) -> String {
+    let logarithms = |line: &Line| {
+        let points = line.points.iter().map(|(ms, amount)| (log_seconds(*ms), *amount));
+        Line::new(line.name.clone(), points.collect())
+    };
+    let lines: Vec<Line> = lines.iter().map(logarithms).collect();
+    let x = logarithmic("p95 of the wait, seconds", lines.iter().flat_map(xs));
+    draw(title, &lines, &x, &from_zero(amount, lines.iter().flat_map(ys)))
+}
+
+/// Lines whose points are hours since the beginning and an amount.
+pub(super) fn over_hours(title: &str, amount: &'static str, lines: &[Line]) -> String {
+    let x = from_zero("hours", lines.iter().flat_map(xs));
+    draw(title, lines, &x, &from_zero(amount, lines.iter().flat_map(ys)))
+}
+
 fn xs(line: &Line) -> impl Iterator<Item = f64> {
     line.points.iter().map(|(x, _)| *x)
 }
@@ -86,6 +112,17 @@ fn logarithmic(label: &'static str, values: impl Iterator<Item = f64>) -> Axis {
     let (from, to) = if from.is_finite() { (from.floor(), to.ceil().max(from.floor() + 1.0)) } else { (0.0, 1.0) };
     let ticks = (from as i32..=to as i32).map(|power| (f64::from(power), format!("{}", 10_f64.powi(power)))).collect();
     Axis { label, ticks, from, to }
+}
+
+/// An axis from zero to the largest value, with a handful of round ticks.
+fn from_zero(label: &'static str, values: impl Iterator<Item = f64>) -> Axis {
+    let largest = values.filter(|value| value.is_finite()).fold(0.0, f64::max).max(1e-9);
+    let power = 10_f64.powf((largest / 6.0).log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * power).into_iter().find(|step| largest / step <= 7.0);
+    let step = step.unwrap_or(largest);
+    let steps = (largest / step).ceil() as u32;
+    let ticks = (0..=steps).map(|nth| (f64::from(nth) * step, format!("{}", (f64::from(nth) * step * 1e6).round() / 1e6)));
+    Axis { label, ticks: ticks.collect(), from: 0.0, to: f64::from(steps) * step }
 }
 
 fn draw(title: &str, lines: &[Line], x_axis: &Axis, y_axis: &Axis) -> String {
@@ -122,6 +159,11 @@ fn draw(title: &str, lines: &[Line], x_axis: &Axis, y_axis: &Axis) -> String {
     for ((line, colour), nth) in lines.iter().zip(COLOURS.iter().cycle()).zip(0_u32..) {
         let points: Vec<String> = line.points.iter().map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y))).collect();
         let y = TOP + 14.0 + f64::from(nth) * 18.0;
+        if line.points.len() <= POINTS_SHOWN {
+            for (x, y) in &line.points {
+                let _ = write!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>", x_at(*x), y_at(*y));
+            }
+        }
         let _ = writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\

@@ -175,7 +175,7 @@ impl Report {
     }
 }
 
-fn spread(mut values_us: Vec<u64>) -> Spread {
+pub(super) fn spread(mut values_us: Vec<u64>) -> Spread {
     values_us.sort_unstable();
     let at = |share| percentile(&values_us, share) as f64 / 1e3;
     Spread { p50_ms: at(0.5), p95_ms: at(0.95), p99_ms: at(0.99) }

@@ -15,6 +15,7 @@ pub mod kserve;
 pub mod manifest;
 pub mod openai;
 pub mod openapi;
+pub mod price;
 pub mod record;
 pub mod replicate;
 pub mod request;
