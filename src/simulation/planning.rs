@@ -228,7 +228,7 @@ fn judge(
     let most = (load * FLEET_MAX).ceil() as u32 + 4;
     let mut workers = least;
     let outcome = loop {
-        let run = Run { rule: Rule::Fixed { workers }, spot: None, checkpoint_steps: None, prices };
+        let run = Run { rule: Rule::Fixed { workers }, spot: None, checkpoint_steps: None, prices, chance: 0 };
         let outcome = scaling::simulate(&setup, &run, &trace, costs).map_err(|source: SimulationError| {
             PlanningError::Replay(ScalingError::Rule { rule: run.rule.label(), source })
         })?;
@@ -315,6 +315,7 @@ fn stream(wish: &Wish, images_in_batch_max: u32) -> Setup {
             cold_start_s: wish.cold_start.as_secs_f64(),
             cold_start_spread: 0.0,
             exit_when_idle_s: 60.0,
+            rests_after_s: None,
             grace_s: 0.0,
             store_ms: 30.0,
             workers_max: u32::MAX,
@@ -358,4 +359,99 @@ pub fn table(candidates: &[Candidate]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(instance: &str, gpu: &str, gpus: u32, spot: Option<f64>, on_demand: f64) -> (Machine, Costs) {
+        let prices = WorkerPrices { spot, on_demand };
+        let costs = Costs::of_gpu(gpu, "sd15").unwrap();
+        (Machine { instance: instance.to_owned(), gpu: gpu.to_owned(), gpus, prices }, costs)
+    }
+
+    fn machines() -> Vec<(Machine, Costs)> {
+        vec![
+            machine("t4.one", "T4", 1, Some(0.2), 0.5),
+            machine("a10g.one", "A10G", 1, Some(0.5), 1.0),
+            machine("a100.eight", "A100", 8, Some(1.5), 2.7),
+            machine("h100.one", "H100", 1, None, 6.9),
+        ]
+    }
+
+    fn wish() -> Wish {
+        Wish {
+            rate_per_s: 2.0,
+            wait_p95: Duration::from_secs(2),
+            steps: vec![(20, 1.0)],
+            sides: vec![(512, 1.0)],
+            images: vec![(1, 1.0)],
+            on_demand_share: 0.0,
+            interruptions_per_hour: 0.1,
+            notice: Duration::from_secs(120),
+            cold_start: Duration::from_secs(90),
+            images_in_batch_max: 8,
+            seed: 1,
+        }
+    }
+
+    #[test]
+    fn the_cheapest_machine_that_keeps_the_wait_is_named_with_reasons() {
+        let advice = advise(&wish(), &machines()).unwrap();
+        let best = advice.best().unwrap();
+        assert!(best.wait_p95_s <= 2.0 && best.keeps_the_wait);
+        let kept = advice.candidates.iter().filter(|candidate| candidate.keeps_the_wait);
+        assert!(kept.clone().all(|candidate| candidate.per_thousand_images >= best.per_thousand_images));
+        assert_eq!(advice.candidates.len(), 4);
+        let last = advice.reasons.last().unwrap();
+        assert!(last.starts_with(&best.instance), "{last}");
+        assert_eq!(table(&advice.candidates).lines().count(), 6);
+        for candidate in &advice.candidates {
+            assert!(candidate.per_thousand_images >= candidate.per_thousand_images_busy * 0.99, "{candidate:?}");
+            assert!(f64::from(candidate.spot_workers + candidate.on_demand_workers) >= candidate.load, "{candidate:?}");
+        }
+    }
+
+    #[test]
+    fn machines_are_bought_whole_and_spot_only_where_it_is_to_be_had() {
+        let advice = advise(&wish(), &machines()).unwrap();
+        let of = |name: &str| advice.candidates.iter().find(|candidate| candidate.instance == name).unwrap();
+        assert_eq!((of("a100.eight").spot_workers, of("a100.eight").on_demand_workers), (8, 0));
+        assert_eq!(of("h100.one").spot_workers, 0);
+        let uninterrupted = Wish { on_demand_share: 1.0, ..wish() };
+        let advice = advise(&uninterrupted, &machines()).unwrap();
+        assert!(advice.candidates.iter().all(|candidate| candidate.spot_workers == 0));
+        let stormy = Wish { interruptions_per_hour: 39.0, ..wish() };
+        let advice = advise(&stormy, &machines()).unwrap();
+        assert!(advice.candidates.iter().all(|candidate| candidate.spot_workers == 0), "spot would mostly start");
+    }
+
+    #[test]
+    fn more_jobs_and_shorter_waits_never_need_fewer_workers() {
+        let workers = |wish: &Wish| {
+            let advice = advise(wish, &machines()[1..2]).unwrap();
+            advice.candidates[0].spot_workers
+        };
+        let few = workers(&wish());
+        assert!(workers(&Wish { rate_per_s: 8.0, ..wish() }) > few);
+        assert!(workers(&Wish { wait_p95: Duration::from_millis(200), ..wish() }) >= few);
+        // Starts that take longer than the notice need workers to spare.
+        let slow = Wish { cold_start: Duration::from_secs(3000), interruptions_per_hour: 0.3, ..wish() };
+        assert!(workers(&slow) > few);
+    }
+
+    #[test]
+    fn what_cannot_be_advised_on_is_named() {
+        let error = advise(&Wish { rate_per_s: 0.0, ..wish() }, &machines()).unwrap_err().to_string();
+        assert!(error.contains("rate"), "{error}");
+        let error = advise(&Wish { on_demand_share: 2.0, ..wish() }, &machines()).unwrap_err().to_string();
+        assert!(error.contains("0 to 1"), "{error}");
+        let error = advise(&Wish { sides: vec![(640, 1.0)], ..wish() }, &machines()).unwrap_err().to_string();
+        assert!(error.contains("640"), "{error}");
+        assert!(matches!(advise(&wish(), &[]), Err(PlanningError::NoMachine)));
+        let hurried = Wish { wait_p95: Duration::ZERO, ..wish() };
+        let advice = advise(&hurried, &machines()[..1]).unwrap();
+        assert!(advice.best().is_none() && advice.reasons.last().unwrap().contains("no machine"));
+    }
 }

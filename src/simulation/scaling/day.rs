@@ -21,20 +21,9 @@ pub fn trace(setup: &Setup, costs: &Costs) -> Result<Trace, SetupError> {
     setup.check_sizes(costs)?;
     let Arrivals { jobs, hours, bursts, burst_jobs, burst_s, .. } = setup.arrivals;
     let day_us = hours * 3.6e9;
-    let mut arrived_us = steady(setup.seed, jobs - bursts * burst_jobs, day_us, &setup.arrivals.curve);
-    let mut random = Random::new(setup.seed, BURSTS);
-    if bursts > 0.0 && burst_jobs > 0.0 {
-        let mut begin_us = random.exponential(day_us / bursts);
-        while begin_us < day_us {
-            let size = random.exponential(burst_jobs).ceil() as u64;
-            arrived_us.extend((0..size).map(|_| (begin_us + random.unit() * burst_s * 1e6) as u64));
-            begin_us += random.exponential(day_us / bursts);
-        }
-    }
-    arrived_us.sort_unstable();
-    let mut random = Random::new(setup.seed, WHAT);
-    let Arrivals { steps, sides, images, .. } = &setup.arrivals;
-    let draw = |arrived_us: u64| {
+    let mut what = Random::new(setup.seed, WHAT);
+    let kind = |random: &mut Random, arrived_us: u64| {
+        let Arrivals { steps, sides, images, .. } = &setup.arrivals;
         let side = random.pick(sides).unwrap_or(1);
         Job {
             arrived_us,
@@ -46,8 +35,23 @@ pub fn trace(setup: &Setup, costs: &Costs) -> Result<Trace, SetupError> {
             images: random.pick(images).unwrap_or(1),
         }
     };
+    let steady = steady(setup.seed, jobs - bursts * burst_jobs, day_us, &setup.arrivals.curve);
+    let mut all: Vec<Job> = steady.into_iter().map(|arrived_us| kind(&mut what, arrived_us)).collect();
+    let mut random = Random::new(setup.seed, BURSTS);
+    if bursts > 0.0 && burst_jobs > 0.0 {
+        let mut begin_us = random.exponential(day_us / bursts);
+        while begin_us < day_us {
+            // Who sends much at once sends much of the same.
+            let first = kind(&mut random, 0);
+            let size = random.exponential(burst_jobs).ceil() as u64;
+            let moment = |random: &mut Random| (begin_us + random.unit() * burst_s * 1e6) as u64;
+            all.extend((0..size).map(|_| Job { arrived_us: moment(&mut random), ..first }));
+            begin_us += random.exponential(day_us / bursts);
+        }
+    }
+    all.sort_by_key(|job| job.arrived_us);
     Ok(Trace {
-        jobs: arrived_us.into_iter().map(draw).collect(),
+        jobs: all,
         tenants: vec!["all".to_owned()],
         weights: vec![1.0],
         window_us: 3_600_000_000,

@@ -137,6 +137,7 @@ impl<'a> Fleet<'a> {
             }
         };
         let jobs = trace.jobs.iter().map(state).collect();
+        let chance = |stream: u64| Random::new(setup.seed.wrapping_add(run.chance << 32), stream);
         Self {
             setup,
             run,
@@ -154,9 +155,9 @@ impl<'a> Fleet<'a> {
             idle: [Vec::new(), Vec::new()],
             autoscaler: Autoscaler::new(micros(setup.kubernetes.stabilization_s), setup.worker.workers_max),
             active_us: 0,
-            starts: Random::new(setup.seed, STARTS),
-            notices: Random::new(setup.seed, NOTICES),
-            chooses: Random::new(setup.seed, IDLE),
+            starts: chance(STARTS),
+            notices: chance(NOTICES),
+            chooses: chance(IDLE),
             books: Books::default(),
         }
     }
@@ -278,13 +279,23 @@ impl<'a> Fleet<'a> {
             } else {
                 return;
             };
-            // Pulls are renewed all the time, so which of those that wait is served is chance.
-            let count = self.idle[capacity].len();
-            let chosen = (self.chooses.next() % count as u64) as usize;
+            let chosen = self.choose(&self.idle[capacity].clone());
             let worker = self.idle[capacity].swap_remove(chosen);
             self.workers[worker as usize].idle_since_us = None;
             self.turn(worker);
         }
+    }
+
+    /// Which of the workers with nothing to do is served. Pulls are renewed all the time, so it is chance; those that have
+    /// rested for long come last where workers say so in their pulls.
+    fn choose(&mut self, idle: &[u32]) -> usize {
+        let chance = self.chooses.next() as usize;
+        let rested = |worker: &u32| {
+            let since_us = self.workers[*worker as usize].idle_since_us.unwrap_or(0);
+            self.setup.worker.rests_after_s.is_some_and(|rest| since_us + micros(rest) <= self.now_us)
+        };
+        let fresh: Vec<usize> = (0..idle.len()).filter(|place| !rested(&idle[*place])).collect();
+        if fresh.is_empty() { chance % idle.len().max(1) } else { fresh[chance % fresh.len()] }
     }
 
     fn turn(&mut self, number: u32) {

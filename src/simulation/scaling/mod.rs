@@ -10,6 +10,8 @@ mod fleet;
 mod report;
 mod rule;
 mod setup;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::time::Duration;
@@ -75,6 +77,8 @@ pub struct Run {
     pub checkpoint_steps: Option<u32>,
     /// What workers cost.
     pub prices: WorkerPrices,
+    /// Runs that differ in it differ in how long starts take, who is served and which machines are taken away.
+    pub chance: u64,
 }
 
 /// Everything a scaling file asks for.
@@ -122,11 +126,14 @@ pub fn compare(
     prices: WorkerPrices,
     mut begins: impl FnMut(&str),
 ) -> Result<Comparison, ScalingError> {
-    let mut play = |run: &Run, label: Option<String>| {
-        let name = label.unwrap_or_else(|| run.rule.label());
+    let mut play = |run: &Run, name: String, repeats: u32| {
         begins(&name);
-        let outcome = simulate(setup, run, trace, costs);
-        let outcome = outcome.map_err(|source| ScalingError::Rule { rule: name.clone(), source })?;
+        let once = |chance| simulate(setup, &Run { chance, ..*run }, trace, costs);
+        let all = once(0).and_then(|first| {
+            let others: Result<Vec<Outcome>, _> = (1..u64::from(repeats)).map(once).collect();
+            Ok(Outcome::mean(first, &others?))
+        });
+        let outcome = all.map_err(|source| ScalingError::Rule { rule: name.clone(), source })?;
         Ok::<_, ScalingError>(Outcome { name, ..outcome })
     };
     let waits = setup.darkroom.target_waits_s.iter().map(|wait| Rule::Darkroom { target_wait: seconds(*wait) });
@@ -136,12 +143,12 @@ pub fn compare(
         .chain(thresholds().map(|lag_threshold| Rule::ScaledJob { lag_threshold }))
         .chain([Rule::QueueHpa { queue_per_worker: setup.kubernetes.queue_per_worker }])
         .chain(setup.fixed.iter().map(|workers| Rule::Fixed { workers: *workers }));
-    let on_demand = |rule| Run { rule, spot: None, checkpoint_steps: None, prices };
-    let rules = rules.map(|rule| play(&on_demand(rule), None)).collect::<Result<_, _>>()?;
+    let on_demand = |rule| Run { rule, spot: None, checkpoint_steps: None, prices, chance: 0 };
+    let rules = rules.map(|rule| play(&on_demand(rule), rule.label(), 1)).collect::<Result<_, _>>()?;
     let mut spot = Vec::new();
     if let Some(of) = setup.spot.as_ref().filter(|_| prices.spot.is_some()) {
         let rule = Rule::Darkroom { target_wait: seconds(of.target_wait_s) };
-        spot.push(play(&on_demand(rule), Some("on-demand only".to_owned()))?);
+        spot.push(play(&on_demand(rule), "on-demand only".to_owned(), of.repeats)?);
         for interruptions_per_hour in of.interruptions_per_hour.iter().copied() {
             let ways = [
                 (OnNotice::Ignore, None),
@@ -152,11 +159,11 @@ pub fn compare(
             for (on_notice, checkpoint_steps) in ways {
                 let notice_us = (of.notice_s * 1e6) as u64;
                 let interruptions = Interruptions { interruptions_per_hour, notice_us, on_notice };
-                let run = Run { rule, spot: Some(interruptions), checkpoint_steps, prices };
+                let run = Run { rule, spot: Some(interruptions), checkpoint_steps, prices, chance: 0 };
                 let checkpoints = checkpoint_steps.map_or("none".to_owned(), |steps| format!("every {steps} steps"));
                 let percent = interruptions_per_hour * 100.0;
                 let name = format!("{percent:.0} %/h, {}, checkpoints {checkpoints}", on_notice.label());
-                spot.push(play(&run, Some(name))?);
+                spot.push(play(&run, name, of.repeats)?);
             }
         }
     }

@@ -38,9 +38,9 @@ pub struct Outcome {
     /// Jobs that were given back because their worker was ended while it had them.
     pub disturbed_by_scaling_in: u32,
     /// The same because the machine was taken away.
-    pub disturbed_by_spot: u32,
+    pub disturbed_by_spot: f64,
     /// Machines that were taken away.
-    pub notices: u32,
+    pub notices: f64,
     /// Engine time that was lost and spent again, in seconds.
     pub wasted_gpu_s: f64,
     /// Workers that were started.
@@ -69,12 +69,37 @@ impl Outcome {
             wait: spread(books.wait_us.clone()),
             total: spread(books.total_us.clone()),
             disturbed_by_scaling_in: books.disturbed_by_scaling_in,
-            disturbed_by_spot: books.disturbed_by_spot,
-            notices: books.notices,
+            disturbed_by_spot: f64::from(books.disturbed_by_spot),
+            notices: f64::from(books.notices),
             wasted_gpu_s: books.lost_us / 1e6,
             starts: books.starts,
             workers_most: books.workers_most,
             workers: books.workers.clone(),
+        }
+    }
+
+    /// The mean of several; numbers of workers and what scaling in disturbed are the first's.
+    pub(super) fn mean(first: Self, others: &[Self]) -> Self {
+        let outcomes = || std::iter::once(&first).chain(others);
+        let of = |value: &dyn Fn(&Self) -> f64| outcomes().map(value).sum::<f64>() / outcomes().count() as f64;
+        let spread = |of_one: &dyn Fn(&Self) -> Spread| Spread {
+            p50_ms: of(&|one| of_one(one).p50_ms),
+            p95_ms: of(&|one| of_one(one).p95_ms),
+            p99_ms: of(&|one| of_one(one).p99_ms),
+        };
+        Self {
+            gpu_hours: of(&|one| one.gpu_hours),
+            spot_hours: of(&|one| one.spot_hours),
+            cost: of(&|one| one.cost),
+            busy: of(&|one| one.busy),
+            starting: of(&|one| one.starting),
+            idle: of(&|one| one.idle),
+            wait: spread(&|one| one.wait),
+            total: spread(&|one| one.total),
+            disturbed_by_spot: of(&|one| one.disturbed_by_spot),
+            notices: of(&|one| one.notices),
+            wasted_gpu_s: of(&|one| one.wasted_gpu_s),
+            ..first.clone()
         }
     }
 
@@ -161,7 +186,7 @@ pub fn spot_table(outcomes: &[Outcome]) -> String {
     for outcome in outcomes {
         let _ = writeln!(
             text,
-            "| {} | ${:.2} | {:.2} | {:.1} | {:.1} | {} | {} | {:.0} | {:.1} / {:.1} | {:.1} / {:.1} |",
+            "| {} | ${:.2} | {:.2} | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} | {:.1} / {:.1} | {:.1} / {:.1} |",
             outcome.name,
             outcome.cost,
             outcome.cost / first.cost,

@@ -43,7 +43,7 @@ pub struct Arrivals {
     /// Moments at which somebody sends much at once.
     #[serde(default)]
     pub bursts: f64,
-    /// Jobs of one burst, on average.
+    /// Jobs of one burst, on average; they are all of one kind.
     #[serde(default)]
     pub burst_jobs: f64,
     /// A burst's jobs are spread over so many seconds.
@@ -75,6 +75,9 @@ pub struct Worker {
     pub cold_start_spread: f64,
     /// A worker that ends by itself does so after it had nothing to do for this long.
     pub exit_when_idle_s: f64,
+    /// A worker that had nothing to do for this long is served after others that have nothing to do, so that it ends sooner;
+    /// all the same when absent.
+    pub rests_after_s: Option<f64>,
     /// How long a worker that is told to end may go on with what it has.
     pub grace_s: f64,
     /// Uploading the images of a job.
@@ -123,6 +126,8 @@ pub struct Spot {
     pub checkpoint_steps: u32,
     /// The wait that is promised in these runs.
     pub target_wait_s: f64,
+    /// Each run is repeated with other chances, and the mean is told: machines that are taken away are few.
+    pub repeats: u32,
 }
 
 /// Everything.
@@ -174,6 +179,7 @@ impl Setup {
             ("worker.cold_start_s", worker.cold_start_s, 0.0, SECONDS_MAX),
             ("worker.cold_start_spread", worker.cold_start_spread, 0.0, 1.0),
             ("worker.exit_when_idle_s", worker.exit_when_idle_s, 1.0, SECONDS_MAX),
+            ("worker.rests_after_s", worker.rests_after_s.unwrap_or(0.0), 0.0, SECONDS_MAX),
             ("worker.grace_s", worker.grace_s, 0.0, SECONDS_MAX),
             ("worker.store_ms", worker.store_ms, 0.0, 1e6),
             ("darkroom.every_s", darkroom.every_s, 0.1, SECONDS_MAX),
@@ -234,6 +240,9 @@ impl Setup {
                 if !(0.0..=SECONDS_MAX).contains(&number) {
                     return invalid(field, format!("must be 0 to {SECONDS_MAX}"));
                 }
+            }
+            if !(1..=100).contains(&spot.repeats) {
+                return invalid("spot.repeats", "must be 1 to 100".to_owned());
             }
             if !(1..=NUMBER_MAX).contains(&spot.checkpoint_steps) {
                 return invalid("spot.checkpoint_steps", format!("must be 1 to {NUMBER_MAX}"));
