@@ -105,14 +105,17 @@ pub(crate) fn plan(options: &PlanOptions, output: &Output) -> Result<Exit, Faile
                 let InstancePrice { name, gpu, gpus, .. } = instance.clone();
                 machines.push((Machine { instance: name, gpu, gpus, prices }, costs));
             }
-            None => output.note(format!("{}: left out, there is no cost table of {} for {model}", instance.name, instance.gpu)),
+            None => output
+                .note(format!("{}: left out, there is no cost table of {} for {model}", instance.name, instance.gpu)),
         }
     }
     if machines.is_empty() {
         return Err(Failed::new(
             Exit::InvalidRequest,
             "no_machine",
-            anyhow!("no machine in the prices has a cost table; --model must be sd15 or sdxl, --gpu one of the prices' GPUs"),
+            anyhow!(
+                "no machine in the prices has a cost table; --model must be sd15 or sdxl, --gpu one of the prices' GPUs"
+            ),
         ));
     }
     let side = if model == "sd15" { 512 } else { 1024 };

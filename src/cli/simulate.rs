@@ -87,7 +87,9 @@ fn scale(path: &Path, options: &SimulateOptions, output: &Output) -> Result<Exit
             let load = options.loads.first().or(workload.loads.first()).copied().unwrap_or(Load::Share(0.5));
             let trace = workload.trace(&costs, load)?;
             if trace.jobs.iter().any(|job| job.images > setup.worker.images_in_batch_max) {
-                return Err(anyhow::anyhow!("the workload has jobs of more images than worker.images_in_batch_max").into());
+                return Err(
+                    anyhow::anyhow!("the workload has jobs of more images than worker.images_in_batch_max").into()
+                );
             }
             setup.arrivals.hours = trace.jobs.last().map_or(0.0, |job| job.arrived_us as f64 / 3.6e9);
             trace
@@ -101,11 +103,8 @@ fn scale(path: &Path, options: &SimulateOptions, output: &Output) -> Result<Exit
         write(folder, scaling::plots(&setup.name, &comparison.rules))?;
     }
     let ratios = scaling::ratios(&comparison.rules);
-    let tables = [
-        scaling::table(&comparison.rules),
-        scaling::ratio_table(&ratios),
-        scaling::spot_table(&comparison.spot),
-    ];
+    let tables =
+        [scaling::table(&comparison.rules), scaling::ratio_table(&ratios), scaling::spot_table(&comparison.spot)];
     let value = json!({
         "scaling": setup.name, "costs": costs.name(), "instance": instance.name, "jobs": trace.jobs.len(),
         "runs": comparison.rules, "ratios": ratios, "spot": comparison.spot,

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::SimulationError;
 use super::costs::Costs;
 use super::scaling::{
     self, Arrivals, Darkroom, Kubernetes, Rule, Run, ScalingError, Setup, SetupError, Worker, WorkerPrices,
 };
-use super::SimulationError;
 use crate::sched::BatchKey;
 
 /// A larger batch must save this share of the time of an image to be worth its longer steps.
@@ -119,7 +119,9 @@ pub enum PlanningError {
         must: String,
     },
     /// No machine was given.
-    #[error("there is no machine with both a price and a cost table for this model; a cost table says how fast its GPU is")]
+    #[error(
+        "there is no machine with both a price and a cost table for this model; a cost table says how fast its GPU is"
+    )]
     NoMachine,
     /// The wish makes no sense with a cost table.
     #[error(transparent)]
@@ -211,12 +213,7 @@ pub fn advise(wish: &Wish, machines: &[(Machine, Costs)]) -> Result<Advice, Plan
     Ok(Advice { reasons, ..advice })
 }
 
-fn judge(
-    wish: &Wish,
-    machine: &Machine,
-    costs: &Costs,
-    reasons: &mut Vec<String>,
-) -> Result<Candidate, PlanningError> {
+fn judge(wish: &Wish, machine: &Machine, costs: &Costs, reasons: &mut Vec<String>) -> Result<Candidate, PlanningError> {
     let limit = batch_limit(wish, costs);
     let each_s = image_s(wish, costs, limit);
     let load = wish.rate_per_s * wish.mean_images() * each_s;
@@ -239,14 +236,15 @@ fn judge(
     };
     let keeps_the_wait = outcome.wait.p95_ms <= wish.wait_p95.as_secs_f64() * 1e3;
     reasons.push(format!(
-        "{} ({}): {each_s:.2} s an image in batches of up to {limit}, so {load:.2} engines are busy; {workers} workers begin 95 % \
-         within {:.1} s in the replay",
+        "{} ({}): {each_s:.2} s an image in batches of up to {limit}, so {load:.2} engines are busy; with {workers} of \
+         them 95 % begin within {:.1} s in the replay",
         machine.instance,
         machine.gpu,
         outcome.wait.p95_ms / 1e3,
     ));
     let (spot_workers, on_demand_workers) = split(wish, machine, workers, reasons);
-    let per_hour = f64::from(spot_workers) * prices.spot.unwrap_or(0.0) + f64::from(on_demand_workers) * prices.on_demand;
+    let per_hour =
+        f64::from(spot_workers) * prices.spot.unwrap_or(0.0) + f64::from(on_demand_workers) * prices.on_demand;
     let images_an_hour = wish.rate_per_s * wish.mean_images() * 3600.0;
     let cheapest = if spot_workers > 0 { prices.spot.unwrap_or(prices.on_demand) } else { prices.on_demand };
     let busy = cheapest * (1.0 - wish.on_demand_share) + prices.on_demand * wish.on_demand_share;
@@ -271,8 +269,10 @@ fn split(wish: &Wish, machine: &Machine, workers: u32, reasons: &mut Vec<String>
     let whole = |workers: u32| workers.div_ceil(machine.gpus.max(1)) * machine.gpus.max(1);
     let lost_s = wish.cold_start.as_secs_f64();
     let lost = wish.interruptions_per_hour * lost_s / 3600.0;
-    let Some(spot) = machine.prices.spot.filter(|spot| lost < 1.0 && spot / (1.0 - lost) < machine.prices.on_demand) else {
-        let why = if machine.prices.spot.is_some() { "is no cheaper with its interruptions" } else { "has no known price" };
+    let Some(spot) = machine.prices.spot.filter(|spot| lost < 1.0 && spot / (1.0 - lost) < machine.prices.on_demand)
+    else {
+        let why =
+            if machine.prices.spot.is_some() { "is no cheaper with its interruptions" } else { "has no known price" };
         reasons.push(format!("  all {} on demand: spot {why}", whole(workers)));
         return (0, whole(workers));
     };
@@ -337,9 +337,10 @@ fn stream(wish: &Wish, images_in_batch_max: u32) -> Setup {
 /// One row for each kind of machine.
 pub fn table(candidates: &[Candidate]) -> String {
     use std::fmt::Write;
-    let mut text = "| instance | GPU | batch limit | engines busy | workers spot + on demand | $ an hour | $ for 1,000 images | \
+    let mut text =
+        "| instance | GPU | batch limit | engines busy | workers spot + on demand | $ an hour | $ for 1,000 images | \
                     never idle | wait p95 s | total p95 s |\n|---|---|---|---|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for candidate in candidates {
         let _ = writeln!(
             text,

@@ -121,7 +121,8 @@ fn from_zero(label: &'static str, values: impl Iterator<Item = f64>) -> Axis {
     let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * power).into_iter().find(|step| largest / step <= 7.0);
     let step = step.unwrap_or(largest);
     let steps = (largest / step).ceil() as u32;
-    let ticks = (0..=steps).map(|nth| (f64::from(nth) * step, format!("{}", (f64::from(nth) * step * 1e6).round() / 1e6)));
+    let ticks =
+        (0..=steps).map(|nth| (f64::from(nth) * step, format!("{}", (f64::from(nth) * step * 1e6).round() / 1e6)));
     Axis { label, ticks: ticks.collect(), from: 0.0, to: f64::from(steps) * step }
 }
 
@@ -161,7 +162,8 @@ fn draw(title: &str, lines: &[Line], x_axis: &Axis, y_axis: &Axis) -> String {
         let y = TOP + 14.0 + f64::from(nth) * 18.0;
         if line.points.len() <= POINTS_SHOWN {
             for (x, y) in &line.points {
-                let _ = write!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>", x_at(*x), y_at(*y));
+                let _ =
+                    write!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>", x_at(*x), y_at(*y));
             }
         }
         let _ = writeln!(

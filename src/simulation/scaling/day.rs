@@ -50,12 +50,7 @@ pub fn trace(setup: &Setup, costs: &Costs) -> Result<Trace, SetupError> {
         }
     }
     all.sort_by_key(|job| job.arrived_us);
-    Ok(Trace {
-        jobs: all,
-        tenants: vec!["all".to_owned()],
-        weights: vec![1.0],
-        window_us: 3_600_000_000,
-    })
+    Ok(Trace { jobs: all, tenants: vec!["all".to_owned()], weights: vec![1.0], window_us: 3_600_000_000 })
 }
 
 /// Arrivals at a rate that follows the curve: drawn at its highest rate, of which as many are kept as it is lower.

@@ -304,7 +304,8 @@ impl<'a> Fleet<'a> {
         }
         let mut took_us = 0;
         self.workers[number as usize].end_step();
-        let done: Vec<Member> = self.workers[number as usize].members.extract_if(.., |member| member.left == 0).collect();
+        let done: Vec<Member> =
+            self.workers[number as usize].members.extract_if(.., |member| member.left == 0).collect();
         for member in done {
             took_us += u64::from(member.images) * self.costs.decode_us(member.key);
             let state = &mut self.jobs[member.job as usize];
@@ -624,11 +625,9 @@ impl<'a> Fleet<'a> {
         }
         let (price_per_hour, interruptions_per_hour, workers_max) = match (capacity, self.run.spot) {
             (Capacity::Spot, None) => (self.run.prices.spot.unwrap_or(f64::MAX), 0.0, 0),
-            (Capacity::Spot, Some(spot)) => (
-                self.run.prices.spot.unwrap_or(f64::MAX),
-                spot.interruptions_per_hour,
-                self.setup.worker.workers_max,
-            ),
+            (Capacity::Spot, Some(spot)) => {
+                (self.run.prices.spot.unwrap_or(f64::MAX), spot.interruptions_per_hour, self.setup.worker.workers_max)
+            }
             (Capacity::OnDemand, _) => (self.run.prices.on_demand, 0.0, self.setup.worker.workers_max),
         };
         let cold_start = Duration::from_secs_f64(self.setup.worker.cold_start_s);

@@ -140,10 +140,11 @@ pub fn ratios(outcomes: &[Outcome]) -> Vec<Ratio> {
 
 /// One row for each run.
 pub fn table(outcomes: &[Outcome]) -> String {
-    let mut text = "| rule | GPU-hours | cost | busy / starting / idle | wait p50 / p95 / p99 s | total p50 / p95 / p99 s | \
+    let mut text =
+        "| rule | GPU-hours | cost | busy / starting / idle | wait p50 / p95 / p99 s | total p50 / p95 / p99 s | \
                     jobs disturbed by scaling in | GPU s wasted | starts | workers at most |\n\
                     |---|---|---|---|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for outcome in outcomes {
         let _ = writeln!(
             text,
@@ -179,9 +180,10 @@ pub fn ratio_table(ratios: &[Ratio]) -> String {
 
 /// Runs on machines that may be taken away, against the first, which has none of them.
 pub fn spot_table(outcomes: &[Outcome]) -> String {
-    let mut text = "| machines | cost | against on-demand | GPU-hours | of these spot | machines taken away | jobs disturbed | \
+    let mut text =
+        "| machines | cost | against on-demand | GPU-hours | of these spot | machines taken away | jobs disturbed | \
                     GPU s wasted | wait p95 / p99 s | total p95 / p99 s |\n|---|---|---|---|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     let Some(first) = outcomes.first() else { return String::new() };
     for outcome in outcomes {
         let _ = writeln!(
@@ -222,7 +224,9 @@ pub fn plots(name: &str, outcomes: &[Outcome]) -> Vec<(String, String)> {
     });
     if let Some((own, other)) = pairs.next() {
         let by_hour = |outcome: &Outcome| {
-            let points = (0_u32..).zip(&outcome.workers).map(|(minute, workers)| (f64::from(minute) / 60.0, f64::from(*workers)));
+            let points = (0_u32..)
+                .zip(&outcome.workers)
+                .map(|(minute, workers)| (f64::from(minute) / 60.0, f64::from(*workers)));
             Line::new(outcome.name.clone(), points.collect())
         };
         let lines = [by_hour(own), by_hour(other)];

@@ -46,8 +46,9 @@ impl Rule {
     /// Its name in tables and plots.
     pub fn label(self) -> String {
         match self {
-            Self::Darkroom { target_wait } => format!("darkroom, wait {:.3} s", target_wait.as_secs_f64())
-                .replace(".000 s", " s"),
+            Self::Darkroom { target_wait } => {
+                format!("darkroom, wait {:.3} s", target_wait.as_secs_f64()).replace(".000 s", " s")
+            }
             Self::ScaledObject { lag_threshold } => format!("ScaledObject, lag {lag_threshold}"),
             Self::ScaledJob { lag_threshold } => format!("ScaledJob, lag {lag_threshold}"),
             Self::QueueHpa { queue_per_worker } => format!("HPA, queue {queue_per_worker}"),

@@ -220,9 +220,11 @@ impl Setup {
         if arrivals.bursts * arrivals.burst_jobs > arrivals.jobs {
             return invalid("arrivals.bursts", "times burst_jobs must not be more than jobs".to_owned());
         }
-        for (field, mix) in
-            [("arrivals.steps", &arrivals.steps), ("arrivals.sides", &arrivals.sides), ("arrivals.images", &arrivals.images)]
-        {
+        for (field, mix) in [
+            ("arrivals.steps", &arrivals.steps),
+            ("arrivals.sides", &arrivals.sides),
+            ("arrivals.images", &arrivals.images),
+        ] {
             let makes_sense =
                 |(number, share): &(u32, f64)| (1..=NUMBER_MAX).contains(number) && share.is_finite() && *share >= 0.0;
             if !mix.iter().all(makes_sense) || !mix.iter().any(|(_, share)| *share > 0.0) {
@@ -258,7 +260,10 @@ impl Setup {
     pub fn check_sizes(&self, costs: &Costs) -> Result<(), SetupError> {
         for (side, _) in &self.arrivals.sides {
             if !costs.knows(BatchKey { width: *side, height: *side }) {
-                return invalid("arrivals.sides", format!("has {side}, which the cost table {:?} has not", costs.name()));
+                return invalid(
+                    "arrivals.sides",
+                    format!("has {side}, which the cost table {:?} has not", costs.name()),
+                );
             }
         }
         Ok(())

@@ -182,8 +182,15 @@ fn who_waits_less_pays_more() {
         let trace = trace(&setup, &costs).unwrap();
         let play = |rule| simulate(&setup, &run(rule), &trace, &costs).unwrap();
         let patient = play(Rule::Darkroom { target_wait: Duration::from_secs(300) });
-        let (prompt, always) = (play(Rule::Darkroom { target_wait: Duration::ZERO }), play(Rule::Fixed { workers: 12 }));
-        assert!(patient.cost < prompt.cost && prompt.cost < always.cost, "{} {} {}", patient.cost, prompt.cost, always.cost);
+        let (prompt, always) =
+            (play(Rule::Darkroom { target_wait: Duration::ZERO }), play(Rule::Fixed { workers: 12 }));
+        assert!(
+            patient.cost < prompt.cost && prompt.cost < always.cost,
+            "{} {} {}",
+            patient.cost,
+            prompt.cost,
+            always.cost
+        );
         assert!(always.wait.p95_ms <= prompt.wait.p95_ms && prompt.wait.p95_ms <= patient.wait.p95_ms);
         assert!((always.gpu_hours - 12.0).abs() < 0.5, "{}", always.gpu_hours);
     }

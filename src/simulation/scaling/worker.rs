@@ -97,7 +97,11 @@ impl Worker {
 
     /// The size whose turn it is: of those in the engine, the one that has waited longest.
     pub(super) fn next_key(&self) -> Option<BatchKey> {
-        self.members.iter().filter(|member| member.left > 0).min_by_key(|member| member.stepped).map(|member| member.key)
+        self.members
+            .iter()
+            .filter(|member| member.left > 0)
+            .min_by_key(|member| member.stepped)
+            .map(|member| member.key)
     }
 
     /// Rows of this size step together; answers how many images that are.
