@@ -5,6 +5,7 @@ mod dlq;
 mod doctor;
 mod jobs;
 mod keys;
+mod models;
 mod output;
 mod picture;
 mod platform;
@@ -119,8 +120,8 @@ enum Command {
     /// Webhooks that were given up, endpoints that are told nothing, and the secrets of tenants
     #[command(subcommand)]
     Webhooks(webhooks::WebhooksCommand),
-    /// List the models that are served
-    Models,
+    /// List the models that are served; put models into the object store, bring them here
+    Models(models::ModelsOptions),
     /// Make the image of a request with the engine alone, without NATS
     #[command(
         after_help = "Example:\n  echo '{\"prompt\": \"a red star\", \"seed\": 7}' > r.json\n  darkroom render --model local/models/shapes --request r.json --out star.png"
@@ -247,7 +248,7 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Keys(command) => runtime.block_on(keys::keys(&bus, command, output)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&bus, command, output)),
         Command::Webhooks(command) => runtime.block_on(webhooks::run(&bus, command, output)),
-        Command::Models => runtime.block_on(jobs::models(&bus, output)),
+        Command::Models(options) => runtime.block_on(models::models(&bus, options, output)),
         Command::Render(options) => render::render(&options, output),
         Command::Profile(options) => profile::profile(&options, output),
         Command::Simulate(options) => simulate::simulate(&options, output),

@@ -33,6 +33,8 @@ const REQUEST_BYTES: u64 = 16 << 20;
 const REQUESTS_AT_ONCE: usize = 8;
 /// What is in memory of each request before it is written. What was received of it is lost with the process.
 const PIECE_BYTES: usize = 1 << 20;
+/// Or when nothing comes for so long.
+const LULL: Duration = Duration::from_millis(50);
 /// How often in a row a request may break off with nothing received.
 const BROKEN_OFF_MAX: u32 = 5;
 /// The wait after the first of them; it doubles with each.
@@ -235,17 +237,17 @@ async fn receive(
 ) -> Result<(), Broken> {
     let (mut chunks, mut waiting) = (Vec::new(), 0);
     loop {
-        let next = stream.next().await;
-        let (more, broken) = match next {
-            Some(Ok(chunk)) => {
+        let (more, is_due, broken) = match tokio::time::timeout(LULL, stream.next()).await {
+            Ok(Some(Ok(chunk))) => {
                 waiting += chunk.len();
                 chunks.push(chunk);
-                (true, None)
+                (true, waiting >= PIECE_BYTES, None)
             }
-            Some(Err(error)) => (false, Some(error)),
-            None => (false, None),
+            Ok(Some(Err(error))) => (false, true, Some(error)),
+            Ok(None) => (false, true, None),
+            Err(_) => (true, true, None),
         };
-        if waiting >= PIECE_BYTES || (!more && waiting > 0) {
+        if is_due && waiting > 0 {
             let length = waiting as u64;
             if *at + length > end {
                 return Err(Broken::Disk(io::Error::other("the store sent more than was asked for")));

@@ -136,7 +136,9 @@ impl Layout {
             }
             let entry = self.entry(&version, "");
             // Without a plan nothing was fetched.
-            let bytes = entry.plan().map_or(0, |plan| plan.files.iter().map(|file| file.size).sum());
+            let bytes = entry
+                .plan()
+                .map_or(0, |plan| plan.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size)));
             let used = std::fs::metadata(entry.used_path()).or_else(|_| directory.metadata());
             let used_unix_ms = used.map_or(0, |used| used.mtime() * 1000 + used.mtime_nsec() / 1_000_000);
             found.push((version, bytes, used_unix_ms));

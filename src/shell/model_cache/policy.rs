@@ -103,7 +103,7 @@ pub(super) fn evicted(others: &[Kept], need: &Need) -> Result<Vec<usize>, NoRoom
     if need.bytes_max.is_some_and(|bytes_max| need.bytes > bytes_max) {
         return Err(NoRoom::Limit);
     }
-    let mut total: u64 = need.bytes + others.iter().map(|kept| kept.bytes).sum::<u64>();
+    let mut total = others.iter().fold(need.bytes, |sum, kept| sum.saturating_add(kept.bytes));
     let mut free = need.disk_free;
     let mut candidates: Vec<usize> = (0..others.len()).filter(|index| !others[*index].is_in_use).collect();
     candidates.sort_by_key(|index| (others[*index].used_unix_ms, *index));
@@ -122,7 +122,7 @@ pub(super) fn evicted(others: &[Kept], need: &Need) -> Result<Vec<usize>, NoRoom
                 NoRoom::Disk { bytes: free }
             });
         };
-        total -= others[index].bytes;
+        total = total.saturating_sub(others[index].bytes);
         free = free.saturating_add(others[index].bytes);
         gone.push(index);
     }

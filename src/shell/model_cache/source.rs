@@ -131,9 +131,10 @@ impl Source {
             return Err(ModelCacheError::NoModel { url: self.url.clone() });
         }
         chosen.sort_by(|(one, ..), (other, ..)| one.cmp(other));
-        // Some stores tell the ETag only of one object at a time.
+        // Some stores tell the ETag only of one object at a time, or in lists not as it is in conditions.
+        let is_quoted = |meta: &ObjectMeta| meta.e_tag.as_ref().is_some_and(|tag| tag.ends_with('"'));
         let told = futures_util::stream::iter(chosen).map(async |(path, meta, sha256)| {
-            let meta = if meta.e_tag.is_some() { meta } else { self.objects().head(&meta.location).await? };
+            let meta = if is_quoted(&meta) { meta } else { self.objects().head(&meta.location).await? };
             Ok((path, meta, sha256))
         });
         let told: Result<Vec<_>, object_store::Error> = told.buffered(ASKED_AT_ONCE).try_collect().await;

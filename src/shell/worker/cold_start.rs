@@ -127,8 +127,7 @@ mod tests {
 
     #[test]
     fn a_job_has_waited_for_what_came_after_it() {
-        let fetched =
-            Fetched { took: Duration::from_millis(300), at_unix_ms: 1_000_400, bytes: 7, resumed_bytes: 0 };
+        let fetched = Fetched { took: Duration::from_millis(300), at_unix_ms: 1_000_400, bytes: 7, resumed_bytes: 0 };
         let cold_start = ColdStart {
             model: "m".into(),
             fetched: Some(fetched),
