@@ -246,8 +246,8 @@ impl Entry {
 
     /// Says that it was used now.
     pub(super) fn touch(&self) -> io::Result<()> {
-        // A new file has the time of now.
-        write_whole(&self.used_path(), b"")
+        // Others may do the same at the same time.
+        std::fs::write(self.used_path(), b"\n")
     }
 
     /// Moves what was fetched to where it is looked for: the whole model, or files of one that is there.
