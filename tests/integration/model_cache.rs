@@ -38,7 +38,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let to = to.join(entry.file_name());
-        if entry.path().is_dir() { copy(&entry.path(), &to) } else { drop(fs::copy(entry.path(), to).unwrap()) }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
@@ -385,15 +389,16 @@ async fn a_file_that_is_replaced_makes_another_version_also_in_the_middle() {
 
         fs::write(made.join(BALLAST), noise(78, BALLAST_BYTES)).unwrap();
         put().await;
-        models.s3.hold_after(Some(models.s3.bytes_sent() + (4 << 20)));
-        let fetching = models.fetch_command(name, &models.cache());
-        let fetching = tokio::spawn(async move { run(&mut { fetching }, PATIENCE).await });
-        let cache = models.cache();
-        eventually("a part", PATIENCE, async || (journaled(&cache) >= 4 << 20).then_some(())).await;
+        // Small files come first: when their first byte is held, nobody has asked for the ballast.
+        let sent = models.s3.bytes_sent();
+        models.s3.hold_after(Some(sent + 1));
+        let mut fetching = Background::start(&mut models.fetch_command(name, &models.cache()));
+        eventually("a part", PATIENCE, async || (models.s3.bytes_sent() > sent).then_some(())).await;
         fs::write(made.join(BALLAST), noise(79, BALLAST_BYTES)).unwrap();
         put().await;
         models.s3.hold_after(None);
-        let fetched = Fetched::of(fetching.await.unwrap());
+        let status = fetching.wait(PATIENCE).await;
+        let fetched = Fetched::of(Finished { status, stdout: fetching.stdout(), stderr: fetching.stderr() });
         fetched.assert_is(&made);
         assert!(fetched.log.contains("model.replaced"), "{}", fetched.log);
     }
