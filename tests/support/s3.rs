@@ -5,21 +5,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::SeekFrom;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode, header};
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::watch;
 
 use super::http::{AsyncHandler, HttpServer};
@@ -28,6 +30,8 @@ use super::unix_ns;
 const BUCKET: &str = "darkroom-images";
 const REGION: &str = "us-east-1";
 const ACCESS_KEY: &str = "test-access-key";
+/// What is read at once where that is said.
+const BLOCK_BYTES: usize = 256 << 10;
 const SECRET_KEY: &str = "test-secret-key";
 
 /// One request that was answered.
@@ -82,6 +86,8 @@ struct Control {
     bytes_sent: AtomicU64,
     /// Parts of objects are held when so many bytes of them were sent.
     hold_after: watch::Sender<Option<u64>>,
+    /// Whether bodies are not read by s3s-fs.
+    reads_blocks: bool,
 }
 
 impl Control {
@@ -101,14 +107,23 @@ impl S3Server {
     }
 
     /// Starts one that keeps its objects in a directory of its own below this one.
-    pub(crate) async fn start_in(parent: &std::path::Path) -> Self {
+    pub(crate) async fn start_in(parent: &Path) -> Self {
+        Self::start_with(parent, Arc::default()).await
+    }
+
+    /// The same, which reads objects in large blocks: s3s-fs takes 4 KiB at a time. Objects must not be replaced.
+    pub(crate) async fn start_fast_in(parent: &Path) -> Self {
+        Self::start_with(parent, Arc::new(Control { reads_blocks: true, ..Control::default() })).await
+    }
+
+    async fn start_with(parent: &Path, control: Arc<Control>) -> Self {
         let directory = tempfile::tempdir_in(parent).expect("a temporary directory");
         std::fs::create_dir(directory.path().join(BUCKET)).expect("a bucket");
         let files = FileSystem::new(directory.path()).expect("a directory that is there");
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let control = Arc::<Control>::default();
-        let handler = Handler { service: builder.build(), control: Arc::clone(&control), puts: Arc::default() };
+        let root = directory.path().to_owned();
+        let handler = Handler { service: builder.build(), control: Arc::clone(&control), puts: Arc::default(), root };
         let http = HttpServer::start(handler).await;
         Self { directory, http, control }
     }
@@ -219,6 +234,20 @@ struct Handler {
     control: Arc<Control>,
     /// s3s-fs looks for the object and then writes it; one at a time, the condition of a PUT holds as on S3.
     puts: Arc<tokio::sync::Mutex<()>>,
+    root: PathBuf,
+}
+
+/// So much of an object, from a byte on, in blocks.
+async fn blocks(path: &Path, start: u64, length: u64) -> std::io::Result<s3s::Body> {
+    let mut file = tokio::fs::File::open(path).await?;
+    file.set_max_buf_size(BLOCK_BYTES);
+    file.seek(SeekFrom::Start(start)).await?;
+    let read = futures_util::stream::try_unfold(file.take(length), |mut file| async move {
+        let mut block = BytesMut::with_capacity(BLOCK_BYTES);
+        let is_more = file.read_buf(&mut block).await? > 0;
+        Ok::<_, std::io::Error>(is_more.then(|| (Frame::data(block.freeze()), file)))
+    });
+    Ok(s3s::Body::http_body_unsync(StreamBody::new(read)))
 }
 
 /// The first byte of the part that is asked for.
@@ -270,10 +299,21 @@ impl AsyncHandler<Body> for Handler {
             }
         }
         let status = response.status();
-        let request = S3Request { method, path: path.clone(), status, sha256, at_ns: unix_ns() };
+        let request = S3Request { method: method.clone(), path: path.clone(), status, sha256, at_ns: unix_ns() };
         self.control.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         if let Some(Trouble::Late(delay)) = trouble {
             tokio::time::sleep(delay).await;
+        }
+        if self.control.reads_blocks && method == Method::GET && status.is_success() {
+            let length = response.headers().get(header::CONTENT_LENGTH);
+            let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            let file = self.root.join(path.trim_start_matches('/'));
+            if let Some(length) = length.filter(|_| file.is_file()) {
+                match blocks(&file, part.unwrap_or(0), length).await {
+                    Ok(body) => *response.body_mut() = body,
+                    Err(_) => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
+                }
+            }
         }
         match part.filter(|_| status.is_success()) {
             Some(start) => response.map(|body| counted(body, path, start, Arc::clone(&self.control))),
