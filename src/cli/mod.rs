@@ -1,16 +1,19 @@
 //! The command line: options, exit codes and the choice of command. It decides nothing about jobs.
 
 mod accounts;
+mod costs;
 mod dlq;
 mod doctor;
 mod jobs;
 mod keys;
+mod models;
 mod output;
 mod picture;
 mod plan;
 mod platform;
 mod profile;
 mod render;
+mod scale;
 mod simulate;
 mod webhooks;
 
@@ -24,6 +27,7 @@ use darkroom::shell::bus::{ApiError, ConnectError};
 use darkroom::shell::client::{SubmitError, WatchError};
 use darkroom::shell::config::BusOptions;
 use darkroom::shell::dead_letters::DeadLetterError;
+use darkroom::shell::telemetry::Scraped;
 
 use output::Output;
 
@@ -120,8 +124,14 @@ enum Command {
     /// Webhooks that were given up, endpoints that are told nothing, and the secrets of tenants
     #[command(subcommand)]
     Webhooks(webhooks::WebhooksCommand),
-    /// List the models that are served
-    Models,
+    /// Plans by hour of week, which the scaler keeps to
+    #[command(subcommand)]
+    Scale(scale::ScaleCommand),
+    /// Say what images cost, by model, capacity and tenant
+    #[command(after_help = "Example:\n  darkroom costs --since 7d")]
+    Costs(costs::CostsOptions),
+    /// List the models that are served; put models into the object store, bring them here
+    Models(models::ModelsOptions),
     /// Make the image of a request with the engine alone, without NATS
     #[command(
         after_help = "Example:\n  echo '{\"prompt\": \"a red star\", \"seed\": 7}' > r.json\n  darkroom render --model local/models/shapes --request r.json --out star.png"
@@ -239,7 +249,7 @@ pub(crate) fn main() -> ExitCode {
 fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
     let Options { bus, command, .. } = options;
     let quiet = if matches!(command, Command::Up(_)) { "info" } else { "warn" };
-    let telemetry = darkroom::shell::telemetry::start("darkroom", quiet)?;
+    let telemetry = darkroom::shell::telemetry::start("darkroom", quiet, Scraped::Never)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = match command {
         Command::Setup(options) => runtime.block_on(platform::setup(&bus, &options, output)),
@@ -251,7 +261,9 @@ fn run(options: Options, output: &Output) -> Result<Exit, Failed> {
         Command::Keys(command) => runtime.block_on(keys::keys(&bus, command, output)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&bus, command, output)),
         Command::Webhooks(command) => runtime.block_on(webhooks::run(&bus, command, output)),
-        Command::Models => runtime.block_on(jobs::models(&bus, output)),
+        Command::Scale(command) => runtime.block_on(scale::scale(&bus, command, output)),
+        Command::Costs(options) => runtime.block_on(costs::costs(&bus, &options, output)),
+        Command::Models(options) => runtime.block_on(models::models(&bus, options, output)),
         Command::Render(options) => render::render(&options, output),
         Command::Profile(options) => profile::profile(&options, output),
         Command::Simulate(options) => simulate::simulate(&options, output),

@@ -41,6 +41,11 @@ impl std::str::FromStr for DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// Does what opening the device takes time for, so that it is quick when a model is loaded. What fails then fails again.
+    pub fn prepare(self) {
+        drop(self.open());
+    }
+
     /// Opens the device.
     pub(crate) fn open(self) -> Result<Device, candle_core::Error> {
         match self {

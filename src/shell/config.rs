@@ -1,6 +1,7 @@
 //! Options that several programs share, from flags and environment; every default is in `--help`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::job::Status;
@@ -66,6 +67,56 @@ pub struct StoreOptions {
     /// How long presigned URLs are good
     #[arg(long, env = "DARKROOM_URL_EXPIRES", default_value = "24h", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub url_expires: Duration,
+}
+
+/// Which model is served, and where models of the object store are kept on this machine.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ModelOptions {
+    /// The model: a diffusers directory, or the URL of one in an object store, as s3://bucket/models/sd15
+    #[arg(long, env = "DARKROOM_MODEL", value_name = "DIR|URL")]
+    pub model: ModelSource,
+    /// Where models of the object store are kept for all workers of this machine; in the user's cache when absent
+    #[arg(long, env = "DARKROOM_MODEL_CACHE", value_name = "DIR")]
+    pub model_cache: Option<PathBuf>,
+    /// What they may have together, as `200GiB`; those that were not used for longest make room; no limit when absent
+    #[arg(long, env = "DARKROOM_MODEL_CACHE_MAX", value_parser = parse_bytes, value_name = "BYTES")]
+    pub model_cache_max: Option<u64>,
+}
+
+/// Where a model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// On this machine.
+    Directory(PathBuf),
+    /// In an object store.
+    Url(String),
+}
+
+impl FromStr for ModelSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some((scheme, _)) = text.split_once("://") else {
+            return if text.is_empty() {
+                Err("must be a directory or a URL such as s3://bucket/models/sd15".to_owned())
+            } else {
+                Ok(Self::Directory(text.into()))
+            };
+        };
+        match scheme {
+            "memory" | "http" | "https" => {
+                Err(format!("must be a directory or a URL such as s3://bucket/models/sd15, not {scheme}:"))
+            }
+            _ => Ok(Self::Url(text.to_owned())),
+        }
+    }
+}
+
+/// Where this user's programs keep what can be had again: `$XDG_CACHE_HOME/darkroom`.
+pub fn user_cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(cache.join("darkroom"))
 }
 
 /// How long jobs can be looked up after their end, by their record and their events.
@@ -186,6 +237,17 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_is_a_directory_or_in_a_store() {
+        let url = |text: &str| ModelSource::Url(text.to_owned());
+        assert_eq!("models/sd15".parse(), Ok(ModelSource::Directory("models/sd15".into())));
+        assert_eq!("s3://bucket/models/sd15".parse(), Ok(url("s3://bucket/models/sd15")));
+        assert_eq!("file:///models/sd15".parse(), Ok(url("file:///models/sd15")));
+        for text in ["", "memory:///sd15", "https://example.org/sd15"] {
+            assert!(text.parse::<ModelSource>().unwrap_err().contains("s3://bucket"), "{text}");
+        }
+    }
 
     #[test]
     fn bytes_come_with_and_without_units() {

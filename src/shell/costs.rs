@@ -9,14 +9,15 @@ use std::time::Duration;
 use crate::sched::{BatchKey, CostModel};
 use crate::wire::cost::{self, CostTable};
 
+use super::config::user_cache;
+
 /// Where the figures of a model on one kind of device are kept unless somebody says otherwise:
 /// `$XDG_CACHE_HOME/darkroom/costs/<model>-<placement>.json`.
 pub fn path(model: &str, placement: &str) -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    let cache = user_cache()?;
     let words = placement.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let placement = words.collect::<Vec<_>>().join("-").to_ascii_lowercase();
-    Some(cache.join("darkroom/costs").join(format!("{model}-{placement}.json")))
+    Some(cache.join("costs").join(format!("{model}-{placement}.json")))
 }
 
 /// What is known from the file at `path`; nothing when there is none.

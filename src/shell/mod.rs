@@ -25,6 +25,7 @@ pub mod http;
 pub mod inputs;
 pub mod loras;
 pub mod metrics;
+pub mod model_cache;
 pub mod outlook;
 pub mod reconciler;
 pub mod records;

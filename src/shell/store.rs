@@ -226,7 +226,13 @@ impl Store {
         Ok(format!("{base}/{key}"))
     }
 
-    fn path(&self, key: &str) -> Path {
+    /// The objects themselves, for who reads more than whole ones.
+    pub(super) fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.objects
+    }
+
+    /// What the store calls a key.
+    pub(super) fn path(&self, key: &str) -> Path {
         self.prefix.parts().chain(Path::from(key).parts()).collect()
     }
 }

@@ -5,6 +5,7 @@
 
 mod actions;
 mod checkpoints;
+mod cold_start;
 mod prompts;
 mod pull;
 mod report;
@@ -28,7 +29,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use opentelemetry::trace::TraceContextExt;
 
-use crate::engine::{Engine, RgbImage, StartingPictures};
+use crate::engine::{self, Engine, LoadError, LoadOptions, RgbImage, StartingPictures};
 use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
 use crate::job::{Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::estimate::Measured;
@@ -51,6 +52,7 @@ use super::fetch::Fetcher;
 use super::guard::AddressGuard;
 use super::loras::LoraFolder;
 use super::metrics::Metrics;
+use super::model_cache::{Coming, ModelCacheError};
 use super::records::{self, Changed, Claimed, Owned, Records};
 use super::store::Store;
 use super::telemetry;
@@ -58,6 +60,7 @@ use super::topology;
 
 use actions::Delivery;
 use checkpoints::Saved;
+use cold_start::ColdStart;
 use prompts::Prompts;
 use report::Reports;
 
@@ -99,6 +102,10 @@ pub struct Config {
     pub loras: Option<PathBuf>,
     /// How long jobs are kept after their end.
     pub retention: Retention,
+    /// Began with the process.
+    pub clock: Clock,
+    /// Where the model comes from, if `load` waits for it.
+    pub model: Option<Coming>,
 }
 
 /// Why a worker could not begin, or had to stop.
@@ -122,6 +129,27 @@ pub enum WorkerError<E: std::error::Error + 'static> {
     /// The engine broke; every lease was given back.
     #[error("the engine cannot go on")]
     Fatal(#[source] Fault),
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// It is not on this machine.
+    #[error("the model cannot be brought here")]
+    Bring(#[source] Arc<ModelCacheError>),
+    /// It is none that the engine can use.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// Loads the model when its files are there, for [`run`]. The device is made ready meanwhile.
+///
+/// # Errors
+/// [`ModelError`].
+pub fn load(model: &Coming, options: &LoadOptions) -> Result<Box<dyn Engine>, ModelError> {
+    options.device.prepare();
+    let present = model.wait().map_err(ModelError::Bring)?;
+    Ok(Box::new(engine::load(&present.directory, options)?))
 }
 
 /// What the loop learns. Each becomes one scheduler input.
@@ -225,8 +253,7 @@ struct Worker {
     clock: Clock,
     engine: EngineThread,
     prompts: Prompts,
-    loading: Duration,
-    loaded_unix_ms: i64,
+    cold_start: ColdStart,
     facts: mpsc::UnboundedSender<Fact>,
     pulls: Vec<pull::Handle>,
     tasks: TaskTracker,
@@ -252,7 +279,7 @@ where
     L: FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
 {
     let fetcher = Fetcher::new(store.clone(), config.fetch_allow.clone())?;
-    let clock = Clock::start();
+    let clock = config.clock;
     let (facts, mut inbox) = mpsc::unbounded_channel();
     let answers = facts.clone();
     let engine = engine_thread::start(load, clock, move |answer| {
@@ -262,10 +289,19 @@ where
         engine = engine => engine?,
         () = stop.cancelled() => return Ok(Exit::Drained),
     };
-    let loading = clock.now().since(Mono::ZERO);
     let manifest = engine.manifest.clone();
     let memory_bytes = memory_for_steps(config.memory, engine.memory_left);
-    tracing::info!(model = %manifest.name, loading_ms = loading.as_millis(), memory_bytes, "worker.ready");
+    let fetched = config.model.as_ref().and_then(Coming::fetched);
+    let cold_start = ColdStart::ready(manifest.name.to_string(), clock, fetched);
+    tracing::info!(
+        model = %manifest.name,
+        loading_ms = cold_start.whole().as_millis(),
+        fetch_ms = cold_start.fetch().map(|took| took.as_millis()),
+        load_ms = cold_start.load().as_millis(),
+        fetched_bytes = fetched.map(|fetched| fetched.bytes),
+        memory_bytes,
+        "worker.ready"
+    );
 
     let records = Records::open(&bus).await.map_err(|fault| WorkerError::Topology {
         what: format!("the bucket {}", subject::BUCKET_JOBS),
@@ -327,8 +363,7 @@ where
         clock,
         prompts: Prompts::new(Arc::clone(&engine.prompts), clock),
         engine,
-        loading,
-        loaded_unix_ms: clock.unix_ms(),
+        cold_start,
         facts,
         pulls,
         tasks: TaskTracker::new(),
@@ -572,7 +607,6 @@ impl Worker {
         let now_unix_ms = self.clock.unix_ms();
         let queued_ms = now_unix_ms.saturating_sub(delivery.published_unix_ms).max(0);
         self.metrics.queue_wait(Duration::from_millis(u64::try_from(queued_ms).unwrap_or(0)));
-        let loading_ms = self.loaded_unix_ms.saturating_sub(delivery.published_unix_ms).max(0);
 
         let span = tracing::info_span!(
             "job.process",
@@ -586,11 +620,10 @@ impl Worker {
         let _ = span.set_parent(telemetry::extract(delivery.headers.as_ref()));
 
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of a queue fit")]
-        let timings = Timings {
-            queued_ms: queued_ms as f64,
-            loading_ms: (loading_ms as f64).min(milliseconds(self.loading)),
-            ..Timings::default()
-        };
+        let queued_ms = queued_ms as f64;
+        let loading_ms = milliseconds(self.cold_start.waited(delivery.published_unix_ms));
+        let fetching_ms = milliseconds(self.cold_start.waited_for_files(delivery.published_unix_ms));
+        let timings = Timings { queued_ms, loading_ms, fetching_ms, ..Timings::default() };
         let lane_of = &self.lanes[lane];
         let (request, refusal) = match delivery.parse(&self.manifest, lane_of.priority) {
             Ok(request) => (Some(request), None),
@@ -658,6 +691,7 @@ impl Worker {
             EngineWork::Step { rows, .. } => {
                 self.metrics.stepped(rows.len(), took);
                 let now = self.clock.now();
+                self.cold_start.stepped(now);
                 #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
                 let share_ms = spent_ms / rows.len().max(1) as f64;
                 for row in rows {
@@ -763,6 +797,7 @@ impl Worker {
                 (Command::Decode { row: *row, save }, tracing::info_span!(parent: parent, "job.decode"))
             }
         };
+        self.cold_start.works(self.clock.now());
         self.work = Some((work, span));
         self.engine.send(command);
     }

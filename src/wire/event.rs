@@ -202,8 +202,11 @@ pub struct StoredImage {
 pub struct Timings {
     /// From publish to delivery to this worker, by the server's clock and ours.
     pub queued_ms: f64,
-    /// Loading of the model, if this job waited for it.
+    /// Until the worker had its model, if this job waited for it.
     pub loading_ms: f64,
+    /// How much of that the model's files took to come from the object store.
+    #[serde(default)]
+    pub fetching_ms: f64,
     /// Text encoding.
     pub encoding_ms: f64,
     /// From the first step to the last, in batches with other jobs.
@@ -223,10 +226,11 @@ impl Timings {
     /// The same, as [`to_the_microsecond`].
     #[must_use]
     pub fn to_the_microsecond(&self) -> Self {
-        let Self { queued_ms, loading_ms, encoding_ms, denoising_ms, decoding_ms, storing_ms } = self;
+        let Self { queued_ms, loading_ms, fetching_ms, encoding_ms, denoising_ms, decoding_ms, storing_ms } = self;
         Self {
             queued_ms: to_the_microsecond(*queued_ms),
             loading_ms: to_the_microsecond(*loading_ms),
+            fetching_ms: to_the_microsecond(*fetching_ms),
             encoding_ms: to_the_microsecond(*encoding_ms),
             denoising_ms: to_the_microsecond(*denoising_ms),
             decoding_ms: to_the_microsecond(*decoding_ms),

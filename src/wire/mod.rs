@@ -13,6 +13,7 @@ pub mod http;
 pub mod key;
 pub mod kserve;
 pub mod manifest;
+pub mod model_files;
 pub mod openai;
 pub mod openapi;
 pub mod price;

@@ -65,8 +65,11 @@ pub struct WorkerReport {
     pub pace: PaceReport,
     /// By priority.
     pub priorities: Vec<PriorityReport>,
-    /// What loading the model took.
+    /// From its start until it was ready.
     pub loading_ms: u64,
+    /// How much of it the model's files took to come from the object store; absent when they did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetching_ms: Option<u64>,
     /// When it was ready.
     pub since_unix_ms: i64,
 }
@@ -124,12 +127,15 @@ mod tests {
             pace,
             priorities: vec![of_high],
             loading_ms: 700,
+            fetching_ms: Some(500),
             since_unix_ms: 1_795_000_000_123,
         };
         let text = String::from_utf8(encode(&report)).unwrap();
         assert!(text.contains(r#""state":"draining""#) && text.contains(r#""job_ms":12.5"#), "{text}");
         assert!(!text.contains("run_ms") && !text.contains("begin_ms"), "{text}");
         assert_eq!(decode(text.as_bytes()).unwrap(), report);
+        let without = text.replace(r#""fetching_ms":500,"#, "");
+        assert_eq!(decode(without.as_bytes()).unwrap(), WorkerReport { fetching_ms: None, ..report });
         let model = ModelReport { model: "shapes".into(), loading_ms: 700, pace };
         assert_eq!(decode_model(&encode(&model)).unwrap(), model);
         assert!(decode(b"{}").is_err() && decode_model(b"").is_err());

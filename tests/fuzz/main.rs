@@ -58,6 +58,7 @@ targets! {
     event = wire::event, no_seeds, 20_000;
     subject = wire::subject, no_seeds, 20_000;
     manifest = wire::manifest, no_seeds, 20_000;
+    model_manifest = wire::model_manifest, no_seeds, 20_000;
     report = wire::report, no_seeds, 20_000;
     text = wire::text, no_seeds, 20_000;
     webhook = wire::webhook, no_seeds, 20_000;

@@ -12,7 +12,8 @@ use darkroom::wire::request::{Context, RequestDocument, canonical_digest, id_in_
 use darkroom::wire::signature::Secrets;
 use darkroom::wire::subject::RequestSubject;
 use darkroom::wire::{
-    cost, event as events, header, manifest as manifests, record as records, time, webhook as webhooks, worker,
+    cost, event as events, header, manifest as manifests, model_files, record as records, time, webhook as webhooks,
+    worker,
 };
 
 fn model() -> ModelManifest {
@@ -141,6 +142,17 @@ pub(crate) fn manifest(bytes: &[u8]) {
             stream_sequence: 1,
         };
         let _ = parse(br#"{"prompt":"a star","width":64}"#, &context);
+    }
+}
+
+/// Its paths become files of the machine that believes it.
+pub(crate) fn model_manifest(bytes: &[u8]) {
+    if let Ok(manifest) = model_files::decode(bytes) {
+        assert_eq!(model_files::decode(&model_files::encode(&manifest).unwrap()).unwrap(), manifest);
+        for file in &manifest.files {
+            let is_below = |part| matches!(part, std::path::Component::Normal(_));
+            assert!(std::path::Path::new(&file.path).components().all(is_below), "{}", file.path);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod faults;
 mod hostile;
 mod http;
 mod main_job;
+mod model_cache;
 mod pictures;
 mod reconcile;
 mod retention;

@@ -1,20 +1,28 @@
 //! An S3 server of the test's own: the protocol over HTTP with signatures checked, files of a temporary directory behind.
 //!
-//! It has conditional PUT (`If-None-Match: *`) and presigned GET. It can be told to fail, and says what it was asked.
+//! It has conditional PUT (`If-None-Match: *`), ranged and presigned GET. It can be told to fail, and says what it was asked
+//! and which bytes it has sent.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::io::SeekFrom;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode};
+use bytes::{Bytes, BytesMut};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::sync::watch;
 
 use super::http::{AsyncHandler, HttpServer};
 use super::unix_ns;
@@ -22,6 +30,8 @@ use super::unix_ns;
 const BUCKET: &str = "darkroom-images";
 const REGION: &str = "us-east-1";
 const ACCESS_KEY: &str = "test-access-key";
+/// What is read at once where that is said.
+const BLOCK_BYTES: usize = 256 << 10;
 const SECRET_KEY: &str = "test-secret-key";
 
 /// One request that was answered.
@@ -48,6 +58,17 @@ pub(crate) enum Trouble {
     Late(Duration),
 }
 
+/// A part of an object that was sent, or began to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// `/<bucket>/<key>`.
+    pub(crate) path: String,
+    /// As far as it was sent.
+    pub(crate) range: Range<u64>,
+}
+
+type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
 /// A running S3 server with one empty bucket. Gone when dropped, objects included.
 pub(crate) struct S3Server {
     directory: TempDir,
@@ -61,18 +82,48 @@ struct Control {
     /// Requests that came, answered or not.
     asked: AtomicU64,
     requests: Mutex<Vec<S3Request>>,
+    sent: Mutex<Vec<Sent>>,
+    bytes_sent: AtomicU64,
+    /// Parts of objects are held when so many bytes of them were sent.
+    hold_after: watch::Sender<Option<u64>>,
+    /// Whether bodies are not read by s3s-fs.
+    reads_blocks: bool,
+}
+
+impl Control {
+    fn sent(&self) -> std::sync::MutexGuard<'_, Vec<Sent>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::SeqCst)
+    }
 }
 
 impl S3Server {
     /// Starts one.
     pub(crate) async fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::start_in(&std::env::temp_dir()).await
+    }
+
+    /// Starts one that keeps its objects in a directory of its own below this one.
+    pub(crate) async fn start_in(parent: &Path) -> Self {
+        Self::start_with(parent, Arc::default()).await
+    }
+
+    /// The same, which reads objects in large blocks: s3s-fs takes 4 KiB at a time. Objects must not be replaced.
+    pub(crate) async fn start_fast_in(parent: &Path) -> Self {
+        Self::start_with(parent, Arc::new(Control { reads_blocks: true, ..Control::default() })).await
+    }
+
+    async fn start_with(parent: &Path, control: Arc<Control>) -> Self {
+        let directory = tempfile::tempdir_in(parent).expect("a temporary directory");
         std::fs::create_dir(directory.path().join(BUCKET)).expect("a bucket");
         let files = FileSystem::new(directory.path()).expect("a directory that is there");
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let control = Arc::<Control>::default();
-        let handler = Handler { service: builder.build(), control: Arc::clone(&control), puts: Arc::default() };
+        let root = directory.path().to_owned();
+        let handler = Handler { service: builder.build(), control: Arc::clone(&control), puts: Arc::default(), root };
         let http = HttpServer::start(handler).await;
         Self { directory, http, control }
     }
@@ -145,6 +196,21 @@ impl S3Server {
         self.http.port()
     }
 
+    /// Holds all parts of objects when so many bytes of parts were sent, until it is told otherwise.
+    pub(crate) fn hold_after(&self, bytes: Option<u64>) {
+        self.control.hold_after.send_replace(bytes);
+    }
+
+    /// The parts of objects that were sent so far; whole objects are not among them.
+    pub(crate) fn sent(&self) -> Vec<Sent> {
+        self.control.sent().clone()
+    }
+
+    /// How many bytes these have.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.control.bytes_sent()
+    }
+
     /// What was asked so far, in the order of the answers.
     pub(crate) fn requests(&self) -> Vec<S3Request> {
         self.control.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -168,10 +234,53 @@ struct Handler {
     control: Arc<Control>,
     /// s3s-fs looks for the object and then writes it; one at a time, the condition of a PUT holds as on S3.
     puts: Arc<tokio::sync::Mutex<()>>,
+    root: PathBuf,
 }
 
-impl AsyncHandler<s3s::Body> for Handler {
-    async fn answer(&self, request: Request<Incoming>) -> Response<s3s::Body> {
+/// So much of an object, from a byte on, in blocks.
+async fn blocks(path: &Path, start: u64, length: u64) -> std::io::Result<s3s::Body> {
+    let mut file = tokio::fs::File::open(path).await?;
+    file.set_max_buf_size(BLOCK_BYTES);
+    file.seek(SeekFrom::Start(start)).await?;
+    let read = futures_util::stream::try_unfold(file.take(length), |mut file| async move {
+        let mut block = BytesMut::with_capacity(BLOCK_BYTES);
+        let is_more = file.read_buf(&mut block).await? > 0;
+        Ok::<_, std::io::Error>(is_more.then(|| (Frame::data(block.freeze()), file)))
+    });
+    Ok(s3s::Body::http_body_unsync(StreamBody::new(read)))
+}
+
+/// The first byte of the part that is asked for.
+fn part_start(request: &Request<Incoming>) -> Option<u64> {
+    let range = request.headers().get(header::RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
+}
+
+/// The body of a part, which is counted, and held when it is to be.
+fn counted(body: s3s::Body, path: String, start: u64, control: Arc<Control>) -> Body {
+    let index = {
+        let mut sent = control.sent();
+        sent.push(Sent { path, range: start..start });
+        sent.len() - 1
+    };
+    let frames = futures_util::stream::unfold((body, control), move |(mut body, control)| async move {
+        if control.hold_after.borrow().is_some() {
+            let may_go = |limit: &Option<u64>| limit.is_none_or(|limit| control.bytes_sent() < limit);
+            let _ = control.hold_after.subscribe().wait_for(may_go).await;
+        }
+        let frame = body.frame().await?;
+        if let Some(data) = frame.as_ref().ok().and_then(|frame| frame.data_ref()) {
+            control.sent()[index].range.end += data.len() as u64;
+            control.bytes_sent.fetch_add(data.len() as u64, Ordering::SeqCst);
+        }
+        Some((frame, (body, control)))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+impl AsyncHandler<Body> for Handler {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let part = part_start(&request).filter(|_| request.method() == Method::GET);
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let sha256 =
             request.headers().get("x-amz-content-sha256").and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -190,11 +299,25 @@ impl AsyncHandler<s3s::Body> for Handler {
             }
         }
         let status = response.status();
-        let request = S3Request { method, path, status, sha256, at_ns: unix_ns() };
+        let request = S3Request { method: method.clone(), path: path.clone(), status, sha256, at_ns: unix_ns() };
         self.control.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         if let Some(Trouble::Late(delay)) = trouble {
             tokio::time::sleep(delay).await;
         }
-        response
+        if self.control.reads_blocks && method == Method::GET && status.is_success() {
+            let length = response.headers().get(header::CONTENT_LENGTH);
+            let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            let file = self.root.join(path.trim_start_matches('/'));
+            if let Some(length) = length.filter(|_| file.is_file()) {
+                match blocks(&file, part.unwrap_or(0), length).await {
+                    Ok(body) => *response.body_mut() = body,
+                    Err(_) => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
+                }
+            }
+        }
+        match part.filter(|_| status.is_success()) {
+            Some(start) => response.map(|body| counted(body, path, start, Arc::clone(&self.control))),
+            None => response.map(BodyExt::boxed_unsync),
+        }
     }
 }

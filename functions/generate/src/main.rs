@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use darkroom::engine::{self, Engine};
+use darkroom::engine;
 use darkroom::job::{Pool, WorkerId};
 use darkroom::sched::Policy;
 use darkroom::shell::config::{
-    BusOptions, FetchOptions, Interruptions, Retention, StoreOptions, parse_bytes, parse_duration,
+    BusOptions, FetchOptions, Interruptions, ModelOptions, Retention, StoreOptions, parse_bytes, parse_duration,
 };
-use darkroom::shell::{bus, shutdown, store, telemetry, worker};
+use darkroom::shell::{bus, clock::Clock, model_cache, shutdown, store, telemetry, worker};
 
 /// Turns requests on NATS JetStream into images, for one model, until there is nothing to do.
 #[derive(Debug, Parser)]
@@ -26,9 +26,8 @@ struct Options {
     store: StoreOptions,
     #[command(flatten)]
     fetch: FetchOptions,
-    /// The model: a diffusers directory
-    #[arg(long, env = "DARKROOM_MODEL", value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelOptions,
     /// Where to compute: auto, cpu or cuda
     #[arg(long, env = "DARKROOM_DEVICE", default_value = "auto")]
     device: engine::DeviceChoice,
@@ -66,7 +65,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let (clock, options) = (Clock::start(), Options::parse());
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure(&error.into()),
@@ -75,7 +74,7 @@ fn main() -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(error) => return failure(&error.into()),
     };
-    let outcome = runtime.block_on(run(options));
+    let outcome = runtime.block_on(run(options, clock));
     telemetry.flush();
     // What an engine that hangs has blocked is not waited for.
     runtime.shutdown_background();
@@ -85,9 +84,10 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(options: Options) -> anyhow::Result<()> {
+async fn run(options: Options, clock: Clock) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let name = options.worker.map_or_else(|| format!("generate-{}", std::process::id()).parse(), Ok)?;
+    let model = model_cache::start(&options.model, clock)?;
     let store = store::open(&options.store)?;
     let bus = bus::connect(&options.bus, &format!("darkroom-{name}")).await?;
     let config = worker::Config {
@@ -102,13 +102,12 @@ async fn run(options: Options) -> anyhow::Result<()> {
         fetch_allow: options.fetch.fetch_allow,
         loras: options.loras.clone(),
         retention: options.retention,
+        clock,
+        model: Some(model.clone()),
     };
-    let load_options = engine::LoadOptions {
-        device: options.device,
-        precisions: engine::Precisions::all(options.dtype),
-        loras: options.loras,
-    };
-    let load = move || engine::load(&options.model, &load_options).map(|engine| Box::new(engine) as Box<dyn Engine>);
+    let precisions = engine::Precisions::all(options.dtype);
+    let load_options = engine::LoadOptions { device: options.device, precisions, loras: options.loras };
+    let load = move || worker::load(&model, &load_options);
     Box::pin(worker::run(config, load, bus, store, stop)).await?;
     Ok(())
 }

@@ -62,8 +62,9 @@ impl Worker {
             work_left_ms: load.work_left_ms,
             pace: fleet::pace_report(&load.pace),
             priorities: fleet::priority_reports(&load),
-            loading_ms: u64::try_from(self.loading.as_millis()).unwrap_or(u64::MAX),
-            since_unix_ms: self.loaded_unix_ms,
+            loading_ms: whole_ms(self.cold_start.whole()),
+            fetching_ms: self.cold_start.fetch().map(whole_ms),
+            since_unix_ms: self.cold_start.ready_unix_ms(),
         }
     }
 
@@ -87,6 +88,10 @@ impl Worker {
             self.measured.finished(now, *gpu_ms, now.since(*since), megapixel_steps(&request.spec));
         }
     }
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Job {
