@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use darkroom::job::{Pool, Priority};
+use darkroom::job::{Capacity, Pool, Priority};
 use darkroom::sched::{
     Acted, BatchKey, Claim, Config, CostModel, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, Policy,
     Scheduler, TenantKey, Ticket,
@@ -30,6 +30,7 @@ fn busy() -> (Scheduler, Mono) {
         images_in_batch_max: ROWS,
         memory_bytes: None,
         images_parked_max: 0,
+        capacity: Capacity::OnDemand,
         jobs_ahead_max: 1000,
         stall_max: Duration::from_millis(500),
         checkpoint_every: Duration::MAX,

@@ -9,7 +9,7 @@ use super::limits::TOKEN_LENGTH_MAX;
 
 /// A string that cannot be an identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be 1 to {TOKEN_LENGTH_MAX} characters of A-Z a-z 0-9 _ -")]
+#[error("must be 1 to {TOKEN_LENGTH_MAX} characters of A-Z a-z 0-9 _ -, and as a tenant neither models nor loras")]
 pub struct InvalidToken;
 
 /// Whether `text` may stand as an identifier.
@@ -18,8 +18,14 @@ pub fn is_token(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
+/// Folders of the object store that are not a tenant's.
+const NO_TENANTS: &[&str] = &["models", "loras"];
+
 macro_rules! token {
     ($(#[$doc:meta])* $name:ident) => {
+        token! { $(#[$doc])* $name, except &[] }
+    };
+    ($(#[$doc:meta])* $name:ident, except $reserved:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
@@ -35,7 +41,8 @@ macro_rules! token {
             type Err = InvalidToken;
 
             fn from_str(text: &str) -> Result<Self, InvalidToken> {
-                if is_token(text) { Ok(Self(text.to_owned())) } else { Err(InvalidToken) }
+                let reserved: &[&str] = $reserved;
+                if is_token(text) && !reserved.contains(&text) { Ok(Self(text.to_owned())) } else { Err(InvalidToken) }
             }
         }
 
@@ -53,7 +60,7 @@ token! {
 }
 token! {
     /// Who a job belongs to.
-    Tenant
+    Tenant, except NO_TENANTS
 }
 token! {
     /// Names a model on the bus.

@@ -11,6 +11,7 @@
 //! tokio in production and in a seeded world in `tests/sim`.
 
 mod batch;
+pub mod bill;
 mod cost;
 pub mod delivery;
 pub mod estimate;

@@ -20,7 +20,7 @@ mod trouble;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::job::Fault;
+use crate::job::{Capacity, Fault};
 
 use super::batch::BatchKey;
 use super::cost::CostModel;
@@ -73,6 +73,8 @@ impl std::str::FromStr for Policy {
 pub struct Config {
     /// The consumers, most urgent first.
     pub lanes: Vec<Lane>,
+    /// What the worker runs on.
+    pub capacity: Capacity,
     /// Images that step together.
     pub images_in_batch_max: u32,
     /// Bytes that a step may take on top of the loaded model, if anybody knows.

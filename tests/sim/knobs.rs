@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use darkroom::job::{Pool, Priority};
+use darkroom::job::{Capacity, Pool, Priority};
 use darkroom::sched::{Action, Config, CostModel, Effect, EngineWork, Lane, Policy, Transition, Verdict};
 
 use crate::random::Random;
@@ -196,6 +196,7 @@ impl Knobs {
                 images_in_batch_max: 4,
                 memory_bytes: None,
                 images_parked_max: 4,
+                capacity: Capacity::OnDemand,
                 jobs_ahead_max: 8,
                 stall_max: Duration::from_millis(500),
                 checkpoint_every: Duration::from_secs(2),
@@ -266,6 +267,7 @@ impl Knobs {
                 images_in_batch_max: random.small(1, 8),
                 memory_bytes: None,
                 images_parked_max: random.small(0, 8),
+                capacity: Capacity::OnDemand,
                 jobs_ahead_max: random.small(0, 12),
                 stall_max: random.millis(0, 400),
                 checkpoint_every: if random.chance(300) { Duration::MAX } else { random.millis(0, 5_000) },

@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::job::{Fault, FaultCode};
+use crate::job::{Capacity, Fault, FaultCode, Pool};
 
 use super::super::batch::{Backlog, BatchKey, Rank, images_in_step};
 use super::super::fair::TenantKey;
@@ -292,6 +292,7 @@ impl Scheduler {
         let free = self.rows_free();
         let preference = self.preference();
         for (lane, max) in self.pulls.plan(self.now, &free, preference) {
+            let preference = self.standing(lane, preference);
             self.effects.push_back(Effect::Pull { lane, max, preference });
         }
     }
@@ -362,6 +363,17 @@ impl Scheduler {
         let most = if self.pulls.are_behind() { self.held.most_images_of_a_tenant() } else { 0 };
         let eighths = (8 * (all - most)).div_ceil(self.config.images_in_batch_max.max(1)).max(1);
         u8::try_from(eighths).unwrap_or(PREFERENCE_MAX).min(PREFERENCE_MAX)
+    }
+
+    /// Where a worker so full stands among those that pull from a consumer: what may run anywhere goes to machines at the
+    /// list price only if no cheaper one wants it.
+    fn standing(&self, lane: usize, preference: u8) -> u8 {
+        let half = preference.div_ceil(2);
+        match (self.config.lanes.get(lane).map(|lane| lane.pool), self.config.capacity) {
+            (Some(Pool::Any), Capacity::OnDemand) => (PREFERENCE_MAX.div_ceil(2) + half).min(PREFERENCE_MAX),
+            (Some(Pool::Any), Capacity::Spot) => half.min(PREFERENCE_MAX / 2),
+            (Some(Pool::OnDemand) | None, _) => preference,
+        }
     }
 
     /// Whether a job that has just come would be better off elsewhere: the pull that brought it said that this worker is

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::job::{Pool, Priority};
+use crate::job::{Capacity, Pool, Priority};
 use crate::sched::estimate::Ahead;
 use crate::sched::{
     Acted, Action, Claim, Config, CostModel, Effect, EngineReport, EngineWork, Input, Lane, Mono, Offer, Policy,
@@ -30,6 +30,7 @@ pub(super) fn fixed(fleet: &Fleet) -> Config {
         images_in_batch_max: fleet.images_in_batch_max,
         memory_bytes: None,
         images_parked_max: 3 * fleet.images_in_batch_max,
+        capacity: Capacity::OnDemand,
         jobs_ahead_max: 256,
         stall_max: std::time::Duration::from_millis(500),
         checkpoint_every: std::time::Duration::MAX,
