@@ -46,6 +46,9 @@ pub(crate) struct UpOptions {
     /// Workers per model, at the most
     #[arg(long, default_value_t = 1, value_name = "N")]
     workers: u32,
+    /// Another worker is started when requests would wait longer than this for those that run
+    #[arg(long, default_value = "10s", value_parser = parse_duration, value_name = "DURATION")]
+    target_wait: Duration,
     /// A model to serve: a diffusers directory; may be repeated
     #[arg(long, env = "DARKROOM_MODELS", value_delimiter = ',', value_name = "DIR", required = true)]
     model: Vec<PathBuf>,
@@ -120,6 +123,7 @@ pub(crate) async fn up(options: UpOptions, output: &Output) -> Result<Exit, Fail
         functions: program.parent().unwrap_or_else(|| Path::new(".")).to_owned(),
         idle: options.idle,
         workers: options.workers.max(1),
+        target_wait: options.target_wait,
         models: options.model.into_iter().zip(manifests).collect(),
     };
     supervisor::run(config, stop, |addresses| {

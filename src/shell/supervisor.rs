@@ -1,12 +1,13 @@
 //! The local platform: what a serverless platform does for the functions, on one machine.
 //!
-//! It runs a nats-server, applies the topology, keeps the always-on functions running, and starts `generate` processes
-//! only while a consumer has work. They end by themselves when idle. It decides nothing about jobs.
+//! It runs a nats-server, applies the topology, keeps the always-on functions running, and starts as many `generate`
+//! processes as `shell::scaler` says. They end by themselves when idle. It decides nothing about jobs.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,14 +15,15 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
-use crate::job::ModelManifest;
+use crate::job::{Capacity, Fault, ModelManifest};
 use crate::wire::subject;
 
 use super::bus::{self, Bus, ConnectError};
 use super::config::BusOptions;
+use super::scaler::{Scaler, ScalerOptions, Wish};
 use super::topology::{self, Mode, Outcome};
 
-/// How often the consumers are looked at; a published request is seen at once.
+/// How often processes are looked at; a published request is seen at once.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a server may take until it answers.
 const SERVER_START: Duration = Duration::from_secs(15);
@@ -49,6 +51,8 @@ pub struct Config {
     pub idle: Duration,
     /// `generate` processes per model at the most.
     pub workers: u32,
+    /// How long a request may wait before another process is started for it.
+    pub target_wait: Duration,
     /// The models: directory and manifest.
     pub models: Vec<(PathBuf, ModelManifest)>,
 }
@@ -108,6 +112,9 @@ pub enum SupervisorError {
     /// JetStream refused the topology.
     #[error("the topology cannot be applied")]
     Topology(#[from] bus::ApiError),
+    /// The queue cannot be watched.
+    #[error("the requests cannot be watched")]
+    Scaler(#[from] Fault),
     /// The topology on disk is not what this build needs.
     #[error("the streams in {data} are another build's: {drift}; use another --data")]
     Drift {
@@ -195,7 +202,16 @@ async fn serve(
         return Err(SupervisorError::Drift { data: config.data.clone(), drift: drift.join("; ") });
     }
 
-    let mut platform = Platform::new(config, addresses);
+    let options = ScalerOptions {
+        target_wait: config.target_wait,
+        provisioning: Duration::ZERO,
+        spot_price: 0.0,
+        on_demand_price: 0.0,
+        interruptions_per_hour: 0.0,
+    };
+    let scaler = Scaler::start(bus.clone(), options, stop.clone()).await?;
+    let mut looks = scaler.looks();
+    let mut platform = Platform::new(config, addresses, scaler);
     platform.start_always_on()?;
     let Ok(mut requests) = bus.client.subscribe(subject::ALL_REQUESTS).await else { return Ok(()) };
     let mut ready = Some(ready);
@@ -219,8 +235,13 @@ async fn serve(
                     break Err(error);
                 }
             }
+            Ok(()) = looks.changed() => {
+                if let Err(error) = platform.scale() {
+                    break Err(error);
+                }
+            }
             _ = look.tick() => {
-                if let Err(error) = platform.look(&bus).await {
+                if let Err(error) = platform.look() {
                     break Err(error);
                 }
             }
@@ -348,15 +369,16 @@ struct Platform<'a> {
     addresses: &'a Addresses,
     always_on: Vec<(&'static str, Slot)>,
     generate: BTreeMap<String, (PathBuf, Vec<Slot>)>,
+    scaler: Scaler,
 }
 
 impl<'a> Platform<'a> {
-    fn new(config: &'a Config, addresses: &'a Addresses) -> Self {
+    fn new(config: &'a Config, addresses: &'a Addresses, scaler: Scaler) -> Self {
         let slots = |directory: &PathBuf| (directory.clone(), (0..config.workers).map(|_| Slot::new()).collect());
         let generate =
             config.models.iter().map(|(directory, manifest)| (manifest.name.to_string(), slots(directory))).collect();
         let always_on = ALWAYS_ON.iter().map(|program| (*program, Slot::new())).collect();
-        Self { config, addresses, always_on, generate }
+        Self { config, addresses, always_on, generate, scaler }
     }
 
     fn start_always_on(&mut self) -> Result<(), SupervisorError> {
@@ -387,27 +409,30 @@ impl<'a> Platform<'a> {
         self.start_generate(model, 1)
     }
 
-    async fn look(&mut self, bus: &Bus) -> Result<(), SupervisorError> {
+    fn look(&mut self) -> Result<(), SupervisorError> {
         self.start_always_on()?;
-        for (_, slots) in self.generate.values_mut() {
+        self.scale()
+    }
+
+    /// Starts the workers that are missing.
+    fn scale(&mut self) -> Result<(), SupervisorError> {
+        let looks = Arc::clone(&self.scaler.looks().borrow());
+        for (model, look) in looks.iter() {
+            let Some((_, slots)) = self.generate.get_mut(model.as_str()) else { continue };
             slots.iter_mut().for_each(Slot::reap);
-        }
-        let served = match topology::served(bus).await {
-            Ok(served) => served,
-            Err(error) => {
-                tracing::warn!(error = bus::chain(&error), "supervisor.look");
-                return Ok(());
+            let running = slots.iter().filter(|slot| slot.process.is_some()).count();
+            let running = u32::try_from(running).unwrap_or(u32::MAX);
+            let draining: u32 = look.draining.iter().sum();
+            let said: u32 = look.running.iter().map(|running| running.ready).sum::<u32>() + draining;
+            let wish = Wish {
+                workers_max: Some(self.config.workers),
+                starting: running.saturating_sub(said),
+                ..Wish::default()
+            };
+            // What is on this machine is not taken away.
+            if let Some(wanted) = self.scaler.wanted(model, Capacity::OnDemand, wish) {
+                self.start_generate(model.as_str(), wanted.on_demand + draining)?;
             }
-        };
-        let mut work: BTreeMap<String, (u64, u32)> = BTreeMap::new();
-        for consumer in served {
-            let entry = work.entry(consumer.manifest.name.to_string()).or_default();
-            entry.0 += consumer.pending + consumer.in_flight;
-            entry.1 = consumer.manifest.limits.images_in_batch_max.max(1);
-        }
-        for (model, (jobs, per_worker)) in work {
-            let wanted = jobs.div_ceil(u64::from(per_worker)).min(u64::from(self.config.workers));
-            self.start_generate(&model, u32::try_from(wanted).unwrap_or(u32::MAX))?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::wire::{manifest, subject};
 
 use super::bus::{ApiError, Bus};
 
-const STREAMS: [&str; 13] = [
+const STREAMS: [&str; 15] = [
     include_str!("../../nats/streams/DARKROOM_REQ.json"),
     include_str!("../../nats/streams/DARKROOM_EV.json"),
     include_str!("../../nats/streams/DARKROOM_PROG.json"),
@@ -24,6 +24,8 @@ const STREAMS: [&str; 13] = [
     include_str!("../../nats/buckets/darkroom_jobs.json"),
     include_str!("../../nats/buckets/darkroom_workers.json"),
     include_str!("../../nats/buckets/darkroom_models.json"),
+    include_str!("../../nats/buckets/darkroom_usage.json"),
+    include_str!("../../nats/buckets/darkroom_scale.json"),
     include_str!("../../nats/buckets/darkroom_keys.json"),
     include_str!("../../nats/buckets/darkroom_webhooks.json"),
     include_str!("../../nats/buckets/darkroom_webhook_secrets.json"),
@@ -166,6 +168,8 @@ pub struct Served {
     pub in_flight: u64,
     /// Open pulls.
     pub pulls: u64,
+    /// Whether it delivers nothing for now, because somebody has paused it.
+    pub is_paused: bool,
     /// When it was made, RFC 3339.
     pub created: String,
 }
@@ -193,6 +197,7 @@ pub async fn served(bus: &Bus) -> Result<Vec<Served>, ApiError> {
                 delivered_sequence: info["delivered"]["stream_seq"].as_u64().unwrap_or_default(),
                 in_flight: info["num_ack_pending"].as_u64().unwrap_or_default(),
                 pulls: info["num_waiting"].as_u64().unwrap_or_default(),
+                is_paused: info["paused"].as_bool().unwrap_or_default(),
                 created: info["created"].as_str().unwrap_or_default().to_owned(),
             });
         }
@@ -428,6 +433,8 @@ mod tests {
             format!("KV_{}", subject::BUCKET_JOBS),
             format!("KV_{}", subject::BUCKET_WORKERS),
             format!("KV_{}", subject::BUCKET_MODELS),
+            subject::stream_of_bucket(subject::BUCKET_USAGE),
+            subject::stream_of_bucket(subject::BUCKET_SCALE),
             format!("KV_{}", subject::BUCKET_KEYS),
             subject::stream_of_bucket(subject::BUCKET_WEBHOOKS),
             subject::stream_of_bucket(subject::BUCKET_WEBHOOK_SECRETS),

@@ -1,6 +1,6 @@
 //! Every subject, stream, bucket and consumer name.
 
-use crate::job::{JobId, ModelName, Pool, Priority, Tenant, WorkerId};
+use crate::job::{Capacity, JobId, ModelName, Pool, Priority, Tenant, WorkerId};
 
 /// The stream of requests: a work queue.
 pub const STREAM_REQUESTS: &str = "DARKROOM_REQ";
@@ -26,6 +26,10 @@ pub const STREAM_JOBS: &str = "KV_darkroom_jobs";
 pub const BUCKET_WORKERS: &str = "darkroom_workers";
 /// The bucket with what is remembered of each model.
 pub const BUCKET_MODELS: &str = "darkroom_models";
+/// The bucket with what workers did in each hour.
+pub const BUCKET_USAGE: &str = "darkroom_usage";
+/// The bucket with how models are to be scaled: plans by hour of week.
+pub const BUCKET_SCALE: &str = "darkroom_scale";
 /// The bucket of API keys.
 pub const BUCKET_KEYS: &str = "darkroom_keys";
 /// The bucket with what is remembered of webhooks: attempts, and endpoints that are told nothing.
@@ -51,6 +55,9 @@ pub const API_CANCEL: &str = "darkroom.api.cancel.*";
 
 /// What workers hear when somebody cancels a job.
 pub const ALL_CANCEL_HINTS: &str = "darkroom.ctl.cancel.*";
+/// What the scaler hears when somebody will soon ask for a model; the last token is its name.
+pub const ALL_WAKE_HINTS: &str = "darkroom.ctl.wake.*";
+const WAKE_HINT_PREFIX: &str = "darkroom.ctl.wake.";
 const CANCEL_HINT_PREFIX: &str = "darkroom.ctl.cancel.";
 
 /// Where the JetStream API is asked.
@@ -215,6 +222,38 @@ pub fn worker_reports(model: &ModelName) -> String {
 /// Where it is put how a model was: the key `<model>` in [`BUCKET_MODELS`].
 pub fn model_report(model: &ModelName) -> String {
     format!("$KV.{BUCKET_MODELS}.{model}")
+}
+
+/// Where it is put what a worker did in an hour: the key `<model>.<capacity>.<worker>.<start>.<hour>` in [`BUCKET_USAGE`],
+/// both in seconds since the Unix epoch. Names of workers come again, their starts hardly.
+pub fn usage(model: &ModelName, capacity: Capacity, worker: &WorkerId, start_unix_s: i64, hour_unix_s: i64) -> String {
+    format!("$KV.{BUCKET_USAGE}.{model}.{capacity}.{worker}.{start_unix_s}.{hour_unix_s}")
+}
+
+/// What all workers did, of one model or of all.
+pub fn all_usage(model: Option<&ModelName>) -> String {
+    let model = model.map_or("*", ModelName::as_str);
+    format!("$KV.{BUCKET_USAGE}.{model}.*.*.*.*")
+}
+
+/// Where a model's plan is put: the key `plan.<model>` in [`BUCKET_SCALE`].
+pub fn scale_plan(model: &ModelName) -> String {
+    format!("$KV.{BUCKET_SCALE}.plan.{model}")
+}
+
+/// Where the scaler is told that somebody will soon ask for a model.
+pub fn wake_hint(model: &ModelName) -> String {
+    format!("{WAKE_HINT_PREFIX}{model}")
+}
+
+/// The model of a [`wake_hint`].
+pub fn awaited_model(subject: &str) -> Option<ModelName> {
+    subject.strip_prefix(WAKE_HINT_PREFIX)?.parse().ok()
+}
+
+/// The requests of a model and a pool, of all priorities and tenants.
+pub fn requests_of_pool(model: &ModelName, pool: Pool) -> String {
+    format!("{REQUEST_PREFIX}{model}.*.{pool}.*")
 }
 
 /// The stream that a bucket is kept in.
