@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::job::Status;
+use crate::job::{Capacity, Status};
+use crate::wire::price::{PriceError, Prices};
 
 use super::guard::AddressGuard;
+use super::spot::SpotNotices;
 
 /// Where NATS is, and who asks.
 #[derive(Clone, Debug, clap::Args)]
@@ -206,6 +208,67 @@ pub struct Interruptions {
         value_name = "DURATION"
     )]
     pub grace: Duration,
+}
+
+/// What a worker runs on, and what that costs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Machine {
+    /// How the machine is bought: spot, which takes only requests that may be interrupted, or on-demand
+    #[arg(long, env = "DARKROOM_CAPACITY", default_value = "on-demand", value_name = "NAME")]
+    pub capacity: Capacity,
+    /// The machine's type as its cloud calls it, such as g5.xlarge
+    #[arg(long, env = "DARKROOM_INSTANCE_TYPE", value_name = "NAME")]
+    pub instance_type: Option<String>,
+    /// What the machine costs in US dollars an hour; of the list of prices, by its type, when absent
+    #[arg(long, env = "DARKROOM_PRICE_PER_HOUR", value_name = "USD")]
+    pub price_per_hour: Option<f64>,
+    /// A list of prices instead of the one that is built in
+    #[arg(long, env = "DARKROOM_PRICES", value_name = "FILE")]
+    pub prices: Option<PathBuf>,
+    /// Whose metadata service says that the machine will be taken away: ec2, gcp or off; work is then saved and handed over
+    #[arg(long, env = "DARKROOM_SPOT_NOTICES", default_value = "off", value_name = "NAME")]
+    pub spot_notices: SpotNotices,
+}
+
+/// Why nobody knows what the machine costs.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The file of prices cannot be read.
+    #[error("--prices: {path} cannot be read")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It says nothing of this machine, or nothing that can be.
+    #[error("--instance-type: give a type of the list, or --price-per-hour")]
+    Prices(#[from] PriceError),
+    /// A price that nothing has.
+    #[error("--price-per-hour is {0}, must be a number from 0 up")]
+    Price(f64),
+}
+
+impl Machine {
+    /// US dollars an hour; `None` where nobody says what machine it is.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn price(&self) -> Result<Option<f64>, MachineError> {
+        if let Some(price) = self.price_per_hour {
+            return if price.is_finite() && price >= 0.0 { Ok(Some(price)) } else { Err(MachineError::Price(price)) };
+        }
+        let Some(instance_type) = &self.instance_type else { return Ok(None) };
+        let prices = match &self.prices {
+            Some(path) => {
+                let unreadable = |source| MachineError::Unreadable { path: path.clone(), source };
+                Prices::parse(&std::fs::read_to_string(path).map_err(unreadable)?)?
+            }
+            None => Prices::come_along()?,
+        };
+        Ok(Some(prices.per_worker_hour(instance_type, self.capacity)?))
+    }
 }
 
 /// What may be fetched for a request.

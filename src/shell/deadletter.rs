@@ -18,7 +18,7 @@ use super::bus::{ApiError, Bus, chain};
 use super::clock::Clock;
 use super::config::Retention;
 use super::ending::Ending;
-use super::metrics::ReconcilerMetrics;
+use super::metrics::{self, ReconcilerMetrics};
 use super::reconciler::ReconcileOptions;
 use super::stored::Stored;
 use super::{advisories, reconciler, telemetry, topology};
@@ -80,7 +80,7 @@ impl DeadLetter {
         }
         headers.insert(header::MESSAGE_ID, header::dead_letter_id(self.stream_sequence));
         headers.insert(header::DEAD_LETTER_JOB, self.job.as_str());
-        headers.insert(header::DEAD_LETTER_CODE, self.code);
+        headers.insert(header::DEAD_LETTER_CODE, self.code.as_str());
         headers.insert(header::DEAD_LETTER_MESSAGE, self.message.replace(['\r', '\n'], " "));
         headers.insert(header::DEAD_LETTER_SUBJECT, self.subject.clone());
         headers.insert(header::DEAD_LETTER_SEQUENCE, self.stream_sequence.to_string());
@@ -88,7 +88,10 @@ impl DeadLetter {
         if let Some(worker) = self.worker {
             headers.insert(header::DEAD_LETTER_WORKER, worker);
         }
-        bus.publish(&target, headers, self.body).await?;
+        let kept = bus.publish(&target, headers, self.body).await?;
+        if !kept.duplicate {
+            metrics::dead_letter(&telemetry::meter(), &self.code);
+        }
         Ok(())
     }
 }

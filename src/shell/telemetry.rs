@@ -1,4 +1,5 @@
-//! OpenTelemetry: logs to standard error always; traces and metrics over OTLP when an endpoint is configured.
+//! OpenTelemetry: logs to standard error always; traces and metrics over OTLP when an endpoint is configured; metrics for
+//! Prometheus when it may ask (`shell::exposition` answers).
 //!
 //! The endpoint and everything else come from the standard variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …).
 
@@ -33,16 +34,28 @@ pub enum TelemetryError {
     /// The exporter refused its configuration.
     #[error("the OTLP exporter cannot be used")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// Prometheus' registry refused the exporter.
+    #[error("metrics cannot be kept for Prometheus")]
+    Registry(#[from] opentelemetry_sdk::error::OTelSdkError),
     /// A subscriber was installed before.
     #[error("telemetry is set up already")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Who reads metrics besides an OTLP endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scraped {
+    /// Nobody.
+    Never,
+    /// Prometheus, from its default registry.
+    ByPrometheus,
 }
 
 /// Sets up logs, and traces and metrics if the environment names an OTLP endpoint. Once per process.
 ///
 /// # Errors
 /// [`TelemetryError`].
-pub fn start(service: &'static str, log_default: &str) -> Result<Telemetry, TelemetryError> {
+pub fn start(service: &'static str, log_default: &str, scraped: Scraped) -> Result<Telemetry, TelemetryError> {
     let endpoint = |signal: &str| {
         let named = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
         named("OTEL_EXPORTER_OTLP_ENDPOINT") || named(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))
@@ -58,14 +71,21 @@ pub fn start(service: &'static str, log_default: &str) -> Result<Telemetry, Tele
     } else {
         None
     };
-    let metrics = if endpoint("METRICS") {
-        let exporter = opentelemetry_otlp::MetricExporter::builder().with_http().build()?;
-        let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter).with_resource(resource).build();
+    let mut readers = SdkMeterProvider::builder().with_resource(resource);
+    if endpoint("METRICS") {
+        readers = readers.with_periodic_exporter(opentelemetry_otlp::MetricExporter::builder().with_http().build()?);
+    }
+    if scraped == Scraped::ByPrometheus {
+        // Names say units and what is a counter already, so that they are the same wherever they are read.
+        let exporter =
+            opentelemetry_prometheus::exporter().without_units().without_counter_suffixes().scope_info_enabled(false);
+        readers = readers.with_reader(exporter.with_registry(prometheus::default_registry().clone()).build()?);
+    }
+    let metrics = (endpoint("METRICS") || scraped == Scraped::ByPrometheus).then(|| {
+        let provider = readers.build();
         global::set_meter_provider(provider.clone());
-        Some(provider)
-    } else {
-        None
-    };
+        provider
+    });
 
     let filter = EnvFilter::try_from_env("DARKROOM_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("{log_default},async_nats=warn")));

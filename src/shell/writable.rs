@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::wire::{header, subject};
 
 use super::bus::{Bus, PublishError, chain};
-use super::metrics::ServerMetrics;
+use super::metrics::GatewayMetrics;
 use super::telemetry;
 
 /// Between two looks.
@@ -64,14 +64,14 @@ pub async fn unwritable(bus: &Bus) -> Vec<Unwritable> {
 /// Looks now and then until `stop`, and tells metrics and the log; what is returned has what was found last.
 pub fn watch(bus: Bus, stop: CancellationToken) -> watch::Receiver<Vec<Unwritable>> {
     let (state, found) = watch::channel(Vec::new());
-    let metrics = ServerMetrics::new(&telemetry::meter());
+    let metrics = GatewayMetrics::new(&telemetry::meter());
     tokio::spawn(async move { look_until(&bus, &metrics, &state, &stop).await });
     found
 }
 
 async fn look_until(
     bus: &Bus,
-    metrics: &ServerMetrics,
+    metrics: &GatewayMetrics,
     state: &watch::Sender<Vec<Unwritable>>,
     stop: &CancellationToken,
 ) {

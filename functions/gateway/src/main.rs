@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use darkroom::shell::config::{BusOptions, Retention, StoreOptions, parse_duration};
+use darkroom::shell::exposition::{self, ExpositionOptions};
 use darkroom::shell::http::{self, HttpOptions};
 use darkroom::shell::{bus, function, service, shutdown, store, writable};
 
@@ -17,6 +18,8 @@ use darkroom::shell::{bus, function, service, shutdown, store, writable};
 struct Options {
     #[command(flatten)]
     bus: BusOptions,
+    #[command(flatten)]
+    exposition: ExpositionOptions,
     #[command(flatten)]
     retention: Retention,
     #[command(flatten)]
@@ -30,12 +33,14 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    function::run("darkroom-gateway", run(Options::parse()))
+    let options = Options::parse();
+    function::run("darkroom-gateway", options.exposition, run(options))
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let bus = bus::connect(&options.bus, "darkroom-gateway").await?;
+    exposition::start(options.exposition, &bus).await?;
     let store = match options.store {
         Some(store) => Some(store::open(&StoreOptions { store, url_expires: options.url_expires })?),
         None => None,

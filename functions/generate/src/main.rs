@@ -12,9 +12,11 @@ use darkroom::engine;
 use darkroom::job::{Pool, WorkerId};
 use darkroom::sched::Policy;
 use darkroom::shell::config::{
-    BusOptions, FetchOptions, Interruptions, ModelOptions, Retention, StoreOptions, parse_bytes, parse_duration,
+    BusOptions, FetchOptions, Interruptions, Machine, ModelOptions, Retention, StoreOptions, parse_bytes,
+    parse_duration,
 };
-use darkroom::shell::{bus, clock::Clock, model_cache, shutdown, store, telemetry, worker};
+use darkroom::shell::exposition::{self, ExpositionOptions};
+use darkroom::shell::{bus, clock::Clock, function, gpu, model_cache, shutdown, spot, store, telemetry, worker};
 
 /// Turns requests on NATS JetStream into images, for one model, until there is nothing to do.
 #[derive(Debug, Parser)]
@@ -22,6 +24,8 @@ use darkroom::shell::{bus, clock::Clock, model_cache, shutdown, store, telemetry
 struct Options {
     #[command(flatten)]
     bus: BusOptions,
+    #[command(flatten)]
+    exposition: ExpositionOptions,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
@@ -37,8 +41,10 @@ struct Options {
     /// The folder with LoRAs, as NAME.safetensors; what it lacks comes from `loras/` in the object store
     #[arg(long, env = "DARKROOM_LORAS", value_name = "DIR")]
     loras: Option<PathBuf>,
-    /// Which requests to take: `any`, `ondemand` or both; a machine that may be taken away serves only `any`
-    #[arg(long, env = "DARKROOM_POOLS", value_delimiter = ',', default_value = "any,ondemand")]
+    #[command(flatten)]
+    machine: Machine,
+    /// Which requests to take, instead of those that suit the capacity: `any`, `ondemand` or both
+    #[arg(long, env = "DARKROOM_POOLS", value_delimiter = ',')]
     pools: Vec<Pool>,
     /// Name of this worker in records and events; made from the process id when absent
     #[arg(long, env = "DARKROOM_WORKER")]
@@ -66,22 +72,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let (clock, options) = (Clock::start(), Options::parse());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failure(&error.into()),
-    };
-    let telemetry = match telemetry::start("darkroom-generate", "info") {
-        Ok(telemetry) => telemetry,
-        Err(error) => return failure(&error.into()),
-    };
-    let outcome = runtime.block_on(run(options, clock));
-    telemetry.flush();
-    // What an engine that hangs has blocked is not waited for.
-    runtime.shutdown_background();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure(&error),
-    }
+    function::run_beside_engine("darkroom-generate", options.exposition, run(options, clock))
 }
 
 async fn run(options: Options, clock: Clock) -> anyhow::Result<()> {
@@ -90,9 +81,16 @@ async fn run(options: Options, clock: Clock) -> anyhow::Result<()> {
     let model = model_cache::start(&options.model, clock)?;
     let store = store::open(&options.store)?;
     let bus = bus::connect(&options.bus, &format!("darkroom-{name}")).await?;
+    exposition::start(options.exposition, &bus).await?;
+    gpu::watch(&telemetry::meter());
+    let machine = options.machine;
+    spot::watch(machine.spot_notices, stop.clone())?;
     let config = worker::Config {
         worker: name,
-        pools: options.pools,
+        pools: if options.pools.is_empty() { machine.capacity.pools().to_vec() } else { options.pools },
+        price_per_hour: machine.price()?,
+        capacity: machine.capacity,
+        instance_type: machine.instance_type,
         images_in_batch_max: options.batch,
         memory: options.memory,
         policy: options.policy,
@@ -110,10 +108,4 @@ async fn run(options: Options, clock: Clock) -> anyhow::Result<()> {
     let load = move || worker::load(&model, &load_options);
     Box::pin(worker::run(config, load, bus, store, stop)).await?;
     Ok(())
-}
-
-#[expect(clippy::print_stderr, reason = "telemetry may not be there to say it")]
-fn failure(error: &anyhow::Error) -> ExitCode {
-    eprintln!("darkroom-generate: {error:#}");
-    ExitCode::FAILURE
 }

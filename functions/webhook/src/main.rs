@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use darkroom::shell::config::BusOptions;
+use darkroom::shell::exposition::{self, ExpositionOptions};
 use darkroom::shell::webhooks::WebhookOptions;
 use darkroom::shell::{bus, function, shutdown, webhooks};
 
@@ -17,16 +18,20 @@ struct Options {
     #[command(flatten)]
     bus: BusOptions,
     #[command(flatten)]
+    exposition: ExpositionOptions,
+    #[command(flatten)]
     webhook: WebhookOptions,
 }
 
 fn main() -> ExitCode {
-    function::run("darkroom-webhook", run(Options::parse()))
+    let options = Options::parse();
+    function::run("darkroom-webhook", options.exposition, run(options))
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let bus = bus::connect(&options.bus, "darkroom-webhook").await?;
+    exposition::start(options.exposition, &bus).await?;
     webhooks::run(bus, options.webhook, stop).await?;
     Ok(())
 }

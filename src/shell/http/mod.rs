@@ -12,6 +12,7 @@ mod images;
 mod jobs;
 mod keys;
 mod kserve;
+mod measured;
 mod openai;
 mod problem;
 mod replicate;
@@ -28,6 +29,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -44,8 +46,10 @@ use super::bus::Bus;
 use super::cancel::Canceller;
 use super::clock::Clock;
 use super::config::{Retention, parse_bytes};
+use super::metrics::GatewayMetrics;
 use super::records::Records;
 use super::store::Store;
+use super::telemetry;
 use super::topology::{self, Served};
 use super::writable::Unwritable;
 use keys::{Checked, Keys};
@@ -117,6 +121,7 @@ struct Gateway {
     console_nats: Option<String>,
     served: Mutex<Option<(Mono, Arc<[Served]>)>>,
     unwritable: watch::Receiver<Vec<Unwritable>>,
+    metrics: GatewayMetrics,
     stop: CancellationToken,
 }
 
@@ -148,6 +153,7 @@ pub async fn serve(
         console_nats: options.console_nats.clone(),
         served: Mutex::default(),
         unwritable,
+        metrics: GatewayMetrics::new(&telemetry::meter()),
         stop: stop.clone(),
     });
     let listen = |source| ServeError::Listen { address, source };
@@ -217,6 +223,7 @@ fn router(gateway: Arc<Gateway>, options: &HttpOptions) -> Router {
         })
         .layer(DefaultBodyLimit::max(body_max))
         .layer(cors(&options.http_origins))
+        .layer(from_fn_with_state(Arc::clone(&gateway), measured::measured))
         .with_state(gateway)
 }
 
