@@ -92,12 +92,12 @@ fn subjects_are_written_only_in_the_subject_module() {
     files.extend(files_below("functions", "rs"));
     files.retain(|path| !path.ends_with("wire/subject.rs"));
     let prefixes = [
-        "darkroom.req",
-        "darkroom.ev",
-        "darkroom.prog",
-        "darkroom.dlq",
-        "darkroom.ctl",
-        "darkroom.hook",
+        "darkroom.req.",
+        "darkroom.ev.",
+        "darkroom.prog.",
+        "darkroom.dlq.",
+        "darkroom.ctl.",
+        "darkroom.hook.",
         "DARKROOM_REQ",
     ];
     let found =

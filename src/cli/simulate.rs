@@ -84,7 +84,7 @@ fn scale(path: &Path, options: &SimulateOptions, output: &Output) -> Result<Exit
     let trace = match &options.workload {
         Some(path) => {
             let workload = Workload::parse(&read(path)?)?;
-            let load = options.loads.first().or(workload.loads.first()).copied().unwrap_or(Load::Share(0.5));
+            let load = options.loads.first().or_else(|| workload.loads.first()).copied().unwrap_or(Load::Share(0.5));
             let trace = workload.trace(&costs, load)?;
             if trace.jobs.iter().any(|job| job.images > setup.worker.images_in_batch_max) {
                 return Err(

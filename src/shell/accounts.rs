@@ -13,7 +13,7 @@ use crate::job::{ModelName, Pool, Priority, Tenant};
 use crate::wire::subject;
 
 /// The users that `nats/accounts.conf` knows, by the names that it gives their keys.
-pub const ROLES: [&str; 6] = ["system", "setup", "worker", "deadletter", "gateway", "webhook"];
+pub const ROLES: [&str; 7] = ["system", "setup", "worker", "deadletter", "gateway", "webhook", "scaler"];
 /// Accounts that are not a tenant's.
 const RESERVED: [&str; 2] = ["SYS", "DARKROOM"];
 

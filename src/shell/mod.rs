@@ -16,9 +16,11 @@ pub mod dead_letters;
 pub mod deadletter;
 pub mod ending;
 pub mod events;
+pub mod exposition;
 pub mod fetch;
 pub mod fleet;
 pub mod function;
+pub mod gpu;
 pub mod guard;
 #[cfg(feature = "gateway")]
 pub mod http;
@@ -29,13 +31,16 @@ pub mod model_cache;
 pub mod outlook;
 pub mod reconciler;
 pub mod records;
+pub mod scaler;
 pub mod service;
 pub mod shutdown;
+pub mod spot;
 pub mod store;
 pub mod stored;
 pub mod supervisor;
 pub mod telemetry;
 pub mod topology;
+pub mod usage;
 pub mod webhooks;
 pub mod writable;
 

@@ -172,12 +172,10 @@ pub enum ModelCacheError {
 
 impl ModelCacheError {
     fn file(path: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { directory: path.to_owned(), needed: source.to_string() }
-            }
-            _ => Self::File { path: path.to_owned(), source },
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return Self::DiskFull { directory: path.to_owned(), needed: source.to_string() };
         }
+        Self::File { path: path.to_owned(), source }
     }
 }
 

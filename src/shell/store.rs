@@ -12,7 +12,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{
-    Attribute, Attributes, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload,
+    Attribute, Attributes, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload, TagSet,
 };
 use url::Url;
 
@@ -20,6 +20,9 @@ use crate::job::{Fault, FaultCode};
 
 use super::bus::chain;
 use super::config::StoreOptions;
+
+/// What checkpoints are tagged with: rules of S3 go by prefixes, which theirs have in the middle, or by tags.
+const CHECKPOINT_TAG: (&str, &str) = ("darkroom", "checkpoint");
 
 /// Where the images of one deployment are.
 #[derive(Clone, Debug)]
@@ -134,10 +137,25 @@ impl Store {
     /// # Errors
     /// A `Retry` fault with code `store_failed`.
     pub async fn put(&self, key: &str, bytes: Bytes, content_type: &'static str) -> Result<(), Fault> {
+        self.put_tagged(key, bytes, content_type, TagSet::default()).await
+    }
+
+    /// The same of a checkpoint, with the tag that a bucket's rule can remove it by; `AWS_DISABLE_TAGGING=true` for a store
+    /// that refuses tags.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub async fn put_checkpoint(&self, key: &str, bytes: Bytes) -> Result<(), Fault> {
+        let mut tags = TagSet::default();
+        tags.push(CHECKPOINT_TAG.0, CHECKPOINT_TAG.1);
+        self.put_tagged(key, bytes, "application/octet-stream", tags).await
+    }
+
+    async fn put_tagged(&self, key: &str, bytes: Bytes, content_type: &'static str, tags: TagSet) -> Result<(), Fault> {
         let path = self.path(key);
         let mut attributes = Attributes::new();
         attributes.insert(Attribute::ContentType, content_type.into());
-        let mut options = PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() };
+        let mut options = PutOptions { mode: PutMode::Create, attributes, tags, ..PutOptions::default() };
         loop {
             let payload = PutPayload::from_bytes(bytes.clone());
             match self.objects.put_opts(&path, payload, options.clone()).await {

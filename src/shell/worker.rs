@@ -9,6 +9,7 @@ mod cold_start;
 mod prompts;
 mod pull;
 mod report;
+mod usage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -31,7 +32,7 @@ use opentelemetry::trace::TraceContextExt;
 
 use crate::engine::{self, Engine, LoadError, LoadOptions, RgbImage, StartingPictures};
 use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
-use crate::job::{Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
+use crate::job::{Capacity, Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::estimate::Measured;
 use crate::sched::{
     Acted, BatchKey, Claim, CostModel, Deadline, Effect, EngineReport, EngineWork, Exit, Input, Lane, Mono, Offer,
@@ -63,6 +64,7 @@ use checkpoints::Saved;
 use cold_start::ColdStart;
 use prompts::Prompts;
 use report::Reports;
+use usage::{Account, Usage};
 
 /// A job that more urgent ones pass over steps once in so long.
 const PASSED_OVER_MAX: Duration = Duration::from_secs(3);
@@ -73,6 +75,8 @@ const STALL_MAX: Duration = Duration::from_millis(500);
 const PARKED_PER_IMAGE: u32 = 3;
 /// Jobs of a priority that may be held unclaimed: enough to find other tenants behind a flood.
 const JOBS_AHEAD_MAX: u32 = 256;
+/// Between two looks at how long the worker has run, at the least.
+const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
 /// The share of the memory beside the model that steps may take: allocators waste some, and it is not measured while others
 /// come and go.
 const MEMORY_SHARE: f64 = 0.8;
@@ -102,6 +106,12 @@ pub struct Config {
     pub loras: Option<PathBuf>,
     /// How long jobs are kept after their end.
     pub retention: Retention,
+    /// What it runs on.
+    pub capacity: Capacity,
+    /// The machine's type, as its cloud calls it.
+    pub instance_type: Option<String>,
+    /// What the machine costs, in US dollars.
+    pub price_per_hour: Option<f64>,
     /// Began with the process.
     pub clock: Clock,
     /// Where the model comes from, if `load` waits for it.
@@ -250,6 +260,8 @@ struct Worker {
     events: Events,
     metrics: Metrics,
     measured: Measured,
+    usage: Usage,
+    accounted: Mono,
     clock: Clock,
     engine: EngineThread,
     prompts: Prompts,
@@ -292,7 +304,8 @@ where
     let manifest = engine.manifest.clone();
     let memory_bytes = memory_for_steps(config.memory, engine.memory_left);
     let fetched = config.model.as_ref().and_then(Coming::fetched);
-    let cold_start = ColdStart::ready(manifest.name.to_string(), clock, fetched);
+    let metrics = Metrics::new(&telemetry::meter(), &manifest.name, config.capacity);
+    let cold_start = ColdStart::ready(metrics.clone(), clock, fetched);
     tracing::info!(
         model = %manifest.name,
         loading_ms = cold_start.whole().as_millis(),
@@ -331,6 +344,7 @@ where
     let images_in_batch_max = config.images_in_batch_max.unwrap_or(manifest.limits.images_in_batch_max);
     let sched_config = crate::sched::Config {
         lanes: lanes.clone(),
+        capacity: config.capacity,
         images_in_batch_max,
         memory_bytes,
         images_parked_max: PARKED_PER_IMAGE * images_in_batch_max,
@@ -348,8 +362,17 @@ where
         exit_when_idle: config.exit_when_idle,
         grace: config.interruptions.grace,
     };
+    let account = Account {
+        worker: config.worker.clone(),
+        model: manifest.name.clone(),
+        capacity: config.capacity,
+        instance_type: config.instance_type.clone(),
+        price_per_hour: config.price_per_hour,
+    };
     let worker = Worker {
-        metrics: Metrics::new(&telemetry::meter(), manifest.name.as_str()),
+        accounted: Mono::ZERO,
+        usage: Usage::new(account, clock.unix_ms() - i64::try_from(cold_start.whole().as_millis()).unwrap_or(0)),
+        metrics,
         measured: Measured::new(clock.now()),
         events: Events::start(bus.clone(), clock).kept_for(config.retention),
         fetcher,
@@ -389,6 +412,23 @@ async fn listen(mut hints: Subscriber, facts: mpsc::UnboundedSender<Fact>) {
 }
 
 impl Worker {
+    /// Says now and then how long it has run, and what it did.
+    fn keep_account(&mut self) {
+        let now = self.clock.now();
+        let since = now.since(self.accounted);
+        if since < ACCOUNT_EVERY {
+            return;
+        }
+        self.accounted = now;
+        self.metrics.ran(since, self.config.price_per_hour.unwrap_or_default());
+        let stepping = report::images_stepping(self);
+        self.metrics.rows(stepping, self.rows.len().saturating_sub(stepping));
+        let due = self.usage.due(self.clock.unix_ms());
+        if !due.is_empty() {
+            self.tasks.spawn(usage::put(self.bus.clone(), due));
+        }
+    }
+
     async fn drive<E: std::error::Error + 'static>(
         mut self,
         mut scheduler: Scheduler,
@@ -418,12 +458,14 @@ impl Worker {
                     tracing::info!("store.up");
                 }
             }
+            self.keep_account();
             reports.look(&self, &scheduler, if draining { WorkerState::Draining } else { WorkerState::Ready });
         };
         tracing::info!(?exit, "worker.exit");
         self.tasks.close();
         self.tasks.wait().await;
-        reports.end().await;
+        let ended = usage::put(self.bus.clone(), vec![self.usage.last(self.clock.unix_ms())]);
+        tokio::join!(reports.end(), ended);
         // After the last acknowledgement: whatever is still queued goes out.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.bus.client.flush()).await;
         match exit {
@@ -456,12 +498,7 @@ impl Worker {
     fn learn(&mut self, fact: Fact) -> Option<Input> {
         match fact {
             Fact::Delivered { lane, message } => self.delivered(lane, message),
-            Fact::PullEnded { lane, outcome } => {
-                if outcome == PullOutcome::Expired {
-                    self.metrics.queue_size(&self.pulls[lane].consumer, 0);
-                }
-                Some(Input::PullEnded { lane, outcome })
-            }
+            Fact::PullEnded { lane, outcome } => Some(Input::PullEnded { lane, outcome }),
             Fact::PullsStopped => Some(Input::PullsStopped),
             Fact::Claimed { ticket, outcome, prepared } => {
                 let outcome = match outcome {
@@ -472,6 +509,7 @@ impl Worker {
                             let encoding_ms = milliseconds(prepared.encoding);
                             job.timings.encoding_ms += encoding_ms;
                             job.gpu_ms += encoding_ms;
+                            self.usage.gpu(job.tenant(), encoding_ms);
                             let checkpoint = job.owned.as_ref().and_then(|owned| owned.record.checkpoint.as_ref());
                             job.is_checkpointed = checkpoint.is_some();
                             job.saved.clone_from(&prepared.saved);
@@ -492,6 +530,7 @@ impl Worker {
                 }
                 if let (Some(job), Ok(Changed::Won(_))) = (self.jobs.get_mut(&ticket), &outcome) {
                     job.is_checkpointed = true;
+                    self.metrics.checkpoint("saved");
                 }
                 Some(Input::Acted { ticket, outcome: self.changed(ticket, outcome) })
             }
@@ -524,7 +563,9 @@ impl Worker {
                     }
                     if let (Status::Completed, Some(request)) = (status, &job.request) {
                         let took = self.clock.now().since(job.claimed_at);
-                        self.metrics.generated(took, request.spec.image.num_inference_steps);
+                        self.metrics.generated(took, request.spec.image.num_inference_steps, &job.timings);
+                        self.usage.stored(job.tenant(), job.stored.len() as u64);
+                        self.metrics.stored(job.stored.len() as u64);
                         self.ended_well(ticket);
                     }
                 }
@@ -572,6 +613,7 @@ impl Worker {
             Ok(Changed::Unrecorded) => return Acted::Done,
             Ok(Changed::Lost) => {
                 tracing::warn!(ticket = ticket.0, "job.fenced");
+                self.metrics.fenced();
                 return Acted::Lost;
             }
             Err(fault) => return Acted::Failed(fault),
@@ -598,11 +640,14 @@ impl Worker {
         let delivery = Delivery::read(&self.bus, message)?;
         let (ticket, pending) = (Ticket(delivery.stream_sequence), delivery.pending);
         let deliveries = u64::try_from(delivery.delivered).unwrap_or(1);
-        self.metrics.queue_size(&self.pulls[lane].consumer, pending);
         if let Some(job) = self.jobs.get_mut(&ticket) {
             // The server hands it to us once more: only the newest acknowledgement subject is sure to count.
             job.delivery = delivery;
+            self.metrics.redelivered();
             return Some(Input::Delivered { ticket, lane, offer: None, pending, deliveries });
+        }
+        if deliveries > 1 {
+            self.metrics.redelivered();
         }
         let now_unix_ms = self.clock.unix_ms();
         let queued_ms = now_unix_ms.saturating_sub(delivery.published_unix_ms).max(0);
@@ -674,13 +719,18 @@ impl Worker {
         let Some((work, span)) = self.work.take() else { return Input::Tick };
         drop(span);
         let spent_ms = milliseconds(took);
+        self.metrics.gpu(took);
         match &work {
             EngineWork::Admit { row, ticket, .. } => {
                 let made = if let Ok(EngineReport::Admitted { made, .. }) = &outcome { *made } else { 0 };
                 if let Some(row) = self.rows.get_mut(row) {
                     row.step = made;
                 }
+                if made > 0 {
+                    self.metrics.checkpoint("resumed");
+                }
                 if let Some(job) = self.jobs.get_mut(ticket) {
+                    self.usage.gpu(job.tenant(), spent_ms);
                     job.resumed_from_step += made;
                     // All images of a job have the same.
                     job.warnings = warnings;
@@ -699,6 +749,7 @@ impl Worker {
                     row.step += u32::from(outcome.is_ok());
                     let Some(job) = self.jobs.get_mut(&row.ticket) else { continue };
                     job.gpu_ms += share_ms;
+                    self.usage.gpu(job.tenant(), share_ms);
                     let since = job.stepping_since.unwrap_or(now);
                     job.timings.denoising_ms = milliseconds(now.since(since));
                 }
@@ -708,6 +759,7 @@ impl Worker {
             EngineWork::Decode { ticket, image: index, .. } => {
                 self.keep_saved(saved);
                 if let Some(job) = self.jobs.get_mut(ticket) {
+                    self.usage.gpu(job.tenant(), spent_ms);
                     job.timings.decoding_ms += spent_ms;
                     job.gpu_ms += spent_ms;
                     if let (Some(image), Some(place)) = (image, job.images.get_mut(*index as usize)) {

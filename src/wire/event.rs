@@ -223,6 +223,20 @@ pub fn to_the_microsecond(milliseconds: f64) -> f64 {
 }
 
 impl Timings {
+    /// Each phase by its name, in the order in which they follow each other.
+    pub fn phases(&self) -> [(&'static str, f64); 6] {
+        // Fetching is a part of loading.
+        let Self { queued_ms, loading_ms, encoding_ms, denoising_ms, decoding_ms, storing_ms, fetching_ms: _ } = *self;
+        [
+            ("queued", queued_ms),
+            ("loading", loading_ms),
+            ("encoding", encoding_ms),
+            ("denoising", denoising_ms),
+            ("decoding", decoding_ms),
+            ("storing", storing_ms),
+        ]
+    }
+
     /// The same, as [`to_the_microsecond`].
     #[must_use]
     pub fn to_the_microsecond(&self) -> Self {
@@ -248,6 +262,9 @@ pub struct Completed {
     pub timings: Timings,
     /// Device time attributed to this job's rows.
     pub gpu_ms: f64,
+    /// What that time cost, where the worker knows its price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
     /// The model.
     pub model: String,
     /// SHA-256 over the model's files.
@@ -264,6 +281,18 @@ pub struct Completed {
     /// As in the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,
+}
+
+/// What a job's device time cost: its share of batches, none of the time that workers are idle or start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Cost {
+    /// US dollars.
+    pub usd: f64,
+    /// `spot` or `on-demand`.
+    pub capacity: String,
+    /// The machine's type, as its cloud calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
 }
 
 /// Why a job failed.

@@ -6,6 +6,8 @@ use serde_json::Value;
 use super::cancel::{CancelAnswer, CancelRequest};
 use super::event::{Accepted, Cancelled, Checkpointed, CloudEvent, Completed, Failed, Progress, Started};
 use super::request::RequestDocument;
+use super::scale::ScalePlan;
+use super::usage::UsageReport;
 use super::worker::{ModelReport, WorkerReport};
 
 /// Every schema with the name of its file in `nats/schema/`.
@@ -23,5 +25,7 @@ pub fn all() -> Vec<(&'static str, Value)> {
         ("event.cancelled.json", schema_for!(CloudEvent<Cancelled>).to_value()),
         ("worker.json", schema_for!(WorkerReport).to_value()),
         ("model.json", schema_for!(ModelReport).to_value()),
+        ("usage.json", schema_for!(UsageReport).to_value()),
+        ("scale.plan.json", schema_for!(ScalePlan).to_value()),
     ]
 }

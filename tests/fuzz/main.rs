@@ -61,6 +61,7 @@ targets! {
     model_manifest = wire::model_manifest, no_seeds, 20_000;
     report = wire::report, no_seeds, 20_000;
     text = wire::text, no_seeds, 20_000;
+    billing = wire::billing, no_seeds, 20_000;
     webhook = wire::webhook, no_seeds, 20_000;
     face = faces::face, no_seeds, 20_000;
     workload = simulation::workload, simulation::workloads, 2_000;

@@ -5,15 +5,17 @@ use darkroom::job::limits::{
     SEED_MAX, STEPS_MAX, TOKEN_LENGTH_MAX,
 };
 use darkroom::job::{
-    Defaults, JobId, LoraName, ModelLimits, ModelManifest, ModelName, PictureSource, Priority, SamplerKind, Start,
-    Task, Tenant, WebhookUrl, WorkerId,
+    Capacity, Defaults, JobId, LoraName, ModelLimits, ModelManifest, ModelName, PictureSource, Priority, SamplerKind,
+    Start, Task, Tenant, WebhookUrl, WorkerId,
 };
+use darkroom::sched::bill::{Entry, bill};
+use darkroom::wire::price::Prices;
 use darkroom::wire::request::{Context, RequestDocument, canonical_digest, id_in_body, parse, webhook_in_body};
 use darkroom::wire::signature::Secrets;
 use darkroom::wire::subject::RequestSubject;
 use darkroom::wire::{
-    cost, event as events, header, manifest as manifests, model_files, record as records, time, webhook as webhooks,
-    worker,
+    cost, event as events, header, manifest as manifests, model_files, record as records, scale, time, usage,
+    webhook as webhooks, worker,
 };
 
 fn model() -> ModelManifest {
@@ -226,5 +228,36 @@ pub(crate) fn text(bytes: &[u8]) {
     }
     if let Ok(kind) = text.parse::<SamplerKind>() {
         assert_eq!(kind.as_str(), text);
+    }
+}
+
+/// What a bill and a plan are made of.
+pub(crate) fn billing(bytes: &[u8]) {
+    if let Ok(report) = usage::decode(bytes) {
+        assert_eq!(usage::decode(&usage::encode(&report)).unwrap(), report);
+        let tenants = report.tenants.iter().map(|of| (of.tenant.clone(), of.images, of.gpu_ms)).collect();
+        let entry = Entry {
+            model: report.model,
+            capacity: report.capacity,
+            ran_ms: report.ran_ms,
+            gpu_ms: report.gpu_ms,
+            price_per_hour: report.price_per_hour,
+            tenants,
+        };
+        bill(&[entry.clone(), entry]);
+    }
+    if let Ok(plan) = scale::decode(bytes) {
+        assert_eq!(plan.hours.len(), scale::HOURS);
+        assert_eq!(scale::decode(&scale::encode(&plan)).unwrap(), plan);
+    }
+    if let Ok(prices) = Prices::parse(&String::from_utf8_lossy(bytes)) {
+        for instance in prices.instances() {
+            for capacity in Capacity::ALL {
+                assert!(
+                    prices.per_worker_hour(&instance.name, capacity).is_ok_and(|usd| usd.is_finite() && usd >= 0.0)
+                        || instance.spot_per_hour.is_none()
+                );
+            }
+        }
     }
 }

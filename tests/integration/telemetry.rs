@@ -64,7 +64,7 @@ async fn the_trace_of_a_request_goes_on_through_batch_store_and_event() {
     for name in [
         "diffusion_requests_total",
         "diffusion_generation_duration_seconds",
-        "diffusion_queue_size",
+        "diffusion_phase_duration_seconds",
         "diffusion_queue_wait_seconds",
         "diffusion_batch_size",
         "diffusion_step_duration_seconds",

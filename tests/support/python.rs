@@ -13,6 +13,8 @@ pub(crate) const HTTP_CLIENTS: &[&str] = &["openai==3.57.0", "replicate==1.0.7"]
 pub(crate) const STANDARD_WEBHOOKS: &[&str] = &["standardwebhooks==1.1.0"];
 /// What asks a described interface everything that may be asked, and more.
 pub(crate) const SCHEMATHESIS: &[&str] = &["schemathesis==4.32.5"];
+/// What KEDA speaks.
+pub(crate) const GRPC: &[&str] = &["grpcio==1.85.1", "grpcio-tools==1.85.1"];
 /// Triton's own package.
 pub(crate) const TRITON: &[&str] = &["tritonclient[http]==2.73.0"];
 

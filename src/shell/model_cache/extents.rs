@@ -61,6 +61,8 @@ impl Extents {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "one extent is what is meant")]
+
     use super::*;
 
     /// One byte at a time, as nobody would do it.

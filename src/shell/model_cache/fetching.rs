@@ -326,6 +326,8 @@ pub(super) fn digest_of(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "one extent is what is meant")]
+
     use super::*;
 
     #[test]

@@ -130,6 +130,8 @@ pub(super) fn evicted(others: &[Kept], need: &Need) -> Result<Vec<usize>, NoRoom
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "one extent is what is meant")]
+
     use super::*;
 
     #[test]

@@ -192,9 +192,8 @@ pub(super) enum PartError {
 
 impl From<object_store::Error> for PartError {
     fn from(error: object_store::Error) -> Self {
-        match error {
-            object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. } => Self::Replaced,
-            error => Self::Store(error),
-        }
+        let is_replaced =
+            matches!(error, object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. });
+        if is_replaced { Self::Replaced } else { Self::Store(error) }
     }
 }

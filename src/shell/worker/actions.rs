@@ -11,7 +11,9 @@ use crate::job::{
     Fault, FaultClass, FaultCode, ImageSpec, InvalidToken, JobId, JobStep, ModelManifest, Priority, Tenant, Violation,
 };
 use crate::sched::{Action, Claim, Ticket, Transition, Verdict};
-use crate::wire::event::{Cancelled, Completed, ErrorDocument, EventKind, Failed, StoredImage, to_the_microsecond};
+use crate::wire::event::{
+    Cancelled, Completed, Cost, ErrorDocument, EventKind, Failed, StoredImage, to_the_microsecond,
+};
 use crate::wire::record::Record;
 use crate::wire::request::{self, Context, Refusal, Request};
 use crate::wire::subject::{self, RequestSubject};
@@ -79,6 +81,15 @@ impl Delivery {
     }
 }
 
+impl Worker {
+    /// What so much device time costs.
+    fn cost(&self, gpu_ms: f64) -> Option<Cost> {
+        let usd = self.config.price_per_hour? * gpu_ms / 3.6e6;
+        let (capacity, instance_type) = (self.config.capacity.to_string(), self.config.instance_type.clone());
+        Some(Cost { usd: (usd * 1e9).round() / 1e9, capacity, instance_type })
+    }
+}
+
 impl Job {
     pub(super) fn id(&self) -> JobId {
         match (&self.request, &self.refusal) {
@@ -86,6 +97,11 @@ impl Job {
             (None, Some(refusal)) => refusal.job.clone(),
             (None, None) => JobId::from_stream_sequence(self.delivery.stream_sequence),
         }
+    }
+
+    /// Whose it is; nobody's, where the subject does not say.
+    pub(super) fn tenant(&self) -> &str {
+        self.delivery.tenant.as_ref().map_or("", Tenant::as_str)
     }
 
     fn attempts(&self) -> u32 {
@@ -185,6 +201,7 @@ impl Worker {
         };
         let (records, facts, unix_ms) = (self.records.clone(), self.facts.clone(), self.clock.unix_ms());
         let (fetcher, loras, spec) = (self.fetcher.clone(), self.loras.clone(), request.spec.clone());
+        let metrics = self.metrics.clone();
         let (digest, prompts, store) = (self.engine.digest.clone(), self.prompts.clone(), self.store.clone());
         let claimed = async move {
             let mut outcome = match failpoint::around("claim", &claim.job, records.claim(&claim, unix_ms)).await {
@@ -203,7 +220,7 @@ impl Worker {
                     }
                     let files = fetcher.picture_files(&claim.tenant, &spec).await?;
                     let checkpoint = owned.as_ref().and_then(|owned| owned.record.checkpoint.clone());
-                    let saved = checkpoints::bring(&store, &checkpoint.unwrap_or_default()).await;
+                    let saved = checkpoints::bring(&store, &checkpoint.unwrap_or_default(), &metrics).await;
                     let image = spec.image.clone();
                     let ready = tokio::task::spawn_blocking(move || prepare(&files, &image, &digest))
                         .await
@@ -273,6 +290,7 @@ impl Worker {
                     images: job.stored.clone(),
                     timings: job.timings.to_the_microsecond(),
                     gpu_ms: to_the_microsecond(job.gpu_ms),
+                    cost: self.cost(job.gpu_ms),
                     model: self.manifest.name.to_string(),
                     model_digest: job.prepared.model_digest.clone(),
                     worker: self.config.worker.to_string(),

@@ -17,6 +17,7 @@ use crate::wire::key;
 use crate::wire::record::{Checkpoint, Record, SavedImage};
 use crate::wire::request::hexadecimal;
 
+use super::super::metrics::Metrics;
 use super::super::records::Changed;
 use super::super::store::{Found, Store};
 use super::{Fact, Job, Ticket, Worker, log_failure};
@@ -115,7 +116,7 @@ async fn store_all(
             continue;
         }
         let key = key::checkpoint(tenant, job, *index, *step);
-        store.put(&key, bytes.clone(), "application/octet-stream").await?;
+        store.put_checkpoint(&key, bytes.clone()).await?;
         let sha256 = hexadecimal(&Sha256::digest(bytes));
         let size_bytes = bytes.len() as u64;
         images.insert(*index, SavedImage { index: *index, step: *step, key, size_bytes, sha256 });
@@ -129,7 +130,7 @@ fn superseded(before: &Checkpoint, after: &Checkpoint) -> Vec<String> {
 }
 
 /// What can be gone on from, by image: what is missing or damaged is left out, and made again.
-pub(super) async fn bring(store: &Store, checkpoint: &Checkpoint) -> BTreeMap<u32, Saved> {
+pub(super) async fn bring(store: &Store, checkpoint: &Checkpoint, metrics: &Metrics) -> BTreeMap<u32, Saved> {
     let brought = checkpoint.images.iter().map(|image| async move {
         let unusable = match store.find(&image.key, BYTES_MAX).await {
             Ok(Found::Object(bytes)) if hexadecimal(&Sha256::digest(&bytes)) == image.sha256 => {
@@ -141,6 +142,7 @@ pub(super) async fn bring(store: &Store, checkpoint: &Checkpoint) -> BTreeMap<u3
             Err(fault) => fault.to_string(),
         };
         tracing::warn!(key = image.key, unusable, "checkpoint.unusable");
+        metrics.checkpoint("damaged");
         None
     });
     join_all(brought).await.into_iter().flatten().collect()

@@ -5,12 +5,13 @@ use std::time::Duration;
 use crate::sched::Mono;
 
 use super::super::clock::Clock;
+use super::super::metrics::Metrics;
 use super::super::model_cache::Fetched;
 
 /// The phases from the start of the process to the first step. They follow each other but for gaps in which there is no job.
 #[derive(Clone, Debug)]
 pub(super) struct ColdStart {
-    model: String,
+    metrics: Metrics,
     fetched: Option<Fetched>,
     /// From the start of the process until it was ready.
     whole: Duration,
@@ -43,33 +44,22 @@ impl Phase {
 
 impl ColdStart {
     /// The engine is ready now.
-    pub(super) fn ready(model: String, clock: Clock, fetched: Option<Fetched>) -> Self {
+    pub(super) fn ready(metrics: Metrics, clock: Clock, fetched: Option<Fetched>) -> Self {
         let whole = clock.now().since(Mono::ZERO);
         let (ready_unix_ms, works_since) = (clock.unix_ms(), None);
-        let cold_start = Self { model, fetched, whole, ready_unix_ms, works_since, has_stepped: false };
+        let cold_start = Self { metrics, fetched, whole, ready_unix_ms, works_since, has_stepped: false };
         if let Some(fetched) = fetched {
             cold_start.measured(Phase::Fetch, fetched.took);
+            cold_start.metrics.fetched(fetched.bytes);
         }
         cold_start.measured(Phase::Load, cold_start.load());
         cold_start
     }
 
-    /// THE PLACE FOR METRICS of a cold start: called once for each phase, as it ends.
-    /// `darkroom_cold_start_duration_seconds{model,phase}` takes `took`; with `Phase::Fetch`,
-    /// `darkroom_model_fetched_bytes_total{model}` grows by `self.fetched_bytes()`.
+    /// A phase has ended.
     fn measured(&self, phase: Phase, took: Duration) {
-        tracing::debug!(
-            model = self.model,
-            phase = phase.as_str(),
-            took_ms = took.as_millis(),
-            fetched_bytes = self.fetched_bytes(),
-            "worker.cold_start"
-        );
-    }
-
-    /// What this process has received of its model.
-    fn fetched_bytes(&self) -> u64 {
-        self.fetched.map_or(0, |fetched| fetched.bytes)
+        self.metrics.cold_start(phase.as_str(), took);
+        tracing::debug!(phase = phase.as_str(), took_ms = took.as_millis(), "worker.cold_start");
     }
 
     pub(super) fn whole(&self) -> Duration {
@@ -124,12 +114,18 @@ fn overlap(ended_unix_ms: i64, took: Duration, since_unix_ms: i64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Capacity;
+    use crate::shell::telemetry;
+
+    fn metrics() -> Metrics {
+        Metrics::new(&telemetry::meter(), &"m".parse().unwrap(), Capacity::OnDemand)
+    }
 
     #[test]
     fn a_job_has_waited_for_what_came_after_it() {
         let fetched = Fetched { took: Duration::from_millis(300), at_unix_ms: 1_000_400, bytes: 7, resumed_bytes: 0 };
         let cold_start = ColdStart {
-            model: "m".into(),
+            metrics: metrics(),
             fetched: Some(fetched),
             whole: Duration::from_millis(500),
             ready_unix_ms: 1_000_550,
@@ -148,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_first_step_counts_once() {
-        let mut cold_start = ColdStart::ready("m".into(), Clock::start(), None);
+        let mut cold_start = ColdStart::ready(metrics(), Clock::start(), None);
         cold_start.stepped(Mono::from_micros(5));
         assert!(!cold_start.has_stepped, "a step without work");
         cold_start.works(Mono::from_micros(10));

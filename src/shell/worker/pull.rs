@@ -33,7 +33,6 @@ struct Ask {
 /// One consumer.
 #[derive(Debug)]
 pub(super) struct Handle {
-    pub(super) consumer: String,
     asks: mpsc::UnboundedSender<Ask>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -57,7 +56,7 @@ pub(super) async fn start(
     let tasks = TaskTracker::new();
     tasks.spawn(lane.run(asked, stop.clone()));
     tasks.close();
-    Ok((Handle { consumer: consumer.to_owned(), asks, stop, tasks }, ack_wait))
+    Ok((Handle { asks, stop, tasks }, ack_wait))
 }
 
 impl Handle {

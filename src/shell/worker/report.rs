@@ -44,13 +44,17 @@ impl Reports {
     }
 }
 
+/// Images in the step under way.
+pub(super) fn images_stepping(worker: &Worker) -> usize {
+    match &worker.work {
+        Some((EngineWork::Step { rows, .. }, _)) => rows.len(),
+        Some(_) | None => 0,
+    }
+}
+
 impl Worker {
     fn report(&self, scheduler: &Scheduler, state: WorkerState) -> WorkerReport {
         let load = self.measured.load(self.clock.now(), scheduler.work_left_ms());
-        let stepping = match &self.work {
-            Some((EngineWork::Step { rows, .. }, _)) => rows.len(),
-            Some(_) | None => 0,
-        };
         WorkerReport {
             worker: self.config.worker.to_string(),
             model: self.manifest.name.to_string(),
@@ -58,7 +62,7 @@ impl Worker {
             state,
             images_in_batch_max: self.config.images_in_batch_max.unwrap_or(self.manifest.limits.images_in_batch_max),
             jobs_held: scheduler.jobs_held() as u64,
-            images_stepping: stepping as u64,
+            images_stepping: images_stepping(self) as u64,
             work_left_ms: load.work_left_ms,
             pace: fleet::pace_report(&load.pace),
             priorities: fleet::priority_reports(&load),

@@ -160,7 +160,8 @@ pub fn compare(
                 let notice_us = (of.notice_s * 1e6) as u64;
                 let interruptions = Interruptions { interruptions_per_hour, notice_us, on_notice };
                 let run = Run { rule, spot: Some(interruptions), checkpoint_steps, prices, chance: 0 };
-                let checkpoints = checkpoint_steps.map_or_else(|| "none".to_owned(), |steps| format!("every {steps} steps"));
+                let checkpoints =
+                    checkpoint_steps.map_or_else(|| "none".to_owned(), |steps| format!("every {steps} steps"));
                 let percent = interruptions_per_hour * 100.0;
                 let name = format!("{percent:.0} %/h, {}, checkpoints {checkpoints}", on_notice.label());
                 spot.push(play(&run, name, of.repeats)?);

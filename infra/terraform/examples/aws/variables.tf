@@ -89,7 +89,7 @@ variable "tenants" {
 
 variable "image_registry" {
   type        = string
-  description = "Where the container images are that infra/images made."
+  description = "Where the container images are that infra/images/build made, as its --repository."
 }
 
 variable "image_tag" {

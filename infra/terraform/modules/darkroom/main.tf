@@ -10,7 +10,9 @@ locals {
   user    = 65532
   metrics = 9464
 
-  image = { for name in keys(local.roles) : name => "${var.image_registry}/${name == "setup" ? "darkroom" : "darkroom-${name}"}:${var.image_tag}" }
+  # As infra/images/build calls them.
+  image_name = { setup = "darkroom", generate = "generate-cuda" }
+  image      = { for name in keys(local.roles) : name => "${var.image_registry}/${lookup(local.image_name, name, name)}:${var.image_tag}" }
 
   labels = { for name in keys(local.roles) : name => {
     "app.kubernetes.io/name"    = "darkroom-${name}"

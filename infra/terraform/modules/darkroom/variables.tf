@@ -5,7 +5,7 @@ variable "name" {
 
 variable "image_registry" {
   type        = string
-  description = "Where the images are, as 123456789012.dkr.ecr.eu-central-1.amazonaws.com/darkroom; their names are darkroom, for the command line, and darkroom-<function>."
+  description = "Where the images are, as 123456789012.dkr.ecr.eu-central-1.amazonaws.com/darkroom; their names are those of infra/images/build: gateway, webhook, deadletter, scaler, generate-cuda, darkroom."
   validation {
     condition     = can(regex("^[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$", var.image_registry))
     error_message = "image_registry: must be a host and path without a scheme and a slash at the end."
@@ -111,8 +111,8 @@ variable "grace_seconds" {
 
 variable "idle" {
   type        = string
-  description = "A worker ends after so long without work (DARKROOM_EXIT_WHEN_IDLE)."
-  default     = "120s"
+  description = "A worker ends after so long without work (DARKROOM_EXIT_WHEN_IDLE). What longer waits cost: docs/scaling.md."
+  default     = "30s"
 }
 
 variable "cache_gib" {
