@@ -17,6 +17,9 @@ use crate::support::checkout;
 use crate::support::nats::{NatsServer, fake_old_server, free_port_pair};
 use crate::support::process::{Finished, run};
 
+/// What `setup` makes with one model: 15 streams and buckets, 3 consumers, and one for each priority and pool.
+const STREAMS_AND_CONSUMERS: usize = 24;
+
 /// Runs `darkroom` with these arguments.
 async fn darkroom<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finished {
     run(Command::new(program("darkroom")).args(arguments), PATIENCE).await
@@ -77,8 +80,8 @@ async fn setup_makes_everything_once_and_then_finds_nothing_to_do() {
     expect(&first, 0, &["stream DARKROOM_REQ: created", "consumer shapes-normal-any: created"], &[]);
     let second = darkroom_at(&server.url(), &setup).await;
     expect(&second, 0, &[], &[]);
-    assert_eq!(outcomes(&first.stdout), ["created"; 22], "{first}");
-    assert_eq!(outcomes(&second.stdout), ["unchanged"; 22], "{second}");
+    assert_eq!(outcomes(&first.stdout), ["created"; STREAMS_AND_CONSUMERS], "{first}");
+    assert_eq!(outcomes(&second.stdout), ["unchanged"; STREAMS_AND_CONSUMERS], "{second}");
 }
 
 #[tokio::test]
@@ -93,7 +96,7 @@ async fn setups_at_the_same_time_do_not_disturb_each_other() {
         assert!(outcomes(&finished.stdout).iter().all(|word| ["created", "unchanged"].contains(word)), "{finished}");
     }
     let after = darkroom_at(&url, &setup).await;
-    assert_eq!(outcomes(&after.stdout), ["unchanged"; 22], "{after}");
+    assert_eq!(outcomes(&after.stdout), ["unchanged"; STREAMS_AND_CONSUMERS], "{after}");
 }
 
 #[tokio::test]
@@ -134,7 +137,11 @@ async fn setup_reports_drift_after_doing_everything_else() {
         &[drifted, r#"storage is "file", wanted "memory""#, "consumer shapes-low-ondemand: created"],
         &[],
     );
-    assert_eq!(outcomes(&setup.stdout).iter().filter(|word| **word == "created").count(), 21, "{setup}");
+    assert_eq!(
+        outcomes(&setup.stdout).iter().filter(|word| **word == "created").count(),
+        STREAMS_AND_CONSUMERS - 1,
+        "{setup}"
+    );
     let config = bus.api("STREAM.INFO.DARKROOM_PROG", &Value::Null).await.unwrap()["config"].clone();
     assert_eq!(config["storage"], "file", "what is stored must not be lost");
 }
