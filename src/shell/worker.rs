@@ -707,6 +707,7 @@ impl Worker {
             stepping_since: None,
             span,
         };
+        self.cold_start.has_work(job.came_at);
         self.jobs.insert(ticket, job);
         Some(Input::Delivered { ticket, lane, offer, pending, deliveries })
     }
@@ -849,7 +850,6 @@ impl Worker {
                 (Command::Decode { row: *row, save }, tracing::info_span!(parent: parent, "job.decode"))
             }
         };
-        self.cold_start.works(self.clock.now());
         self.work = Some((work, span));
         self.engine.send(command);
     }

@@ -16,8 +16,8 @@ pub(super) struct ColdStart {
     /// From the start of the process until it was ready.
     whole: Duration,
     ready_unix_ms: i64,
-    /// When the engine was given its first work.
-    works_since: Option<Mono>,
+    /// When its first job came.
+    has_work_since: Option<Mono>,
     has_stepped: bool,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Phase {
     Fetch,
     /// From then until the engine was ready.
     Load,
-    /// From the first work of the engine to the end of its first step.
+    /// From the first job's delivery, through its claim and its prompts, to the end of its first step.
     FirstStep,
 }
 
@@ -46,8 +46,8 @@ impl ColdStart {
     /// The engine is ready now.
     pub(super) fn ready(metrics: Metrics, clock: Clock, fetched: Option<Fetched>) -> Self {
         let whole = clock.now().since(Mono::ZERO);
-        let (ready_unix_ms, works_since) = (clock.unix_ms(), None);
-        let cold_start = Self { metrics, fetched, whole, ready_unix_ms, works_since, has_stepped: false };
+        let (ready_unix_ms, has_work_since) = (clock.unix_ms(), None);
+        let cold_start = Self { metrics, fetched, whole, ready_unix_ms, has_work_since, has_stepped: false };
         if let Some(fetched) = fetched {
             cold_start.measured(Phase::Fetch, fetched.took);
             cold_start.metrics.fetched(fetched.bytes);
@@ -78,14 +78,14 @@ impl ColdStart {
         self.ready_unix_ms
     }
 
-    /// The engine is given work.
-    pub(super) fn works(&mut self, now: Mono) {
-        self.works_since.get_or_insert(now);
+    /// A job has come.
+    pub(super) fn has_work(&mut self, now: Mono) {
+        self.has_work_since.get_or_insert(now);
     }
 
     /// The engine has made a step.
     pub(super) fn stepped(&mut self, now: Mono) {
-        if let (false, Some(since)) = (self.has_stepped, self.works_since) {
+        if let (false, Some(since)) = (self.has_stepped, self.has_work_since) {
             self.has_stepped = true;
             let took = now.since(since);
             self.measured(Phase::FirstStep, took);
@@ -129,7 +129,7 @@ mod tests {
             fetched: Some(fetched),
             whole: Duration::from_millis(500),
             ready_unix_ms: 1_000_550,
-            works_since: None,
+            has_work_since: None,
             has_stepped: false,
         };
         let ms = Duration::from_millis;
@@ -146,10 +146,10 @@ mod tests {
     fn the_first_step_counts_once() {
         let mut cold_start = ColdStart::ready(metrics(), Clock::start(), None);
         cold_start.stepped(Mono::from_micros(5));
-        assert!(!cold_start.has_stepped, "a step without work");
-        cold_start.works(Mono::from_micros(10));
-        cold_start.works(Mono::from_micros(20));
-        assert_eq!(cold_start.works_since, Some(Mono::from_micros(10)));
+        assert!(!cold_start.has_stepped, "a step without a job");
+        cold_start.has_work(Mono::from_micros(10));
+        cold_start.has_work(Mono::from_micros(20));
+        assert_eq!(cold_start.has_work_since, Some(Mono::from_micros(10)));
         cold_start.stepped(Mono::from_micros(30));
         assert!(cold_start.has_stepped);
         assert_eq!((cold_start.fetch(), cold_start.load()), (None, cold_start.whole()));
