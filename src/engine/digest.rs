@@ -3,6 +3,7 @@
 //! Hashing takes longer than mapping a model, so it goes on beside its first work. `darkroom.toml` is not in it: it only
 //! fills gaps in requests. Neither is the path of the model's directory.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,6 +17,34 @@ use super::error::LoadError;
 
 /// Files are hashed in pieces of this size, on all cores.
 const PIECE_BYTES: u64 = 16 << 20;
+
+/// Digests that somebody has worked out already, of files that have not changed since.
+#[derive(Clone, Debug, Default)]
+pub struct KnownPieces {
+    /// What all pieces but the last of a file have; of no use if the engine counts otherwise.
+    pub piece_bytes: u64,
+    /// SHA-256 of each piece in lower-case hexadecimal digits, by the file's path below the model's directory.
+    pub files: BTreeMap<String, Vec<String>>,
+}
+
+impl KnownPieces {
+    /// Those of a file, if they can be all of it.
+    fn of(&self, name: &str, length: u64) -> Option<Vec<[u8; 32]>> {
+        let pieces = self.files.get(name).filter(|_| self.piece_bytes == PIECE_BYTES)?;
+        (pieces.len() as u64 == length.div_ceil(PIECE_BYTES)).then_some(())?;
+        pieces.iter().map(|digits| bytes_of(digits)).collect()
+    }
+}
+
+/// What hexadecimal digits say.
+fn bytes_of(digits: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    (digits.len() == 64 && digits.is_ascii()).then_some(())?;
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// The digest of a model's files, which may still be in the making.
@@ -24,10 +53,10 @@ pub struct ModelDigest(Arc<OnceLock<Result<String, LoadError>>>);
 
 impl ModelDigest {
     /// Begins to hash `files` below `directory`.
-    pub(crate) fn begin(directory: &Path, files: Vec<PathBuf>) -> Self {
+    pub(crate) fn begin(directory: &Path, files: Vec<PathBuf>, known: KnownPieces) -> Self {
         let digest = Self(Arc::default());
         let (promise, directory) = (digest.clone(), directory.to_owned());
-        std::thread::spawn(move || promise.0.get_or_init(|| of_files(&directory, &files)).is_ok());
+        std::thread::spawn(move || promise.0.get_or_init(|| of_files(&directory, &files, &known)).is_ok());
         digest
     }
 
@@ -45,11 +74,12 @@ struct Piece {
     file: usize,
     offset: u64,
     length: u64,
+    known: Option<[u8; 32]>,
 }
 
 /// The digest of `files` below `directory`, as lower-case hexadecimal digits: SHA-256 over name, length and the SHA-256
 /// of each piece of every file, in the order of their names.
-fn of_files(directory: &Path, files: &[PathBuf]) -> Result<String, LoadError> {
+fn of_files(directory: &Path, files: &[PathBuf], known: &KnownPieces) -> Result<String, LoadError> {
     let mut names: Vec<(String, &PathBuf)> = files
         .iter()
         .map(|file| {
@@ -59,17 +89,26 @@ fn of_files(directory: &Path, files: &[PathBuf]) -> Result<String, LoadError> {
         .collect();
     names.sort();
     let (mut opened, mut pieces) = (Vec::new(), Vec::new());
-    for (index, (_, path)) in names.iter().enumerate() {
+    for (index, (name, path)) in names.iter().enumerate() {
         let file = File::open(path).map_err(|error| LoadError::reading(path, error))?;
         let length = file.metadata().map_err(|error| LoadError::reading(path, error))?.len();
-        let starts = (0..length).step_by(PIECE_BYTES as usize);
-        pieces.extend(starts.map(|offset| Piece { file: index, offset, length: PIECE_BYTES.min(length - offset) }));
+        let known = known.of(name, length);
+        let starts = (0..length).step_by(PIECE_BYTES as usize).enumerate();
+        pieces.extend(starts.map(|(nth, offset)| Piece {
+            file: index,
+            offset,
+            length: PIECE_BYTES.min(length - offset),
+            known: known.as_ref().map(|known| known[nth]),
+        }));
         opened.push((file, length));
     }
     let hashes: Vec<[u8; 32]> = pieces
         .par_iter()
-        .map(|piece| {
-            of_piece(&opened[piece.file].0, piece).map_err(|error| LoadError::reading(names[piece.file].1, error))
+        .map(|piece| match piece.known {
+            Some(known) => Ok(known),
+            None => {
+                of_piece(&opened[piece.file].0, piece).map_err(|error| LoadError::reading(names[piece.file].1, error))
+            }
         })
         .collect::<Result<_, _>>()?;
     let mut hasher = Sha256::new();
@@ -123,7 +162,7 @@ mod tests {
                     path
                 })
                 .collect();
-            of_files(directory.path(), &files).unwrap()
+            of_files(directory.path(), &files, &KnownPieces::default()).unwrap()
         };
         let one = digest(&[("a", "12"), ("b", "3")]);
         assert_eq!(one.len(), 64);
@@ -143,14 +182,38 @@ mod tests {
             content[place] = 1;
             std::fs::write(&path, &content).unwrap();
             content[place] = 0;
-            let digest = ModelDigest::begin(directory.path(), vec![path.clone()]);
+            let digest = ModelDigest::begin(directory.path(), vec![path.clone()], KnownPieces::default());
             assert!(seen.insert(digest.wait().unwrap().to_owned()), "{place}");
         }
     }
 
     #[test]
+    fn what_is_known_is_not_read_again_and_makes_the_same_digest() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        let content: Vec<u8> = (0..PIECE_BYTES + 9).map(|place| (place % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let digest = |known: &KnownPieces| of_files(directory.path(), std::slice::from_ref(&path), known).unwrap();
+        let pieces: Vec<String> =
+            content.chunks(PIECE_BYTES as usize).map(|piece| hexadecimal(&Sha256::digest(piece))).collect();
+        let with = |piece_bytes, pieces: &[String]| KnownPieces {
+            piece_bytes,
+            files: BTreeMap::from([("a".to_owned(), pieces.to_vec())]),
+        };
+        let expected = digest(&KnownPieces::default());
+        assert_eq!(digest(&with(PIECE_BYTES, &pieces)), expected);
+        // What cannot be of this file is not used.
+        assert_eq!(digest(&with(PIECE_BYTES, &pieces[..1])), expected);
+        assert_eq!(digest(&with(1 << 20, &pieces)), expected);
+        assert_eq!(digest(&with(PIECE_BYTES, &[pieces[0].clone(), "none".into()])), expected);
+        // It is the known ones that count: nothing was read.
+        let others = [pieces[0].clone(), "0".repeat(64)];
+        assert_ne!(digest(&with(PIECE_BYTES, &others)), expected);
+    }
+
+    #[test]
     fn a_file_that_cannot_be_read_is_named() {
-        let digest = ModelDigest::begin(Path::new("."), vec!["missing.json".into()]);
+        let digest = ModelDigest::begin(Path::new("."), vec!["missing.json".into()], KnownPieces::default());
         assert!(digest.wait().unwrap_err().to_string().contains("missing.json"));
     }
 }

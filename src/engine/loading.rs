@@ -13,7 +13,7 @@ use super::condition::{ClipEncoder, FLUX_T5_TOKENS, Known, SD3_T5_TOKENS, TextEn
 use super::config::{DenoiserConfig, Family, PipelineConfig};
 use super::denoiser::Denoiser;
 use super::device::{self, DeviceChoice, Placement, Placements, Precisions};
-use super::digest::ModelDigest;
+use super::digest::{KnownPieces, ModelDigest};
 use super::error::LoadError;
 use super::flux::FluxTransformer;
 use super::lora::{Base, Lora, LoraSet, Part};
@@ -71,6 +71,14 @@ pub(crate) struct Source {
 /// # Errors
 /// A [`LoadError`] that names the file, and the field or tensor in it.
 pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadError> {
+    load_known(directory, options, KnownPieces::default())
+}
+
+/// The same with digests of its files that are known: only the others are worked out for the model's.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_known(directory: &Path, options: &LoadOptions, known: KnownPieces) -> Result<Pipeline, LoadError> {
     let config = PipelineConfig::read(directory)?;
     let overrides = Overrides::read(directory)?;
     let manifest = describe(directory, &config, &overrides)?;
@@ -101,7 +109,7 @@ pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadErr
     let mut hashed = configuration_files(&source)?;
     hashed.extend(source.files.values().flatten().cloned());
     let scale = LatentScale::new(&source.config.vae, &device)?;
-    let digest = ModelDigest::begin(directory, hashed);
+    let digest = ModelDigest::begin(directory, hashed, known);
     let decoder = Decoder::new(&source.vae()?, &source.config.vae, scale.clone(), source.placements.vae.dtype)?;
     let base = source.weighted(None)?;
     Ok(Pipeline::new(manifest, digest, source, base, scale, decoder))

@@ -48,10 +48,10 @@ use crate::job::{Fault, ImageSpec, ModelManifest};
 
 pub use checkpoint::ResumeError;
 pub use device::{DeviceChoice, Precision, Precisions, UnknownDevice, UnknownPrecision};
-pub use digest::ModelDigest;
+pub use digest::{KnownPieces, ModelDigest};
 pub use error::LoadError;
 pub use image::encode;
-pub use loading::{LoadOptions, load};
+pub use loading::{LoadOptions, load, load_known};
 pub use lora::{LoraError, Part};
 pub use manifest::{OVERRIDES_FILE, read_manifest};
 pub use memory::{DeviceMemory, Watch};

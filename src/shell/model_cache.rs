@@ -8,6 +8,7 @@
 
 mod extents;
 mod fetching;
+mod hashing;
 mod journal;
 mod layout;
 mod policy;
@@ -35,6 +36,7 @@ use super::config::{ModelOptions, ModelSource, user_cache};
 use super::store::StoreError;
 
 use fetching::blocking;
+use hashing::FileDigests;
 use layout::{Entry, Layout, Plan, PlannedFile, Stamp, Verified, VerifiedFile};
 use policy::{Kept, Need, NoRoom};
 use source::{Remote, RemoteFile, Source};
@@ -186,6 +188,9 @@ pub struct Present {
     pub directory: PathBuf,
     /// What bringing it took; nothing was to be brought where it is absent.
     pub fetched: Option<Fetched>,
+    /// What is known of its files, so that nobody need read them for that: by path, SHA-256 of each piece of
+    /// [`Self::PIECE_BYTES`] in hexadecimal digits.
+    pub pieces: BTreeMap<String, Vec<String>>,
     in_use: Option<InUse>,
 }
 
@@ -223,6 +228,13 @@ pub struct Fetched {
 pub struct Coming(Arc<OnceLock<Result<Present, Arc<ModelCacheError>>>>);
 
 impl Present {
+    /// All pieces of a file but the last have as many.
+    pub const PIECE_BYTES: u64 = hashing::PIECE_BYTES;
+
+    fn of_directory(directory: PathBuf) -> Self {
+        Self { directory, fetched: None, pieces: BTreeMap::new(), in_use: None }
+    }
+
     /// Whether it is of the cache.
     pub fn is_cached(&self) -> bool {
         self.in_use.is_some()
@@ -252,7 +264,7 @@ pub fn start(options: &ModelOptions, clock: Clock) -> Result<Coming, ModelCacheE
     let coming = Coming(Arc::default());
     let url = match &options.model {
         ModelSource::Directory(directory) => {
-            let _ = coming.0.set(Ok(Present { directory: directory.clone(), fetched: None, in_use: None }));
+            let _ = coming.0.set(Ok(Present::of_directory(directory.clone())));
             return Ok(coming);
         }
         ModelSource::Url(url) => url.clone(),
@@ -335,7 +347,11 @@ impl ModelCache {
         entry.touch().map_err(failed)?;
         drop(alone);
         let directory = entry.model();
-        Ok((Present { directory, fetched: None, in_use: Some(InUse { entry, _lock: in_use }) }, bytes, resumed))
+        let of_version =
+            |file: &RemoteFile| Some((file.path.clone(), verified.files.get(&file.path)?.digests.pieces.clone()));
+        let pieces = remote.files.iter().filter_map(of_version).collect();
+        let in_use = Some(InUse { entry, _lock: in_use });
+        Ok((Present { directory, fetched: None, pieces, in_use }, bytes, resumed))
     }
 
     /// Evicts what must go for this version, and takes the room for the files that are wanted of it.
@@ -455,12 +471,12 @@ async fn check(entry: &Entry, remote: &Remote, verified: &mut Verified) -> Resul
     for (index, file) in remote.files.iter().enumerate() {
         let path = model.join(&file.path);
         let known = verified.files.get(&file.path);
-        let expected = file.sha256.clone().or_else(|| Some(known?.sha256.clone()));
+        let expected = file.sha256.clone().or_else(|| Some(known?.digests.sha256.clone()));
         match (Stamp::of(&path), expected) {
             (Ok(stamp), Some(expected)) => {
-                let was = VerifiedFile { sha256: expected, stamp };
-                if !is_same_boot || known != Some(&was) {
-                    unsure.push((index, path, was));
+                let is_known = known.is_some_and(|was| was.stamp == stamp && was.digests.sha256 == expected);
+                if !is_same_boot || !is_known {
+                    unsure.push((index, path, expected, stamp));
                 }
             }
             // Nobody knows what it should be, or it is not there.
@@ -468,18 +484,19 @@ async fn check(entry: &Entry, remote: &Remote, verified: &mut Verified) -> Resul
         }
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let looked = futures_util::stream::iter(unsure).map(|(index, path, was)| async move {
+    let looked = futures_util::stream::iter(unsure).map(|(index, path, expected, stamp)| async move {
         let read = path.clone();
-        let digest = blocking(move || fetching::digest_of(&read)).await;
-        Ok::<_, ModelCacheError>((index, digest.map_err(|error| ModelCacheError::file(&path, error))?, was))
+        let digests = blocking(move || hashing::digests_of(&read)).await;
+        let digests = digests.map_err(|error| ModelCacheError::file(&path, error))?;
+        Ok::<_, ModelCacheError>((index, expected, VerifiedFile { digests, stamp }))
     });
     let looked: Vec<_> = looked.buffer_unordered(cores).try_collect().await?;
-    for (index, digest, was) in looked {
+    for (index, expected, is) in looked {
         let path = &remote.files[index].path;
-        if digest == was.sha256 {
-            verified.files.insert(path.clone(), was);
+        if is.digests.sha256 == expected {
+            verified.files.insert(path.clone(), is);
         } else {
-            tracing::warn!(url = remote.url, path, digest, expected = was.sha256, "model.damaged");
+            tracing::warn!(url = remote.url, path, digest = is.digests.sha256, expected, "model.damaged");
             wanted.push(index);
         }
     }
@@ -507,12 +524,13 @@ async fn fetch(
         }
         let expected_of = |index: usize| {
             let file = &remote.files[index];
-            file.sha256.as_ref().or_else(|| Some(&verified.files.get(&file.path)?.sha256)).cloned()
+            file.sha256.as_ref().or_else(|| Some(&verified.files.get(&file.path)?.digests.sha256)).cloned()
         };
-        let is_wrong =
-            |(index, digest): &(&usize, &String)| expected_of(**index).is_some_and(|expected| expected != **digest);
-        let wrong: Vec<(usize, String)> =
-            brought.digests.iter().filter(is_wrong).map(|(index, digest)| (*index, digest.clone())).collect();
+        let wrong_one = |(index, found): (&usize, &FileDigests)| {
+            let is_wrong = expected_of(*index).is_some_and(|expected| expected != found.sha256);
+            is_wrong.then(|| (*index, found.sha256.clone()))
+        };
+        let wrong: Vec<(usize, String)> = brought.digests.iter().filter_map(wrong_one).collect();
         digests.extend(brought.digests);
         to_fetch = wrong.iter().map(|(index, _)| *index).collect();
         // So that whoever comes next does not believe it either.
@@ -526,10 +544,10 @@ async fn fetch(
         tracing::warn!(url = remote.url, path, expected, found, "model.wrong_digest");
     }
     let mut paths = Vec::new();
-    for (index, sha256) in digests {
+    for (index, digests) in digests {
         let path = remote.files[index].path.clone();
         let stamp = Stamp::of(&entry.partial().join(&path)).map_err(failed)?;
-        verified.files.insert(path.clone(), VerifiedFile { sha256, stamp });
+        verified.files.insert(path.clone(), VerifiedFile { digests, stamp });
         paths.push(path);
     }
     // First what is known of them, then they themselves: a file of which nothing is known is fetched again.

@@ -30,7 +30,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use opentelemetry::trace::TraceContextExt;
 
-use crate::engine::{self, Engine, LoadError, LoadOptions, RgbImage, StartingPictures};
+use crate::engine::{self, Engine, KnownPieces, LoadError, LoadOptions, RgbImage, StartingPictures};
 use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
 use crate::job::{Capacity, Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::estimate::Measured;
@@ -53,7 +53,7 @@ use super::fetch::Fetcher;
 use super::guard::AddressGuard;
 use super::loras::LoraFolder;
 use super::metrics::Metrics;
-use super::model_cache::{Coming, ModelCacheError};
+use super::model_cache::{Coming, ModelCacheError, Present};
 use super::records::{self, Changed, Claimed, Owned, Records};
 use super::store::Store;
 use super::telemetry;
@@ -159,7 +159,8 @@ pub enum ModelError {
 pub fn load(model: &Coming, options: &LoadOptions) -> Result<Box<dyn Engine>, ModelError> {
     options.device.prepare();
     let present = model.wait().map_err(ModelError::Bring)?;
-    Ok(Box::new(engine::load(&present.directory, options)?))
+    let known = KnownPieces { piece_bytes: Present::PIECE_BYTES, files: present.pieces.clone() };
+    Ok(Box::new(engine::load_known(&present.directory, options, known)?))
 }
 
 /// What the loop learns. Each becomes one scheduler input.

@@ -79,6 +79,8 @@ async fn main() {
     let url = format!("{}/models/bench", s3.store_url());
     let mut push = Command::new(program("darkroom"));
     push.args(["models", "push"]).arg(&model).arg(&url).envs(s3.environment());
+    // s3s-fs puts the parts of a large file together before it answers.
+    push.env("AWS_TIMEOUT", "1200s");
     run(&mut push, PATIENCE).await.expect_success();
 
     let key = format!("models/bench/{}", largest.strip_prefix(&model).unwrap().display());

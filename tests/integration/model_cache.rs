@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use darkroom::engine::read_manifest;
+use darkroom::engine::{self, Engine as _, LoadOptions, read_manifest};
 use darkroom::job::Status;
 use darkroom::shell::topology;
 use serde_json::{Value, json};
@@ -255,6 +255,9 @@ async fn two_workers_fetch_three_models_once_although_one_is_killed_in_the_middl
     let (fetching, loading) = (&early["timings"]["fetching_ms"], &early["timings"]["loading_ms"]);
     assert!(fetching.as_f64().unwrap() > 0.0 && loading.as_f64() >= fetching.as_f64(), "{early}");
     second.wait_for_log(|line| line.contains("worker.first_step"), PATIENCE).await;
+    let model = engine::load(&made[0], &LoadOptions::default()).unwrap();
+    let digest = model.digest().wait().unwrap();
+    assert_eq!(early["model_digest"], digest, "it is the same model as in a directory");
 
     // The killed one comes back and finds everything, also while the other one has it.
     let again = Background::start(&mut models.worker_command(&stack, "one", "first"));
@@ -264,6 +267,7 @@ async fn two_workers_fetch_three_models_once_although_one_is_killed_in_the_middl
     stack.publish("darkroom.req.one.normal.any.t", Some("late"), body.clone()).await;
     let late = stack.end_of("late").await.terminal.unwrap();
     assert_eq!((&late["worker"], &late["timings"]["fetching_ms"]), (&json!("first"), &json!(0.0)), "{late}");
+    assert_eq!(late["model_digest"], digest);
     drop(again);
 
     // Two at the same time want the two others.

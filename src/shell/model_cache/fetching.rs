@@ -15,13 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use object_store::GetResultPayload;
-use sha2::{Digest as _, Sha256};
 use tokio::task::{JoinHandle, spawn_blocking};
-
-use crate::wire::request::hexadecimal;
 
 use super::ModelCacheError;
 use super::extents::Extents;
+use super::hashing::{FileDigests, FileHasher};
 use super::journal::{Journal, Record};
 use super::layout::Entry;
 use super::policy::{self, Missing, Part};
@@ -43,8 +41,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// What was brought.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Brought {
-    /// The digest of each file, by its index.
-    pub(super) digests: BTreeMap<usize, String>,
+    /// The digests of each file, by its index.
+    pub(super) digests: BTreeMap<usize, FileDigests>,
     /// Received now.
     pub(super) fetched: u64,
     /// Received by whoever tried before.
@@ -161,26 +159,19 @@ fn recover(path: &Path, size: u64, pieces: Vec<(Range<u64>, u32)>) -> io::Result
 }
 
 /// Works out the digest of a file that grows, from its beginning; `contiguous` tells how far it can be read.
-fn follow_digest(file: Arc<File>, size: u64, contiguous: mpsc::Receiver<u64>) -> JoinHandle<io::Result<String>> {
+fn follow_digest(file: Arc<File>, size: u64, contiguous: mpsc::Receiver<u64>) -> JoinHandle<io::Result<FileDigests>> {
     spawn_blocking(move || {
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; PIECE_BYTES.min(usize::try_from(size).unwrap_or(PIECE_BYTES))];
-        let mut at = 0;
-        while at < size {
+        let mut hasher = FileHasher::default();
+        while hasher.bytes() < size {
             let Ok(mut end) = contiguous.recv() else {
                 return Err(io::Error::other("it was not fetched to its end"));
             };
             while let Ok(later) = contiguous.try_recv() {
                 end = end.max(later);
             }
-            while at < end {
-                let part = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-                file.read_exact_at(&mut buffer[..part], at)?;
-                hasher.update(&buffer[..part]);
-                at += part as u64;
-            }
+            hasher.read(&file, end)?;
         }
-        Ok(hexadecimal(&hasher.finalize()))
+        Ok(hasher.finish())
     })
 }
 
@@ -308,26 +299,11 @@ pub(super) async fn blocking<T: Send + 'static>(
     spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-/// The digest of a file that is whole.
-pub(super) fn digest_of(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; PIECE_BYTES];
-    let mut at = 0;
-    while at < size {
-        let part = buffer.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
-        file.read_exact_at(&mut buffer[..part], at)?;
-        hasher.update(&buffer[..part]);
-        at += part as u64;
-    }
-    Ok(hexadecimal(&hasher.finalize()))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::single_range_in_vec_init, reason = "one extent is what is meant")]
 
+    use super::super::hashing::digests_of;
     use super::*;
 
     #[test]
@@ -374,8 +350,7 @@ mod tests {
             follow.send(end as u64).unwrap();
         }
         let digest = digest.await.unwrap().unwrap();
-        assert_eq!(digest, hexadecimal(&Sha256::digest(&content)));
-        assert_eq!(digest, digest_of(&path).unwrap());
+        assert_eq!(digest, digests_of(&path).unwrap());
         let (follow, digest) = start();
         follow.send(PIECE_BYTES as u64).unwrap();
         drop(follow);

@@ -25,6 +25,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::hashing::FileDigests;
+
 /// Between two looks at a lock that somebody else has.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -73,7 +75,7 @@ pub(super) struct Verified {
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct VerifiedFile {
-    pub(super) sha256: String,
+    pub(super) digests: FileDigests,
     pub(super) stamp: Stamp,
 }
 

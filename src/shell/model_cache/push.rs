@@ -12,7 +12,8 @@ use object_store::{ObjectStoreExt as _, PutPayload, WriteMultipart};
 use crate::wire::model_files::{self, ModelFile, ModelFiles, is_path_below};
 
 use super::ModelCacheError;
-use super::fetching::{blocking, digest_of};
+use super::fetching::blocking;
+use super::hashing::digests_of;
 use super::policy::is_wanted;
 use super::source::Source;
 
@@ -54,7 +55,7 @@ pub async fn push(directory: &Path, url: &str) -> Result<Pushed, ModelCacheError
         let (to_read, to_hash) = (local.clone(), local.clone());
         let file = blocking(move || File::open(to_read)).await.map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
-        let sha256 = blocking(move || digest_of(&to_hash)).await.map_err(failed)?;
+        let sha256 = blocking(move || digests_of(&to_hash)).await.map_err(failed)?.sha256;
         let file_of_model = ModelFile { path, size, sha256 };
         if !before.contains(&file_of_model) {
             tracing::info!(path = file_of_model.path, size, "model.push");
