@@ -15,7 +15,7 @@ use super::mmdit;
 use super::prompt::{self, Piece, Tokenized};
 use super::t5::T5Encoder;
 use super::tokenizer::ClipTokenizer;
-use crate::job::{PromptOptions, Weighting};
+use crate::job::{ImageSpec, PromptOptions, Weighting};
 
 /// Embeddings that are kept: the images of a job share their prompts, and most jobs share the empty negative prompt.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
@@ -45,6 +45,8 @@ pub(crate) struct TextEncoders {
     pub(crate) joint_attention_dim: usize,
     /// Whether an image without a negative prompt is guided away from zeros.
     pub(crate) force_zeros_for_empty_prompt: bool,
+    /// Whether one row of an image is enough whatever the guidance: it is an input of the denoiser, or there is none.
+    pub(crate) guidance_is_built_in: bool,
     pub(crate) known: Known,
 }
 
@@ -128,6 +130,13 @@ impl TextEncoders {
     /// How many prompts were encoded.
     pub(crate) fn encoded(&self) -> u64 {
         self.known.encoded.load(Ordering::Relaxed)
+    }
+
+    /// What an image is conditioned on. Without guidance its negative prompt is not even encoded.
+    pub(crate) fn condition_image(&self, spec: &ImageSpec) -> Result<Conditioning> {
+        let guided = spec.guidance_scale > 1.0 && !self.guidance_is_built_in;
+        let negative = guided.then_some(spec.negative_prompt.as_str());
+        self.condition(&spec.prompt, negative, spec.prompt_options)
     }
 
     /// The conditioning of an image; `negative_prompt` is none without guidance.

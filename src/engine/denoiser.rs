@@ -52,13 +52,4 @@ impl Denoiser {
             (Self::Sd3(_) | Self::Flux(_), None) => candle_core::bail!("the transformer needs the pooled prompt"),
         }
     }
-
-    /// Whether one row of an image is enough whatever the guidance: it is an input of the model, or the model has none.
-    pub(crate) fn guidance_is_built_in(&self) -> bool {
-        match self {
-            Self::Unet(unet) => unet.guidance_is_built_in(),
-            Self::Sd3(_) => false,
-            Self::Flux(_) => true,
-        }
-    }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device};
 
+use super::PromptEncoder;
 use super::clip::{Clip, Projection};
 use super::condition::{ClipEncoder, FLUX_T5_TOKENS, Known, SD3_T5_TOKENS, TextEncoders};
 use super::config::{DenoiserConfig, Family, PipelineConfig};
@@ -25,6 +26,7 @@ use super::tokenizer::ClipTokenizer;
 use super::unet::Unet;
 use super::vae::{Decoder, Encoder, LatentScale};
 use super::weights::{self, Tally, Weights};
+use crate::job::ModelManifest;
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +42,7 @@ pub struct LoadOptions {
 /// The parts of a pipeline that LoRAs change.
 #[derive(Debug)]
 pub(crate) struct Weighted {
-    pub(crate) text: TextEncoders,
+    pub(crate) text: Arc<TextEncoders>,
     pub(crate) denoiser: Denoiser,
     /// The digests of the LoRAs that are merged into them, with commas.
     pub(crate) loras: String,
@@ -66,19 +68,31 @@ pub(crate) struct Source {
     encoding: Arc<Mutex<()>>,
 }
 
+/// A model whose prompts can be encoded, while the rest of it is yet to be loaded.
+#[derive(Debug)]
+pub struct OpenedModel {
+    manifest: ModelManifest,
+    digest: ModelDigest,
+    source: Source,
+    text: Arc<TextEncoders>,
+    /// What the text encoders take.
+    tally: Arc<Tally>,
+    scale: LatentScale,
+}
+
 /// Loads the model in `directory`.
 ///
 /// # Errors
 /// A [`LoadError`] that names the file, and the field or tensor in it.
 pub fn load(directory: &Path, options: &LoadOptions) -> Result<Pipeline, LoadError> {
-    load_known(directory, options, KnownPieces::default())
+    open(directory, options, KnownPieces::default())?.load()
 }
 
-/// The same with digests of its files that are known: only the others are worked out for the model's.
+/// Loads the text encoders of the model in `directory`. For its digest only those files are read that are not `known`.
 ///
 /// # Errors
-/// As [`load`].
-pub fn load_known(directory: &Path, options: &LoadOptions, known: KnownPieces) -> Result<Pipeline, LoadError> {
+/// As [`load`], for all but the tensors of what is not loaded yet.
+pub fn open(directory: &Path, options: &LoadOptions, known: KnownPieces) -> Result<OpenedModel, LoadError> {
     let config = PipelineConfig::read(directory)?;
     let overrides = Overrides::read(directory)?;
     let manifest = describe(directory, &config, &overrides)?;
@@ -110,9 +124,33 @@ pub fn load_known(directory: &Path, options: &LoadOptions, known: KnownPieces) -
     hashed.extend(source.files.values().flatten().cloned());
     let scale = LatentScale::new(&source.config.vae, &device)?;
     let digest = ModelDigest::begin(directory, hashed, known);
-    let decoder = Decoder::new(&source.vae()?, &source.config.vae, scale.clone(), source.placements.vae.dtype)?;
-    let base = source.weighted(None)?;
-    Ok(Pipeline::new(manifest, digest, source, base, scale, decoder))
+    let tally = Arc::default();
+    let text = Arc::new(source.text_encoders(None, &tally)?);
+    Ok(OpenedModel { manifest, digest, source, text, tally, scale })
+}
+
+impl OpenedModel {
+    /// What the model is called and can do.
+    pub fn manifest(&self) -> &ModelManifest {
+        &self.manifest
+    }
+
+    /// What encodes prompts already; the loaded model will know them.
+    pub fn prompt_encoder(&self) -> Arc<dyn PromptEncoder> {
+        Arc::<TextEncoders>::clone(&self.text)
+    }
+
+    /// Loads the rest.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load(self) -> Result<Pipeline, LoadError> {
+        let Self { manifest, digest, source, text, tally, scale } = self;
+        let vae = &source.config.vae;
+        let decoder = Decoder::new(&source.vae()?, vae, scale.clone(), source.placements.vae.dtype)?;
+        let base = source.weighted(text, None, &tally)?;
+        Ok(Pipeline::new(manifest, digest, source, base, scale, decoder))
+    }
 }
 
 fn on(device: &Device, dtype: DType) -> Placement {
@@ -175,17 +213,27 @@ impl Source {
     }
 
     /// Text encoders and denoiser, with `loras` merged into them.
-    pub(crate) fn weighted(&self, loras: Option<&Arc<LoraSet>>) -> Result<Weighted, LoadError> {
+    pub(crate) fn merged(&self, loras: &Arc<LoraSet>) -> Result<Weighted, LoadError> {
+        let tally = Arc::default();
+        let text = Arc::new(self.text_encoders(Some(loras), &tally)?);
+        self.weighted(text, Some(loras), &tally)
+    }
+
+    /// A denoiser for these text encoders, with `loras` merged into it. `tally` knows what they take.
+    fn weighted(
+        &self,
+        text: Arc<TextEncoders>,
+        loras: Option<&Arc<LoraSet>>,
+        tally: &Arc<Tally>,
+    ) -> Result<Weighted, LoadError> {
         let placement = &self.placements.denoiser;
         let Placement { device, dtype } = placement;
-        let tally = Arc::default();
-        let weights = self.open(self.config.denoiser.directory(), placement, loras)?.counted(&tally);
+        let weights = self.open(self.config.denoiser.directory(), placement, loras)?.counted(tally);
         let denoiser = match &self.config.denoiser {
             DenoiserConfig::Unet(config) => Denoiser::Unet(Box::new(Unet::new(&weights, config, device, *dtype)?)),
             DenoiserConfig::Sd3(config) => Denoiser::Sd3(Sd3Transformer::new(&weights, config)?),
             DenoiserConfig::Flux(config) => Denoiser::Flux(FluxTransformer::new(&weights, config)?),
         };
-        let text = self.text_encoders(loras, &tally)?;
         let loras = loras.map(|loras| loras.digests()).unwrap_or_default();
         Ok(Weighted { text, denoiser, loras, copied_bytes: tally.copied(), mapped_bytes: tally.mapped() })
     }
@@ -222,6 +270,11 @@ impl Source {
                 DenoiserConfig::Unet(_) | DenoiserConfig::Flux(_) => 0,
             },
             force_zeros_for_empty_prompt: self.config.index.force_zeros_for_empty_prompt,
+            guidance_is_built_in: match &self.config.denoiser {
+                DenoiserConfig::Unet(config) => config.time_cond_proj_dim.is_some(),
+                DenoiserConfig::Sd3(_) => false,
+                DenoiserConfig::Flux(_) => true,
+            },
             known: Known::new(self.images_in_batch_max, Arc::clone(&self.encoding)),
         })
     }

@@ -51,7 +51,7 @@ pub use device::{DeviceChoice, Precision, Precisions, UnknownDevice, UnknownPrec
 pub use digest::{KnownPieces, ModelDigest};
 pub use error::LoadError;
 pub use image::encode;
-pub use loading::{LoadOptions, load, load_known};
+pub use loading::{LoadOptions, OpenedModel, load, open};
 pub use lora::{LoraError, Part};
 pub use manifest::{OVERRIDES_FILE, read_manifest};
 pub use memory::{DeviceMemory, Watch};

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::cache::Cache;
 use super::checkpoint::{Checkpoint, Facts, ResumeError, image_digest};
-use super::condition::Conditioning;
+use super::condition::TextEncoders;
 use super::config::Family;
 use super::denoiser::{Denoiser, Told};
 use super::digest::ModelDigest;
@@ -324,7 +324,7 @@ impl Pipeline {
         // Only what stayed in its file and is changed will be copied besides what the base model has in memory.
         let base = &self.base;
         self.merged.make_room(base.copied_bytes + loras.changed_bytes().min(base.mapped_bytes));
-        let model = Arc::new(self.source.weighted(Some(&Arc::new(loras))).map_err(unmergeable)?);
+        let model = Arc::new(self.source.merged(&Arc::new(loras)).map_err(unmergeable)?);
         self.merged.insert(key, Arc::clone(&model), model.copied_bytes);
         Ok(model)
     }
@@ -376,7 +376,7 @@ impl Pipeline {
         takes_mask: bool,
         noise: Option<Tensor>,
     ) -> candle_core::Result<(Row, Vec<String>)> {
-        let conditioning = model.condition(spec)?;
+        let conditioning = model.text.condition_image(spec)?;
         let Sizes { original, crops_coords_top_left: crop, target } = spec.sizes;
         let time_ids = [original[0], original[1], crop[0], crop[1], target[0], target[1]].map(|size| size as f32);
         let told = Told { time_ids, guidance_scale: spec.guidance_scale };
@@ -494,25 +494,16 @@ impl Row {
     }
 }
 
-impl Weighted {
-    /// What an image is conditioned on. Without guidance its negative prompt is not even encoded.
-    fn condition(&self, spec: &ImageSpec) -> candle_core::Result<Conditioning> {
-        let guided = spec.guidance_scale > 1.0 && !self.denoiser.guidance_is_built_in();
-        let negative = guided.then_some(spec.negative_prompt.as_str());
-        self.text.condition(&spec.prompt, negative, spec.prompt_options)
-    }
-}
-
-impl PromptEncoder for Weighted {
+impl PromptEncoder for TextEncoders {
     fn prepare(&self, spec: &ImageSpec) -> Result<(), Fault> {
         if spec.loras.is_empty() {
-            self.condition(spec).map_err(failed)?;
+            self.condition_image(spec).map_err(failed)?;
         }
         Ok(())
     }
 
     fn encoded(&self) -> u64 {
-        self.text.encoded()
+        Self::encoded(self)
     }
 }
 
@@ -557,7 +548,7 @@ impl Engine for Pipeline {
     }
 
     fn prompt_encoder(&self) -> Arc<dyn PromptEncoder> {
-        Arc::<Weighted>::clone(&self.base)
+        Arc::<TextEncoders>::clone(&self.base.text)
     }
 
     fn admit(&mut self, row: RowId, spec: &ImageSpec, pictures: &StartingPictures) -> Result<Admitted, Fault> {
@@ -668,7 +659,11 @@ impl Pipeline {
     }
 
     /// What an image with these prompts is conditioned on.
-    pub(crate) fn condition(&self, prompt: &str, negative: Option<&str>) -> candle_core::Result<Conditioning> {
+    pub(crate) fn condition(
+        &self,
+        prompt: &str,
+        negative: Option<&str>,
+    ) -> candle_core::Result<super::condition::Conditioning> {
         self.base.text.condition(prompt, negative, crate::job::PromptOptions::default())
     }
 

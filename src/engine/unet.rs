@@ -252,11 +252,6 @@ impl Unet {
         self.output.forward(&self.norm.forward(&x, None)?)
     }
 
-    /// Whether guidance is an input of the model.
-    pub(crate) fn guidance_is_built_in(&self) -> bool {
-        self.guidance.is_some()
-    }
-
     /// Sines and cosines of numbers: `(n, width)`.
     ///
     /// Always worked out in f32: in f16 a timestep times a frequency would lose almost all of its fraction.

@@ -8,9 +8,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::engine::{
-    self, Admitted, Engine, ModelDigest, PictureFiles, PromptEncoder, ResumeError, RgbImage, RowId, StartingPictures,
+    self, Admitted, Engine, LoadError, ModelDigest, OpenedModel, PictureFiles, Pipeline, PromptEncoder, ResumeError,
+    RgbImage, RowId, StartingPictures,
 };
 use crate::job::{Fault, FaultCode, ImageSpec, ModelManifest, OutputFormat, Start, Task};
 use crate::sched::{EngineReport, RowKey};
@@ -90,34 +92,55 @@ pub struct EngineThread {
     pub prompts: Arc<dyn PromptEncoder>,
 }
 
-/// Starts the thread, loads the model on it with `load`, warms it up if that pays, and returns when it is ready for work.
+/// The thread while it loads.
+#[derive(Debug)]
+pub struct Opening<E: std::error::Error + 'static> {
+    /// What the model is called and can do.
+    pub manifest: ModelManifest,
+    /// Encodes prompts already.
+    pub prompts: Arc<dyn PromptEncoder>,
+    loaded: oneshot::Receiver<Result<EngineThread, StartError<E>>>,
+}
+
+impl<E: std::error::Error + 'static> Opening<E> {
+    /// Waits until the model is loaded, and warmed up if that pays.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn ready(self) -> Result<EngineThread, StartError<E>> {
+        self.loaded.await.map_err(|_| StartError::Panicked)?
+    }
+}
+
+/// Starts the thread, which loads the model on it that `open` opens, and returns when its prompts can be encoded.
 ///
 /// # Errors
-/// Whatever `load` says; a `Fatal` fault when it panics or the warm-up fails.
-pub async fn start<E, L>(
-    load: L,
+/// Whatever `open` says; `Panicked` when it does.
+pub async fn start<E, O>(
+    open: O,
     clock: Clock,
     answer: impl Fn(Answer) + Send + 'static,
-) -> Result<EngineThread, StartError<E>>
+) -> Result<Opening<E>, StartError<E>>
 where
-    E: std::error::Error + Send + 'static,
-    L: FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
+    E: std::error::Error + From<LoadError> + Send + 'static,
+    O: FnOnce() -> Result<OpenedModel, E> + Send + 'static,
 {
     let (commands, inbox) = mpsc::channel();
-    let (ready, loaded) = tokio::sync::oneshot::channel();
+    let (opened, opening) = oneshot::channel();
+    let (ready, loaded) = oneshot::channel();
     let body = move || {
-        let mut engine = match catch_unwind(AssertUnwindSafe(load)) {
-            Ok(Ok(engine)) => engine,
-            Ok(Err(error)) => return drop(ready.send(Err(StartError::Load(error)))),
-            Err(_) => return drop(ready.send(Err(StartError::Panicked))),
+        let model = match caught(|| open().map_err(StartError::Load)) {
+            Ok(model) => model,
+            Err(error) => return drop(opened.send(Err(error))),
         };
-        if engine.warm_up_pays() {
-            match catch_unwind(AssertUnwindSafe(|| warm_up(engine.as_mut()))) {
-                Ok(Ok(())) => {}
-                Ok(Err(fault)) => return drop(ready.send(Err(StartError::WarmUp(fault)))),
-                Err(_) => return drop(ready.send(Err(StartError::Panicked))),
-            }
+        let (manifest, prompts) = (model.manifest().clone(), model.prompt_encoder());
+        if opened.send(Ok(Opening { manifest, prompts, loaded })).is_err() {
+            return;
         }
+        let mut engine = match caught(|| load(model)) {
+            Ok(engine) => engine,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
         let loaded = EngineThread {
             commands,
             manifest: engine.manifest().clone(),
@@ -129,11 +152,26 @@ where
         if ready.send(Ok(loaded)).is_err() {
             return;
         }
-        serve(engine.as_mut(), &inbox, clock, &answer);
+        serve(&mut engine, &inbox, clock, &answer);
     };
     let spawned = std::thread::Builder::new().name("engine".to_owned()).spawn(body);
     spawned.map_err(StartError::Thread)?;
-    loaded.await.map_err(|_| StartError::Panicked)?
+    opening.await.map_err(|_| StartError::Panicked)?
+}
+
+/// What panics has failed.
+fn caught<T, E: std::error::Error + 'static>(
+    work: impl FnOnce() -> Result<T, StartError<E>>,
+) -> Result<T, StartError<E>> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(StartError::Panicked))
+}
+
+fn load<E: std::error::Error + From<LoadError> + 'static>(model: OpenedModel) -> Result<Pipeline, StartError<E>> {
+    let mut engine = model.load().map_err(|error| StartError::Load(error.into()))?;
+    if engine.warm_up_pays() {
+        warm_up(&mut engine).map_err(StartError::WarmUp)?;
+    }
+    Ok(engine)
 }
 
 /// Why there is no engine.

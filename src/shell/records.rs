@@ -1,7 +1,11 @@
 //! Records of jobs in the bucket `darkroom_jobs`: claim, and change by compare-and-set. The revision is the fence.
+//!
+//! Who decides by a record asks the bucket's leader. A copy may not have heard of a record that its job's client knows of, or
+//! that whoever asks has written himself; only tenants, who decide nothing, are answered by copies.
 
 use std::time::Duration;
 
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
@@ -115,11 +119,20 @@ fn unanswered(error: &(dyn std::error::Error + 'static)) -> Fault {
     Fault::retry(FaultCode::BusFailed, format!("the job's record: {}", chain(error)))
 }
 
-/// Looks at a job as a tenant may: by its subject, without opening the bucket.
+/// Looks at a job as a tenant may: by its subject, without opening the bucket, and maybe a moment late.
 ///
 /// # Errors
 /// As [`Records::look`].
 pub async fn look_at(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Found, Fault> {
+    let last = stored::last_on(&stream_of(bus).await?, &subject::record(tenant, job)).await;
+    found(last.map_err(|error| unanswered(&error))?)
+}
+
+/// Looks at a job without opening the bucket.
+///
+/// # Errors
+/// As [`Records::look`].
+pub async fn look_at_leader(bus: &Bus, tenant: &Tenant, job: &JobId) -> Result<Found, Fault> {
     look_in(&stream_of(bus).await?, tenant, job).await
 }
 
@@ -162,8 +175,12 @@ async fn stream_of(bus: &Bus) -> Result<Stream<()>, Fault> {
 }
 
 async fn look_in(stream: &Stream<()>, tenant: &Tenant, job: &JobId) -> Result<Found, Fault> {
-    let last = stored::last_on(stream, &subject::record(tenant, job)).await;
-    match last.map_err(|error| unanswered(&error))? {
+    let last = stored::last_at_leader(stream, &subject::record(tenant, job)).await;
+    found(last.map_err(|error| unanswered(&error))?)
+}
+
+fn found(last: Option<StreamMessage>) -> Result<Found, Fault> {
+    match last {
         Some(message) => Found::read(&message.headers, &message.payload, message.sequence),
         None => Ok(Found::Absent { revision: 0 }),
     }

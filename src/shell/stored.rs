@@ -1,9 +1,12 @@
-//! Stored messages by direct get, many in one question. Copies of a stream answer, so what is read may be a moment old.
+//! Stored messages by direct get, many in one question. Copies of a stream answer, so what is read may be a moment old;
+//! only [`last_at_leader`] asks the one that knows.
 
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::{
+    DirectGetError, DirectGetErrorKind, LastRawMessageError, LastRawMessageErrorKind, Stream,
+};
 use async_nats::{HeaderMap, HeaderValue, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -124,6 +127,25 @@ fn read(answer: async_nats::Message) -> Option<Stored> {
     let subject = text("Nats-Subject")?;
     Some(Stored { sequence, subject, headers, body: answer.payload, unix_ms })
 }
+/// The last message on a subject, if there is one, as the stream's leader has it: what was acknowledged is there.
+///
+/// # Errors
+/// async-nats', when nobody answers.
+pub async fn last_at_leader(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, LastRawMessageError> {
+    let mut looks = Looks::default();
+    loop {
+        match stream.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => return Ok(Some(message)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
+            Err(error) => {
+                if !looks.again(&chain(&error)).await {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
 /// The last message on a subject, if there is one; asked for again where a cluster has no leader.
 ///
 /// # Errors

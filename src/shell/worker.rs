@@ -6,6 +6,7 @@
 mod actions;
 mod checkpoints;
 mod cold_start;
+mod first_prompts;
 mod prompts;
 mod pull;
 mod report;
@@ -30,7 +31,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use opentelemetry::trace::TraceContextExt;
 
-use crate::engine::{self, Engine, KnownPieces, LoadError, LoadOptions, RgbImage, StartingPictures};
+use crate::engine::{self, KnownPieces, LoadError, LoadOptions, OpenedModel, RgbImage, StartingPictures};
 use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
 use crate::job::{Capacity, Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::estimate::Measured;
@@ -62,7 +63,9 @@ use super::topology;
 use actions::Delivery;
 use checkpoints::Saved;
 use cold_start::ColdStart;
+use first_prompts::Waiting;
 use prompts::Prompts;
+use pull::Found;
 use report::Reports;
 use usage::{Account, Usage};
 
@@ -152,15 +155,15 @@ pub enum ModelError {
     Load(#[from] LoadError),
 }
 
-/// Loads the model when its files are there, for [`run`]. The device is made ready meanwhile.
+/// Opens the model when its files are there, for [`run`]. The device is made ready meanwhile.
 ///
 /// # Errors
 /// [`ModelError`].
-pub fn load(model: &Coming, options: &LoadOptions) -> Result<Box<dyn Engine>, ModelError> {
+pub fn open(model: &Coming, options: &LoadOptions) -> Result<OpenedModel, ModelError> {
     options.device.prepare();
     let present = model.wait().map_err(ModelError::Bring)?;
     let known = KnownPieces { piece_bytes: Present::PIECE_BYTES, files: present.pieces.clone() };
-    Ok(Box::new(engine::load_known(&present.directory, options, known)?))
+    Ok(engine::open(&present.directory, options, known)?)
 }
 
 /// What the loop learns. Each becomes one scheduler input.
@@ -276,33 +279,54 @@ struct Worker {
     work: Option<(EngineWork, Span)>,
 }
 
-/// Loads the model, then works until there is a reason to stop. `stop` is the wish to end.
+/// Loads the model that `open` opens, then works until there is a reason to stop. `stop` is the wish to end.
 ///
 /// # Errors
 /// [`WorkerError`].
-pub async fn run<E, L>(
+pub async fn run<E, O>(
     config: Config,
-    load: L,
+    open: O,
     bus: Bus,
     store: Store,
     stop: CancellationToken,
 ) -> Result<Exit, WorkerError<E>>
 where
-    E: std::error::Error + Send + 'static,
-    L: FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
+    E: std::error::Error + From<LoadError> + Send + 'static,
+    O: FnOnce() -> Result<OpenedModel, E> + Send + 'static,
 {
     let fetcher = Fetcher::new(store.clone(), config.fetch_allow.clone())?;
     let clock = config.clock;
     let (facts, mut inbox) = mpsc::unbounded_channel();
     let answers = facts.clone();
-    let engine = engine_thread::start(load, clock, move |answer| {
+    let opening = engine_thread::start(open, clock, move |answer| {
         let _ = answers.send(Fact::Engine(Box::new(answer)));
     });
-    let engine = tokio::select! {
-        engine = engine => engine?,
+    let opening = tokio::select! {
+        opening = opening => opening?,
         () = stop.cancelled() => return Ok(Exit::Drained),
     };
-    let manifest = engine.manifest.clone();
+    let manifest = opening.manifest.clone();
+    let prompts = Prompts::new(Arc::clone(&opening.prompts), clock);
+
+    let records = Records::open(&bus).await.map_err(|fault| WorkerError::Topology {
+        what: format!("the bucket {}", subject::BUCKET_JOBS),
+        source: Box::new(fault),
+    })?;
+    let records = records.kept_for(config.retention);
+    let Consumers { lanes, pulls, ack_wait, waiting } = consumers(&bus, &config.pools, &manifest, &facts).await?;
+    let hints = bus.client.subscribe(subject::ALL_CANCEL_HINTS).await;
+    let hints = hints.map_err(|source| WorkerError::Topology {
+        what: subject::ALL_CANCEL_HINTS.to_owned(),
+        source: Box::new(source),
+    })?;
+    if let Some(waiting) = waiting {
+        tokio::spawn(first_prompts::encode(bus.clone(), manifest.clone(), waiting, prompts.clone()));
+    }
+
+    let engine = tokio::select! {
+        engine = opening.ready() => engine?,
+        () = stop.cancelled() => return Ok(Exit::Drained),
+    };
     let memory_bytes = memory_for_steps(config.memory, engine.memory_left);
     let fetched = config.model.as_ref().and_then(Coming::fetched);
     let metrics = Metrics::new(&telemetry::meter(), &manifest.name, config.capacity);
@@ -317,31 +341,6 @@ where
         "worker.ready"
     );
 
-    let records = Records::open(&bus).await.map_err(|fault| WorkerError::Topology {
-        what: format!("the bucket {}", subject::BUCKET_JOBS),
-        source: Box::new(fault),
-    })?;
-    let records = records.kept_for(config.retention);
-    let lanes: Vec<Lane> = topology::lanes()
-        .filter(|(_, pool)| config.pools.contains(pool))
-        .map(|(priority, pool)| Lane { priority, pool })
-        .collect();
-    let mut pulls = Vec::new();
-    let mut ack_wait = Duration::from_secs(30);
-    for (index, lane) in lanes.iter().enumerate() {
-        let consumer = subject::consumer(&manifest.name, lane.priority, lane.pool);
-        let (handle, waits) = pull::start(&bus, &consumer, index, facts.clone())
-            .await
-            .map_err(|source| WorkerError::Topology { what: format!("the consumer {consumer}"), source })?;
-        ack_wait = waits;
-        pulls.push(handle);
-    }
-
-    let hints = bus.client.subscribe(subject::ALL_CANCEL_HINTS).await;
-    let hints = hints.map_err(|source| WorkerError::Topology {
-        what: subject::ALL_CANCEL_HINTS.to_owned(),
-        source: Box::new(source),
-    })?;
     let images_in_batch_max = config.images_in_batch_max.unwrap_or(manifest.limits.images_in_batch_max);
     let sched_config = crate::sched::Config {
         lanes: lanes.clone(),
@@ -385,7 +384,7 @@ where
         store,
         records,
         clock,
-        prompts: Prompts::new(Arc::clone(&engine.prompts), clock),
+        prompts,
         engine,
         cold_start,
         facts,
@@ -400,6 +399,39 @@ where
     let outcome = worker.drive(Scheduler::new(sched_config, clock.now()), &mut inbox, &stop).await;
     listening.abort();
     outcome
+}
+
+/// Where a worker gets its work.
+struct Consumers {
+    lanes: Vec<Lane>,
+    pulls: Vec<pull::Handle>,
+    /// The same for all.
+    ack_wait: Duration,
+    /// What nobody has of the most urgent that is not empty.
+    waiting: Option<Waiting>,
+}
+
+/// Finds the consumers of the pools.
+async fn consumers<E: std::error::Error + 'static>(
+    bus: &Bus,
+    pools: &[Pool],
+    manifest: &ModelManifest,
+    facts: &mpsc::UnboundedSender<Fact>,
+) -> Result<Consumers, WorkerError<E>> {
+    let mut found =
+        Consumers { lanes: Vec::new(), pulls: Vec::new(), ack_wait: Duration::from_secs(30), waiting: None };
+    for (priority, pool) in topology::lanes().filter(|(_, pool)| pools.contains(pool)) {
+        let (lane, consumer) = (Lane { priority, pool }, subject::consumer(&manifest.name, priority, pool));
+        let Found { handle, ack_wait, waiting_from } = pull::start(bus, &consumer, found.lanes.len(), facts.clone())
+            .await
+            .map_err(|source| WorkerError::Topology { what: format!("the consumer {consumer}"), source })?;
+        found.lanes.push(lane);
+        found.pulls.push(handle);
+        found.ack_wait = ack_wait;
+        let waiting = waiting_from.map(|from_sequence| Waiting { lane, from_sequence });
+        found.waiting = found.waiting.or(waiting);
+    }
+    Ok(found)
 }
 
 /// Passes on which jobs somebody has cancelled. The record decides, so a hint may be lost or forged.

@@ -255,6 +255,8 @@ async fn two_workers_fetch_three_models_once_although_one_is_killed_in_the_middl
     let (fetching, loading) = (&early["timings"]["fetching_ms"], &early["timings"]["loading_ms"]);
     assert!(fetching.as_f64().unwrap() > 0.0 && loading.as_f64() >= fetching.as_f64(), "{early}");
     second.wait_for_log(|line| line.contains("worker.first_step"), PATIENCE).await;
+    let prompts = second.wait_for_log(|line| line.contains("worker.first_prompts"), PATIENCE).await;
+    assert!(prompts.contains("early"), "its prompts are encoded while the rest of the model is loaded: {prompts}");
     let model = engine::load(&made[0], &LoadOptions::default()).unwrap();
     let digest = model.digest().wait().unwrap();
     assert_eq!(early["model_digest"], digest, "it is the same model as in a directory");

@@ -293,6 +293,10 @@ fn attempts() -> BTreeMap<&'static str, Attempt> {
             "make a consumer of what the server says of requests",
             Publish("$JS.API.CONSUMER.CREATE.DARKROOM_ADV.mine", "{}"),
         ),
+        (
+            "read a record where records are written",
+            Publish("$JS.API.STREAM.MSG.GET.KV_darkroom_jobs", r#"{"last_by_subj":"$KV.darkroom_jobs.acme.job-1"}"#),
+        ),
         ("read a record of its own", Publish("$JS.API.DIRECT.GET.KV_darkroom_jobs.$KV.darkroom_jobs.acme.job-1", "")),
         (
             "read a record of another tenant",

@@ -105,7 +105,7 @@ async fn run(options: Options, clock: Clock) -> anyhow::Result<()> {
     };
     let precisions = engine::Precisions::all(options.dtype);
     let load_options = engine::LoadOptions { device: options.device, precisions, loras: options.loras };
-    let load = move || worker::load(&model, &load_options);
-    Box::pin(worker::run(config, load, bus, store, stop)).await?;
+    let open = move || worker::open(&model, &load_options);
+    Box::pin(worker::run(config, open, bus, store, stop)).await?;
     Ok(())
 }

@@ -265,7 +265,7 @@ impl Gateway {
 
     /// The record of a job.
     pub(super) async fn record(&self, tenant: &Tenant, job: &JobId) -> Result<Record, Problem> {
-        match records::look_at(&self.bus, tenant, job).await? {
+        match records::look_at_leader(&self.bus, tenant, job).await? {
             Found::Record(owned) => Ok(owned.record),
             Found::Gone => Err(Problem::gone(job)),
             Found::Absent { .. } => Err(Problem::unknown_job(job.as_str())),

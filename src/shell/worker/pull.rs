@@ -30,6 +30,16 @@ struct Ask {
     preference: u8,
 }
 
+/// One consumer as it was when it was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) handle: Handle,
+    /// After so long without an extension the server hands its messages to somebody else.
+    pub(super) ack_wait: Duration,
+    /// From where in the stream on there are messages that nobody has yet, if there are any.
+    pub(super) waiting_from: Option<u64>,
+}
+
 /// One consumer.
 #[derive(Debug)]
 pub(super) struct Handle {
@@ -38,16 +48,18 @@ pub(super) struct Handle {
     tasks: TaskTracker,
 }
 
-/// Finds the consumer and starts its task; also returns the consumer's `ack_wait`.
+/// Finds the consumer and starts its task.
 pub(super) async fn start(
     bus: &Bus,
     consumer: &str,
     lane: usize,
     facts: mpsc::UnboundedSender<Fact>,
-) -> Result<(Handle, Duration), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Found, Box<dyn std::error::Error + Send + Sync>> {
     let stream = bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await?;
     let found: PullConsumer = look(|| stream.get_consumer(consumer)).await?;
-    let ack_wait = found.cached_info().config.ack_wait;
+    let info = found.cached_info();
+    let ack_wait = info.config.ack_wait;
+    let waiting_from = (info.num_pending > 0).then_some(info.delivered.stream_sequence + 1);
     let inbox = bus.client.new_inbox();
     let messages = bus.client.subscribe(inbox.clone()).await?;
     let (asks, asked) = mpsc::unbounded_channel();
@@ -56,7 +68,7 @@ pub(super) async fn start(
     let tasks = TaskTracker::new();
     tasks.spawn(lane.run(asked, stop.clone()));
     tasks.close();
-    Ok((Handle { asks, stop, tasks }, ack_wait))
+    Ok(Found { handle: Handle { asks, stop, tasks }, ack_wait, waiting_from })
 }
 
 impl Handle {
