@@ -126,6 +126,13 @@ pub fn document() -> Value {
                 "responses": answers(&[("200", "The models", Some(&models))], &[]),
             },
         },
+        "/v1/models/{model}/wake": {
+            "parameters": [{ "name": "model", "in": "path", "required": true, "schema": { "type": "string" } }],
+            "post": {
+                "operationId": "wake", "summary": "Say that somebody will soon ask for the model, so that a worker is started",
+                "responses": answers(&[("202", "It is passed on", None)], &[("404", "No such model")]),
+            },
+        },
         "/v1/fleet": {
             "get": {
                 "operationId": "fleet", "summary": "The workers of each model, and how many requests wait",

@@ -146,6 +146,14 @@ async fn a_job_is_submitted_followed_and_fetched() {
     assert_eq!(gateway.get("/v1/jobs?status=failed").await.1, json!({"jobs": []}));
     let (_, models) = gateway.get("/v1/models").await;
     assert_eq!(models["models"][0]["name"], "shapes");
+    let mut hints = stack.bus.client.subscribe("darkroom.ctl.wake.*").await.unwrap();
+    stack.bus.client.flush().await.unwrap();
+    for (model, expected) in [("nobody", StatusCode::NOT_FOUND), ("shapes", StatusCode::ACCEPTED)] {
+        let answer = gateway.request(Method::POST, &format!("/v1/models/{model}/wake")).send().await.unwrap();
+        assert_eq!(answer.status(), expected);
+    }
+    let hint = tokio::time::timeout(PATIENCE, hints.next()).await.unwrap().unwrap();
+    assert_eq!(hint.subject.as_str(), "darkroom.ctl.wake.shapes");
     let (status, problem) = read(gateway.request(Method::DELETE, &location).send().await.unwrap()).await;
     assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("job_ended")));
 }

@@ -135,7 +135,7 @@ impl Stack {
 
     /// The messages of a stream on subjects that match.
     pub(crate) async fn stored(&self, stream: &str, filter: &str) -> Vec<async_nats::Message> {
-        let stream = self.bus.context.get_stream(stream).await.unwrap();
+        let stream = bus::look(|| self.bus.context.get_stream(stream)).await.unwrap();
         let state = stream.cached_info().state.clone();
         let mut found = Vec::new();
         let prefix = filter.trim_end_matches('>');

@@ -88,6 +88,13 @@ export async function models(): Promise<Model[]> {
   return (await ask<{ models: Model[] }>("/v1/models")).models;
 }
 
+/** Says that somebody will soon ask for a model. Nothing depends on it. */
+export async function wake(model: string): Promise<void> {
+  const shown = key();
+  const headers: Record<string, string> = shown === undefined ? {} : { Authorization: `Bearer ${shown}` };
+  await fetch(`/v1/models/${encodeURIComponent(model)}/wake`, { method: "POST", headers }).catch(() => undefined);
+}
+
 /** The names of samplers, as the interface's own description has them. */
 export async function schedulers(): Promise<string[]> {
   interface Description {

@@ -28,6 +28,8 @@ const SHAPES: [string, number, number][] = [
   ["Wide", 16, 9],
 ];
 const IMAGES_MAX = 8;
+/** A hint keeps a worker for two minutes. */
+const WAKE_EVERY_MS = 60_000;
 
 const form = byId<HTMLFormElement>("request");
 const submit = byId<HTMLButtonElement>("submit");
@@ -35,12 +37,15 @@ const modelSelect = byId<HTMLSelectElement>("model");
 let models: Model[] = [];
 /** What was filled in when the page was left. */
 let draft = localStorage.getItem(DRAFT);
+let wokenAt = -Infinity;
 
 export interface Actions {
   /** Rejects with what is to be shown. */
   submit(request: Request): Promise<void>;
   /** The names of samplers, when somebody wants to choose one. */
   schedulers(): Promise<string[]>;
+  /** Somebody begins to write a prompt. */
+  wake(model: string): Promise<void>;
 }
 
 export function setUp(actions: Actions): void {
@@ -80,8 +85,17 @@ export function setUp(actions: Actions): void {
       form.requestSubmit();
     }
   });
+  const prompt = byId("prompt");
+  for (const sign of ["focus", "input"]) prompt.addEventListener(sign, () => wake(actions));
   const more = byId<HTMLDetailsElement>("more");
   more.addEventListener("toggle", () => void listSchedulers(actions), { once: true });
+}
+
+/** Whoever writes a prompt will want a worker: a cold start is best spent while he writes. */
+function wake(actions: Actions): void {
+  if (modelSelect.value === "" || performance.now() - wokenAt < WAKE_EVERY_MS) return;
+  wokenAt = performance.now();
+  void actions.wake(modelSelect.value);
 }
 
 async function listSchedulers(actions: Actions): Promise<void> {

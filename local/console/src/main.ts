@@ -216,7 +216,7 @@ async function tell(doing: Promise<unknown>): Promise<void> {
   }
 }
 
-form.setUp({ submit: submitFromForm, schedulers: api.schedulers });
+form.setUp({ submit: submitFromForm, schedulers: api.schedulers, wake: api.wake });
 viewer.setUp({
   cancel: (job, keep) =>
     tell(

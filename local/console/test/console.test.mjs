@@ -83,6 +83,17 @@ async function cancelled(page) {
   await becomes(page, "cancelled");
 }
 
+test("who clicks into the prompt box wakes a worker, once", async () => {
+  const page = await visit();
+  const hints = [];
+  page.on("request", (request) => request.url().endsWith("/wake") && hints.push(new URL(request.url()).pathname));
+  const answered = page.waitForResponse("**/v1/models/shapes/wake");
+  await page.getByLabel("Prompt", { exact: true }).click();
+  assert.equal((await answered).status(), 202);
+  await fillIn(page, {});
+  assert.deepEqual(hints, ["/v1/models/shapes/wake"]);
+});
+
 test("the gateway serves what is built, and its page may run nothing else", async () => {
   for (const [path, name] of [["/", "index.html"], ...["console.js", "console.css", "icon.svg"].map((name) => [`/console/${name}`, name])]) {
     const answer = await fetch(platform.url + path);

@@ -22,8 +22,14 @@ use super::held::{AHEAD_MAX, CLASSES, Held, Phase, class};
 use super::roster::Counts;
 use super::{Policy, Scheduler};
 
-/// The last place among those that ask for work.
+/// The places among those that ask for work: the first, behind that a worker that rests, busy ones, the last.
+const IDLE: u8 = 0;
+const RESTING: u8 = 1;
+const BUSY: u8 = 2;
 const PREFERENCE_MAX: u8 = 9;
+/// A worker with nothing to do for so long rests: it is served after those that just had something, so that of too many
+/// workers some end instead of each getting a job before it would.
+const RESTS_AFTER: Duration = Duration::from_secs(10);
 /// How long a message is away that is given back to whoever is idle: their pulls are open already.
 const HAND_BACK: Duration = Duration::from_millis(50);
 /// One of so many is given back at once.
@@ -358,20 +364,22 @@ impl Scheduler {
     fn preference(&self) -> u8 {
         let all = self.levels.images();
         if all == 0 {
-            return 0;
+            let rests = self.held.is_empty() && self.now.since(self.idle_since) >= RESTS_AFTER;
+            return if rests { RESTING } else { IDLE };
         }
         let most = if self.pulls.are_behind() { self.held.most_images_of_a_tenant() } else { 0 };
-        let eighths = (8 * (all - most)).div_ceil(self.config.images_in_batch_max.max(1)).max(1);
-        u8::try_from(eighths).unwrap_or(PREFERENCE_MAX).min(PREFERENCE_MAX)
+        let sevenths = (7 * (all - most)).div_ceil(self.config.images_in_batch_max.max(1)).max(1);
+        u8::try_from(sevenths)
+            .map_or(PREFERENCE_MAX, |sevenths| (BUSY - 1).saturating_add(sevenths).min(PREFERENCE_MAX))
     }
 
     /// Where a worker so full stands among those that pull from a consumer: what may run anywhere goes to machines at the
     /// list price only if no cheaper one wants it.
     fn standing(&self, lane: usize, preference: u8) -> u8 {
-        let half = preference.div_ceil(2);
+        let of_half = if preference < BUSY { preference } else { BUSY + (preference - BUSY) / 3 };
         match (self.config.lanes.get(lane).map(|lane| lane.pool), self.config.capacity) {
-            (Some(Pool::Any), Capacity::OnDemand) => (PREFERENCE_MAX.div_ceil(2) + half).min(PREFERENCE_MAX),
-            (Some(Pool::Any), Capacity::Spot) => half.min(PREFERENCE_MAX / 2),
+            (Some(Pool::Any), Capacity::OnDemand) => PREFERENCE_MAX.div_ceil(2) + of_half,
+            (Some(Pool::Any), Capacity::Spot) => of_half,
             (Some(Pool::OnDemand) | None, _) => preference,
         }
     }

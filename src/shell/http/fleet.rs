@@ -1,15 +1,19 @@
-//! What is served, and who works.
+//! What is served, who works, and who will be needed.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use bytes::Bytes;
 
 use super::problem::Problem;
 use super::{Caller, Gateway};
+use crate::shell::bus::chain;
 use crate::shell::fleet;
 use crate::shell::topology::Served;
 use crate::wire::http::{FleetDocument, FleetModel, FleetWorker, ModelDefaults, ModelDocument, ModelList};
+use crate::wire::subject;
 
 /// `GET /v1/models`
 pub(super) async fn models(State(gateway): State<Arc<Gateway>>, _: Caller) -> Result<Json<ModelList>, Problem> {
@@ -33,6 +37,18 @@ pub(super) async fn models(State(gateway): State<Arc<Gateway>>, _: Caller) -> Re
         }
     });
     Ok(Json(ModelList { models: models.collect() }))
+}
+
+/// `POST /v1/models/{model}/wake`: somebody will soon ask for it.
+pub(super) async fn wake(
+    State(gateway): State<Arc<Gateway>>,
+    _: Caller,
+    Path(model): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let manifest = gateway.model(Some(&model)).await?;
+    let told = gateway.bus.client.publish(subject::wake_hint(&manifest.name), Bytes::new()).await;
+    told.map_err(|error| Problem::unavailable(chain(&error)))?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 /// `GET /v1/fleet`

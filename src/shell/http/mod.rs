@@ -186,6 +186,7 @@ fn router(gateway: Arc<Gateway>, options: &HttpOptions) -> Router {
         .route("/v1/ws/jobs/{job}", get(events::socket))
         .route("/v1/jobs/{job}/images/{index}", get(images::image))
         .route("/v1/models", get(fleet::models))
+        .route("/v1/models/{model}/wake", post(fleet::wake))
         .route("/v1/fleet", get(fleet::fleet))
         .route("/", get(console::page))
         .route("/console/config.json", get(console::config))

@@ -294,7 +294,6 @@ fn the_files_that_come_along_can_be_replayed() {
     for (name, text) in [
         ("a10g-sdxl-day", include_str!("../../../docs/scaling/a10g-sdxl-day.toml")),
         ("a10g-sdxl-bursts", include_str!("../../../docs/scaling/a10g-sdxl-bursts.toml")),
-        ("a10g-sdxl-resting", include_str!("../../../docs/scaling/a10g-sdxl-resting.toml")),
         ("a10g-sd15-quiet", include_str!("../../../docs/scaling/a10g-sd15-quiet.toml")),
     ] {
         let mut setup = Setup::parse(text).unwrap();
