@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use darkroom::job::{Fault, FaultCode, Status};
+use darkroom::job::{Capacity, Fault, FaultCode, Status};
 use darkroom::sched::{
-    Acted, Action, BatchKey, Claim, Effect, Input, Mono, Offer, Scheduler, TenantKey, Ticket, Transition,
+    Acted, Action, BatchKey, Claim, Config, Effect, Input, Mono, Offer, PullOutcome, Scheduler, TenantKey, Ticket,
+    Transition,
 };
 
 use crate::clients::{Body, Deed, Poison};
@@ -168,6 +169,38 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
         }
     }
     assert_eq!(done.last(), Some(&(3, Action::Claim)), "until it has ended: {done:?}");
+}
+
+/// So that of too many workers some have nothing to do for so long that they end.
+#[test]
+fn who_had_nothing_to_do_for_ten_seconds_asks_behind_those_that_just_had() {
+    let at = |seconds: u64| Mono::from_micros(1_000_000 * seconds);
+    for (capacity, idle) in [(Capacity::Spot, 0), (Capacity::OnDemand, 5)] {
+        let config = Config { capacity, ..Knobs::quiet().config };
+        let mut scheduler = Scheduler::new(config, at(0));
+        while scheduler.poll_effect().is_some() {}
+        let mut places = |seconds, input| {
+            scheduler.handle(at(seconds), input);
+            let effects: Vec<Effect> = std::iter::from_fn(|| scheduler.poll_effect()).collect();
+            let place =
+                |effect| if let Effect::Pull { lane: 0, preference, .. } = effect { Some(preference) } else { None };
+            effects.into_iter().filter_map(place).collect::<Vec<_>>()
+        };
+        let expired = || Input::PullEnded { lane: 0, outcome: PullOutcome::Expired };
+        assert_eq!(places(9, expired()), [idle]);
+        assert_eq!(places(10, expired()), [idle + 1]);
+        let key = BatchKey { width: 64, height: 64 };
+        let offer = Offer { images: 1, key, previews: None, steps: 4, tenant: TenantKey(0), deadline: None };
+        let come = Input::Delivered { ticket: Ticket(1), lane: 0, offer: Some(offer), pending: 0, deliveries: 1 };
+        let busy = places(11, come);
+        assert!(busy.iter().all(|place| *place > idle + 1), "{busy:?}");
+        // Somebody else has it: there is nothing to do again, for no time yet.
+        let acted = Input::Acted { ticket: Ticket(1), outcome: Acted::Claimed(Claim::Duplicate) };
+        places(30, acted);
+        places(30, Input::Acted { ticket: Ticket(1), outcome: Acted::Done });
+        assert_eq!(places(31, expired()), [idle]);
+        assert_eq!(places(40, expired()), [idle + 1]);
+    }
 }
 
 #[test]

@@ -278,7 +278,7 @@ impl Knobs {
                 costs: CostModel::default(),
                 ack_wait: random.millis(9_000, 30_000),
                 failures_max: random.small(1, 4),
-                deaths_max: 3,
+                deaths_max: random.small(2, 3),
                 exit_when_idle: idle,
                 grace: if random.chance(300) { random.millis(3_200, 5_000) } else { random.millis(5_000, 30_000) },
             },
