@@ -405,7 +405,7 @@ async fn everything_in_the_description_is_there() {
             operations += 1;
         }
     }
-    assert_eq!(operations, 12);
+    assert_eq!(operations, 13);
     // Every reference leads somewhere.
     let text = document.to_string();
     for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()) {
@@ -530,7 +530,7 @@ async fn whatever_is_asked_gets_an_answer_that_the_description_has() {
         // Streams that end with their job: theirs are the tests above.
         .args(["--exclude-operation-id", "events", "--exclude-operation-id", "socket"]);
     let report = run(&mut command, PATIENCE).await.expect_success();
-    assert!(report.contains("9 selected"), "{report}");
+    assert!(report.contains("10 selected"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
