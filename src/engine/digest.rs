@@ -17,6 +17,7 @@ use super::error::LoadError;
 
 /// Files are hashed in pieces of this size, on all cores.
 const PIECE_BYTES: u64 = 16 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// Digests that somebody has worked out already, of files that have not changed since.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +46,6 @@ fn bytes_of(digits: &str) -> Option<[u8; 32]> {
     }
     Some(bytes)
 }
-const BUFFER_BYTES: usize = 1 << 20;
 
 /// The digest of a model's files, which may still be in the making.
 #[derive(Clone, Debug)]

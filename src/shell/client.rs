@@ -398,6 +398,14 @@ impl Watch {
             Found::Gone => return Err(WatchError::Gone { job, tenant }),
             Found::Absent { .. } => return Err(WatchError::Unknown { job, tenant }),
         }
+        self.read_earlier().await
+    }
+
+    /// The same for a job that is known to be there, though a copy of the bucket may not have heard of it yet.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub async fn read_earlier(&mut self) -> Result<(), WatchError> {
         for kind in [EventKind::Accepted, EventKind::Started] {
             if let Some(seen) = self.stored(kind).await? {
                 self.earlier.push_back(seen);

@@ -80,16 +80,12 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct EngineThread {
     commands: mpsc::Sender<Command>,
-    /// What the model is called and can do.
-    pub manifest: ModelManifest,
     /// The identity of the model's files.
     pub digest: ModelDigest,
     /// Where it computes and in which number format.
     pub placement: String,
     /// Bytes that the device had left when the model was loaded, where the system tells.
     pub memory_left: Option<u64>,
-    /// Encodes prompts while the thread is at something else.
-    pub prompts: Arc<dyn PromptEncoder>,
 }
 
 /// The thread while it loads.
@@ -97,7 +93,7 @@ pub struct EngineThread {
 pub struct Opening<E: std::error::Error + 'static> {
     /// What the model is called and can do.
     pub manifest: ModelManifest,
-    /// Encodes prompts already.
+    /// Encodes prompts already, and later while the thread is at something else.
     pub prompts: Arc<dyn PromptEncoder>,
     loaded: oneshot::Receiver<Result<EngineThread, StartError<E>>>,
 }
@@ -143,11 +139,9 @@ where
         };
         let loaded = EngineThread {
             commands,
-            manifest: engine.manifest().clone(),
             digest: engine.digest().clone(),
             placement: engine.placement(),
             memory_left: engine.memory().left(),
-            prompts: engine.prompt_encoder(),
         };
         if ready.send(Ok(loaded)).is_err() {
             return;

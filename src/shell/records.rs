@@ -1,7 +1,7 @@
 //! Records of jobs in the bucket `darkroom_jobs`: claim, and change by compare-and-set. The revision is the fence.
 //!
 //! Who decides by a record asks the bucket's leader. A copy may not have heard of a record that its job's client knows of, or
-//! that whoever asks has written himself; only tenants, who decide nothing, are answered by copies.
+//! that whoever asks has written himself. Copies answer tenants, and others who only show what they are told.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::stored;
 
 /// How often a claim looks again when others change the record under it.
 const RACES_MAX: usize = 16;
-/// A copy of the bucket that is behind is asked again after this.
+/// The leader may refuse a change because of one that it has taken but not yet made: it is asked again after this.
 const BEHIND: Duration = Duration::from_millis(50);
 
 /// The bucket.

@@ -127,6 +127,7 @@ fn read(answer: async_nats::Message) -> Option<Stored> {
     let subject = text("Nats-Subject")?;
     Some(Stored { sequence, subject, headers, body: answer.payload, unix_ms })
 }
+
 /// The last message on a subject, if there is one, as the stream's leader has it: what was acknowledged is there.
 ///
 /// # Errors

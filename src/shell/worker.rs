@@ -842,6 +842,9 @@ impl Worker {
                 if let Some(job) = self.jobs.remove(&ticket) {
                     self.sweep_checkpoints(&job);
                 }
+                if self.jobs.is_empty() {
+                    self.cold_start.has_no_work();
+                }
             }
         }
     }

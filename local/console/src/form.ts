@@ -37,7 +37,8 @@ const modelSelect = byId<HTMLSelectElement>("model");
 let models: Model[] = [];
 /** What was filled in when the page was left. */
 let draft = localStorage.getItem(DRAFT);
-let wokenAt = -Infinity;
+/** When hints were given, by model. */
+const woken = new Map<string, number>();
 
 export interface Actions {
   /** Rejects with what is to be shown. */
@@ -93,9 +94,10 @@ export function setUp(actions: Actions): void {
 
 /** Whoever writes a prompt will want a worker: a cold start is best spent while he writes. */
 function wake(actions: Actions): void {
-  if (modelSelect.value === "" || performance.now() - wokenAt < WAKE_EVERY_MS) return;
-  wokenAt = performance.now();
-  void actions.wake(modelSelect.value);
+  const [model, now] = [modelSelect.value, performance.now()];
+  if (model === "" || now - (woken.get(model) ?? -Infinity) < WAKE_EVERY_MS) return;
+  woken.set(model, now);
+  void actions.wake(model);
 }
 
 async function listSchedulers(actions: Actions): Promise<void> {

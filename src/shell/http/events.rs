@@ -55,8 +55,10 @@ pub(super) async fn stream(
 
 /// Follows a job that there is, from its beginning.
 pub(super) async fn follow(gateway: &Gateway, caller: &Caller, job: &str) -> Result<Watch, Problem> {
-    let mut watch = Watch::start(&gateway.bus, &caller.tenant, &job_id(job)?).await?;
-    watch.catch_up().await?;
+    let job = job_id(job)?;
+    let mut watch = Watch::start(&gateway.bus, &caller.tenant, &job).await?;
+    gateway.record(&caller.tenant, &job).await?;
+    watch.read_earlier().await?;
     Ok(watch)
 }
 

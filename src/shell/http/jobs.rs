@@ -219,7 +219,7 @@ impl Gateway {
         let mut watch = Watch::start(&self.bus, &submission.tenant, &submission.job).await?;
         let submitted = self.send(submission).await?;
         if submitted.stream_sequence.is_none() {
-            watch.catch_up().await?;
+            watch.read_earlier().await?;
         }
         Ok((submitted, watch))
     }

@@ -23,7 +23,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub(super) struct FileDigests {
     /// SHA-256 of all bytes.
     pub(super) sha256: String,
-    /// SHA-256 of each piece of [`PIECE_BYTES`], the last of which may be shorter.
+    /// SHA-256 of each piece of [`PIECE_BYTES`], the last of which may be shorter; none where an earlier version has written it.
+    #[serde(default)]
     pub(super) pieces: Vec<String>,
 }
 

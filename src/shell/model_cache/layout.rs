@@ -75,6 +75,7 @@ pub(super) struct Verified {
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct VerifiedFile {
+    #[serde(flatten)]
     pub(super) digests: FileDigests,
     pub(super) stamp: Stamp,
 }

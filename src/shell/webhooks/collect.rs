@@ -33,8 +33,9 @@ async fn collect(bus: &Bus, gateway: &str, message: &Message) -> Result<(), Faul
     let sequence = message.info().map_or(0, |info| info.stream_sequence);
     let Some((tenant, job, kind)) = subject::event_owner(&message.subject) else { return Ok(()) };
     let Some(of) = webhook::event_of(kind) else { return Ok(()) };
-    let record = match records::read(bus, &tenant, &job).await {
-        Ok(found) => found.map(|owned| owned.record),
+    // Not of a copy: who has not heard of the record yet would tell nobody of the event, ever.
+    let record = match records::look_at_leader(bus, &tenant, &job).await {
+        Ok(found) => found.into_record().map(|owned| owned.record),
         // Another build's, which this one cannot read: it would be the same the next time.
         Err(fault) if fault.class == FaultClass::Reject => {
             tracing::warn!(%fault, %tenant, %job, "webhook.record");

@@ -54,7 +54,7 @@ async fn due(courier: &Courier, turns: &mut Turns<Option<Webhook>>, message: &Me
     let key = message.subject.as_str();
     let (tenant, job) = subject::progress_owner(key)?;
     if !turns.knows(key) {
-        let record = records::read(&courier.bus, &tenant, &job).await.ok()??.record;
+        let record = records::look_at_leader(&courier.bus, &tenant, &job).await.ok()?.into_record()?.record;
         // Replicate's form has no such event.
         let wants = |webhook: &Webhook| {
             webhook.format == WebhookFormat::CloudEvents && webhook.events.contains(&WebhookEvent::Progress)

@@ -83,6 +83,11 @@ impl ColdStart {
         self.has_work_since.get_or_insert(now);
     }
 
+    /// All jobs that have come are gone: what was refused, or is somebody else's, is not waited for.
+    pub(super) fn has_no_work(&mut self) {
+        self.has_work_since = None;
+    }
+
     /// The engine has made a step.
     pub(super) fn stepped(&mut self, now: Mono) {
         if let (false, Some(since)) = (self.has_stepped, self.has_work_since) {
@@ -150,6 +155,9 @@ mod tests {
         cold_start.has_work(Mono::from_micros(10));
         cold_start.has_work(Mono::from_micros(20));
         assert_eq!(cold_start.has_work_since, Some(Mono::from_micros(10)));
+        cold_start.has_no_work();
+        cold_start.has_work(Mono::from_micros(25));
+        assert_eq!(cold_start.has_work_since, Some(Mono::from_micros(25)), "the first was refused");
         cold_start.stepped(Mono::from_micros(30));
         assert!(cold_start.has_stepped);
         assert_eq!((cold_start.fetch(), cold_start.load()), (None, cold_start.whole()));

@@ -69,17 +69,19 @@ mod tests {
         let open = || engine::open(Path::new(SHAPES), &LoadOptions::default(), KnownPieces::default());
         let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
         let opening = engine_thread::start(open, clock, move |answer| answers.send(answer).unwrap()).await.unwrap();
-        let first = ImageSpec::with_defaults("a green heart", &opening.manifest.defaults);
-        Prompts::new(Arc::clone(&opening.prompts), clock).prepare(first.clone()).await;
+        let (manifest, prompts) = (opening.manifest.clone(), Arc::clone(&opening.prompts));
+        let ahead = Prompts::new(Arc::clone(&prompts), clock);
+        let first = ImageSpec::with_defaults("a green heart", &manifest.defaults);
+        ahead.prepare(first.clone()).await;
         let thread = opening.ready().await.unwrap();
-        assert_eq!(thread.prompts.encoded(), 2, "while the model was loading");
+        assert_eq!(prompts.encoded(), 2, "while the model was loading");
         let row = RowKey(7);
         thread.send(Command::Admit { row, spec: first.into(), pictures: StartingPictures::default(), saved: None });
         answered.recv().await.unwrap().outcome.unwrap();
-        assert_eq!(thread.prompts.encoded(), 2, "the loaded model knows them");
+        assert_eq!(prompts.encoded(), 2, "the loaded model knows them");
         let spec = |prompt: &str| ImageSpec {
             negative_prompt: "blurry".into(),
-            ..ImageSpec::with_defaults(prompt, &thread.manifest.defaults)
+            ..ImageSpec::with_defaults(prompt, &manifest.defaults)
         };
         let admit = |row: u64, prompt: &str| Command::Admit {
             row: RowKey(row),
@@ -89,17 +91,16 @@ mod tests {
         };
         thread.send(admit(0, "a red star"));
         answered.recv().await.unwrap().outcome.unwrap();
-        assert_eq!(thread.prompts.encoded(), 4, "prompt and negative prompt");
+        assert_eq!(prompts.encoded(), 4, "prompt and negative prompt");
 
         // While a row steps.
         thread.send(Command::Step { rows: vec![RowKey(0)], previews: Vec::new() });
-        let prompts = Prompts::new(Arc::clone(&thread.prompts), clock);
-        assert!(prompts.prepare(spec("a blue ring")).await > Duration::ZERO);
+        assert!(ahead.prepare(spec("a blue ring")).await > Duration::ZERO);
         answered.recv().await.unwrap().outcome.unwrap();
-        assert_eq!(thread.prompts.encoded(), 5, "the negative prompt was known");
+        assert_eq!(prompts.encoded(), 5, "the negative prompt was known");
         thread.send(admit(1, "a blue ring"));
         answered.recv().await.unwrap().outcome.unwrap();
-        assert_eq!(thread.prompts.encoded(), 5, "there was nothing left to encode");
+        assert_eq!(prompts.encoded(), 5, "there was nothing left to encode");
     }
 
     /// Fails for the prompt `fault`, panics for `panic`, and sees whether it is ever called twice at once.
