@@ -1,18 +1,26 @@
 //! The inner loops of the CPU path, as candle operations: what candle does in many passes over memory, in one.
 //!
 //! All of them take contiguous f32 tensors. Other devices never come here: each layer has a plain version for them.
-//! Nothing here depends on the number of threads, so neither do pixels.
+//! Nothing here depends on the number of threads, on what else is in a batch, or on the processor's vectors, so neither
+//! do pixels. The loops themselves know slices only, and choose the vectors when they run.
 
-use std::ops::Range;
+mod attention;
+mod convolution;
+mod matrix;
+mod scratch;
+mod tile;
+mod winograd;
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail,
 };
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-/// Matrices of patches up to this size are made whole; larger ones in strips, which bounds memory and spares caches.
-const PATCH_BYTES_MAX: usize = 8 << 20;
+use tile::dispatch;
+
+/// Tokens whose statistics are made together, and values that one task adds.
+const TOKENS: usize = 256;
+const VALUES: usize = 1 << 15;
 /// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
 const LANES: usize = 16;
 
@@ -74,6 +82,7 @@ fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-SLOPE * (x + 0.044_715 * x * x * x)))
 }
 
+#[inline(always)]
 fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let chunks = values.chunks_exact(LANES);
@@ -86,59 +95,6 @@ fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// `output (m, n)`, whose rows begin `stride` apart, plus `left (m, k) @ right (k, n)`.
-#[expect(unsafe_code, reason = "gemm takes pointers; the lengths are checked before")]
-fn multiply_add(output: &mut [f32], stride: usize, left: &[f32], right: &[f32], [m, k, n]: [usize; 3]) -> Result<()> {
-    if m == 0 || k == 0 || n == 0 {
-        return Ok(());
-    }
-    if left.len() != m * k || right.len() != k * n || stride < n || output.len() < (m - 1) * stride + n {
-        bail!("a product of {} and {} values is not ({m}, {k}) by ({k}, {n})", left.len(), right.len());
-    }
-    let threads = rayon::current_num_threads();
-    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
-    let [k_step, n_step, stride] = [k, n, stride].map(|step| step as isize);
-    // SAFETY: all three matrices lie within their slices, as checked, and only the output is written.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            output.as_mut_ptr(),
-            1,
-            stride,
-            true,
-            left.as_ptr(),
-            1,
-            k_step,
-            right.as_ptr(),
-            1,
-            n_step,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-    Ok(())
-}
-
-/// `(b, channels, plane)`, filled with the bias of each channel, if there is one.
-fn biased(batch: usize, channels: usize, plane: usize, bias: Option<&[f32]>) -> Result<Vec<f32>> {
-    let mut output = vec![0.0; batch * channels * plane];
-    if let Some(bias) = bias {
-        if bias.len() != channels {
-            bail!("{} biases for {channels} channels", bias.len());
-        }
-        for (index, line) in output.chunks_exact_mut(plane.max(1)).enumerate() {
-            line.fill(bias[index % channels]);
-        }
-    }
-    Ok(output)
-}
-
 /// `weight (out, in) @ x (b, in, t)`, plus a bias `(out)` if there is one: `(b, out, t)`.
 pub(super) struct Product<'a> {
     pub(super) weight: &'a [f32],
@@ -147,13 +103,14 @@ pub(super) struct Product<'a> {
 
 impl Product<'_> {
     fn run(&self, x: &CpuStorage, x_l: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
-        let (batch, inputs, tokens) = x_l.shape().dims3()?;
-        let mut output = biased(batch, self.outputs, tokens, bias)?;
-        let (size, plane) = (inputs * tokens, self.outputs * tokens);
-        for (x, output) in values(x, x_l)?.chunks_exact(size).zip(output.chunks_exact_mut(plane)) {
-            multiply_add(output, tokens, self.weight, x, [self.outputs, inputs, tokens])?;
+        let (batch, terms, columns) = x_l.shape().dims3()?;
+        let Self { weight, outputs } = *self;
+        if weight.len() != outputs * terms || bias.is_some_and(|bias| bias.len() != outputs) {
+            bail!("{} weights and {:?} biases for {terms} to {outputs}", weight.len(), bias.map(<[f32]>::len));
         }
-        Ok((CpuStorage::F32(output), Shape::from((batch, self.outputs, tokens))))
+        let right = &matrix::Dense { values: values(x, x_l)?, terms, columns };
+        let output = matrix::Product { weight, outputs, terms, bias, batch, columns, right }.run();
+        Ok((CpuStorage::F32(output), Shape::from((batch, outputs, columns))))
     }
 }
 
@@ -177,55 +134,15 @@ impl CustomOp2 for Product<'_> {
     }
 }
 
-/// A 3×3 convolution of `(b, c, h, w)` with `weight (out, c, 3, 3)` and a bias `(out)`, as products with matrices of
-/// patches.
+/// A 3×3 convolution of `(b, c, h, w)` with `weight (out, c, 3, 3)` and a bias `(out)`.
 pub(super) struct Convolution<'a> {
     pub(super) weight: &'a [f32],
-    pub(super) outputs: usize,
     /// Pixels from one output pixel to the next.
     pub(super) stride: usize,
     /// How often each input pixel is repeated in both directions before the convolution.
     pub(super) repeat: usize,
     /// Zeros before the first row and column: 1, or 0 where they all stand after the last.
     pub(super) padding: usize,
-}
-
-impl Convolution<'_> {
-    /// The patches of the output's `rows`, as columns: `input (c, h, w)` becomes `patches (9 c, rows * output width)`.
-    fn gather(&self, input: &[f32], [height, width]: [usize; 2], rows: Range<usize>, patches: &mut [f32]) {
-        let (full_height, full_width) = (height * self.repeat, width * self.repeat);
-        let output_width = full_width.div_ceil(self.stride);
-        patches.par_chunks_mut(rows.len() * output_width).enumerate().for_each(|(tap, row)| {
-            let (channel, down, right) = (tap / 9, tap % 9 / 3, tap % 3);
-            let plane = &input[channel * height * width..][..height * width];
-            for (y, line) in rows.clone().zip(row.chunks_exact_mut(output_width)) {
-                let source_y = (y * self.stride + down).wrapping_sub(self.padding);
-                if source_y >= full_height {
-                    line.fill(0.0);
-                    continue;
-                }
-                let source = &plane[source_y / self.repeat * width..][..width];
-                if self.stride == 1 && self.repeat == 1 && self.padding == 1 {
-                    match right {
-                        0 => {
-                            line[0] = 0.0;
-                            line[1..].copy_from_slice(&source[..width - 1]);
-                        }
-                        1 => line.copy_from_slice(source),
-                        _ => {
-                            line[..width - 1].copy_from_slice(&source[1..]);
-                            line[width - 1] = 0.0;
-                        }
-                    }
-                } else {
-                    for (x, value) in line.iter_mut().enumerate() {
-                        let source_x = (x * self.stride + right).wrapping_sub(self.padding);
-                        *value = if source_x < full_width { source[source_x / self.repeat] } else { 0.0 };
-                    }
-                }
-            }
-        });
-    }
 }
 
 impl CustomOp2 for Convolution<'_> {
@@ -235,25 +152,46 @@ impl CustomOp2 for Convolution<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, bias: &CpuStorage, bias_l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, channels, height, width) = x_l.shape().dims4()?;
-        let patch = 9 * channels;
-        let rows = (height * self.repeat).div_ceil(self.stride);
-        let columns = (width * self.repeat).div_ceil(self.stride);
-        let plane = rows * columns;
-        let mut output = biased(batch, self.outputs, plane, Some(values(bias, bias_l)?))?;
-        let strip = (PATCH_BYTES_MAX / (patch * columns * size_of::<f32>())).clamp(1, rows);
-        let mut patches = vec![0.0; patch * strip * columns];
-        let inputs = values(x, x_l)?.chunks_exact(channels * height * width);
-        for (input, output) in inputs.zip(output.chunks_exact_mut(self.outputs * plane)) {
-            for start in (0..rows).step_by(strip) {
-                let rows = start..rows.min(start + strip);
-                let pixels = rows.len() * columns;
-                let patches = &mut patches[..patch * pixels];
-                self.gather(input, [height, width], rows, patches);
-                let output = &mut output[start * columns..];
-                multiply_add(output, plane, self.weight, patches, [self.outputs, patch, pixels])?;
-            }
+        let (input, bias) = (values(x, x_l)?, values(bias, bias_l)?);
+        let Self { weight, stride, repeat, padding } = *self;
+        if weight.len() != bias.len() * channels * 9 {
+            bail!("{} weights for {channels} to {} channels", weight.len(), bias.len());
         }
-        Ok((CpuStorage::F32(output), Shape::from((batch, self.outputs, rows, columns))))
+        let convolution =
+            convolution::Convolution { input, weight, bias, batch, channels, height, width, stride, repeat, padding };
+        let [rows, columns] = convolution.output_size();
+        Ok((CpuStorage::F32(convolution.run()), Shape::from((batch, bias.len(), rows, columns))))
+    }
+}
+
+/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`: `(n, d, t)`. Scores are multiplied by `scale`.
+pub(super) struct Attention {
+    pub(super) scale: f32,
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        query: &CpuStorage,
+        query_l: &Layout,
+        key: &CpuStorage,
+        key_l: &Layout,
+        value: &CpuStorage,
+        value_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (heads, width, queries) = query_l.shape().dims3()?;
+        let keys = key_l.dims()[2];
+        if key_l.dims() != [heads, width, keys] || value_l.dims() != key_l.dims() {
+            bail!("queries {:?}, keys {:?}, values {:?}", query_l.dims(), key_l.dims(), value_l.dims());
+        }
+        let (query, key, value) = (values(query, query_l)?, values(key, key_l)?, values(value, value_l)?);
+        let scale = self.scale;
+        let output = attention::Attention { query, key, value, heads, width, queries, keys, scale }.run();
+        Ok((CpuStorage::F32(output), query_l.shape().clone()))
     }
 }
 
@@ -271,7 +209,7 @@ impl GroupNorm {
         let width = channels / self.groups;
         let (weight, bias) = affine.split_at(channels);
         let mut output = vec![0.0; input.len()];
-        let run = |(index, (output, input)): (usize, (&mut [f32], &[f32]))| {
+        let normalise = |index: usize, output: &mut [f32], input: &[f32]| {
             let first = index % self.groups * width;
             let offset =
                 |channel: usize| shift.map_or(0.0, |shift| shift[index / self.groups * channels + first + channel]);
@@ -300,7 +238,12 @@ impl GroupNorm {
             }
         };
         let size = width * plane;
-        output.par_chunks_mut(size).zip(input.par_chunks(size)).enumerate().for_each(run);
+        output.par_chunks_mut(size).zip(input.par_chunks(size)).enumerate().for_each(|(index, (output, input))| {
+            dispatch(
+                #[inline(always)]
+                || normalise(index, output, input),
+            );
+        });
         Ok((CpuStorage::F32(output), shape.clone()))
     }
 }
@@ -358,31 +301,72 @@ impl CustomOp2 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (_, width, tokens) = x_l.shape().dims3()?;
         let (input, affine) = (values(x, x_l)?, values(affine, affine_l)?);
+        let statistics = statistics(input, [width, tokens], self.eps, Centre::Mean);
         let mut output = vec![0.0; input.len()];
-        let size = width * tokens;
-        output.par_chunks_mut(size).zip(input.par_chunks(size)).enumerate().for_each(|(row, (output, input))| {
-            let (weight, bias) = affine[row * 2 * width % affine.len()..][..2 * width].split_at(width);
-            let mut mean = vec![0.0; tokens];
-            for line in input.chunks_exact(tokens) {
-                mean.iter_mut().zip(line).for_each(|(mean, x)| *mean += x);
-            }
-            mean.iter_mut().for_each(|mean| *mean /= width as f32);
-            let mut inverse = vec![0.0; tokens];
-            for line in input.chunks_exact(tokens) {
-                for ((square, x), mean) in inverse.iter_mut().zip(line).zip(&mean) {
-                    *square += (x - mean) * (x - mean);
-                }
-            }
-            inverse.iter_mut().for_each(|square| *square = 1.0 / (*square / width as f32 + self.eps).sqrt());
-            let lines = output.chunks_exact_mut(tokens).zip(input.chunks_exact(tokens));
-            for ((output, line), (weight, bias)) in lines.zip(weight.iter().zip(bias)) {
-                for (((output, x), mean), inverse) in output.iter_mut().zip(line).zip(&mean).zip(&inverse) {
-                    *output = (x - mean) * inverse * weight + bias;
-                }
-            }
+        let lines = output.par_chunks_mut(tokens).zip(input.par_chunks(tokens));
+        lines.enumerate().with_min_len(16).for_each(|(index, (output, line))| {
+            let (row, channel) = (index / width, index % width);
+            let affine = &affine[row * 2 * width % affine.len()..][..2 * width];
+            let (weight, bias) = (affine[channel], affine[width + channel]);
+            dispatch(
+                #[inline(always)]
+                || {
+                    let chunks = output.chunks_mut(TOKENS).zip(line.chunks(TOKENS));
+                    for ((output, line), [mean, inverse]) in chunks.zip(&statistics[row * tokens.div_ceil(TOKENS)..]) {
+                        for (((output, x), mean), inverse) in output.iter_mut().zip(line).zip(mean).zip(inverse) {
+                            *output = (x - mean) * inverse * weight + bias;
+                        }
+                    }
+                },
+            );
         });
         Ok((CpuStorage::F32(output), x_l.shape().clone()))
     }
+}
+
+/// Mean over the channels of each token of `(b, width, tokens)`, or zero where it is not wanted, and the inverse of the
+/// root of the mean square of what is left, plus `eps`: for each row, [`TOKENS`] after [`TOKENS`].
+fn statistics(input: &[f32], [width, tokens]: [usize; 2], eps: f32, centre: Centre) -> Vec<[[f32; TOKENS]; 2]> {
+    let chunks = tokens.div_ceil(TOKENS);
+    let of_chunk = |index: usize| {
+        let (row, first) = (index / chunks, index % chunks * TOKENS);
+        let count = TOKENS.min(tokens - first);
+        let lines =
+            || input[row * width * tokens..][..width * tokens].chunks_exact(tokens).map(|line| &line[first..][..count]);
+        let (mut mean, mut inverse) = ([0.0; TOKENS], [0.0; TOKENS]);
+        if centre == Centre::Mean {
+            for line in lines() {
+                for (mean, x) in mean.iter_mut().zip(line) {
+                    *mean += x;
+                }
+            }
+            mean.iter_mut().for_each(|mean| *mean /= width as f32);
+        }
+        for line in lines() {
+            for ((square, x), mean) in inverse.iter_mut().zip(line).zip(&mean) {
+                *square += (x - mean) * (x - mean);
+            }
+        }
+        inverse.iter_mut().for_each(|square| *square = 1.0 / (*square / width as f32 + eps).sqrt());
+        [mean, inverse]
+    };
+    let batch = input.len() / (width * tokens);
+    (0..batch * chunks)
+        .into_par_iter()
+        .map(|index| {
+            dispatch(
+                #[inline(always)]
+                || of_chunk(index),
+            )
+        })
+        .collect()
+}
+
+/// What [`statistics`] measure from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Centre {
+    Mean,
+    Zero,
 }
 
 /// Softmax of `scale * x` over the last dimension, in place.
@@ -397,7 +381,7 @@ impl InplaceOp1 for Softmax {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let width = layout.dims().last().copied().unwrap_or(1);
-        values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
+        let softmax = |line: &mut [f32]| {
             let mut lanes = [f32::NEG_INFINITY; LANES];
             let chunks = line.chunks_exact(LANES);
             let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -408,6 +392,12 @@ impl InplaceOp1 for Softmax {
             line.iter_mut().for_each(|x| *x = exp((*x - largest) * self.scale));
             let inverse = 1.0 / sum(line, |x| x);
             line.iter_mut().for_each(|x| *x *= inverse);
+        };
+        values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
+            dispatch(
+                #[inline(always)]
+                || softmax(line),
+            );
         });
         Ok(())
     }
@@ -425,14 +415,16 @@ impl InplaceOp2 for Accumulate {
         let other = values(other, other_l)?;
         let target = values_mut(target, target_l)?;
         if other.len() == target.len() {
-            target.iter_mut().zip(other).for_each(|(target, other)| *target += other);
+            target.par_chunks_mut(VALUES).zip(other.par_chunks(VALUES)).for_each(|(target, other)| {
+                target.iter_mut().zip(other).for_each(|(target, other)| *target += other);
+            });
             return Ok(());
         }
         let plane = target_l.dims()[2..].iter().product::<usize>();
-        for (index, line) in target.chunks_exact_mut(plane).enumerate() {
+        target.par_chunks_exact_mut(plane).enumerate().with_min_len(16).for_each(|(index, line)| {
             let value = other[index % other.len()];
             line.iter_mut().for_each(|target| *target += value);
-        }
+        });
         Ok(())
     }
 }
@@ -452,9 +444,17 @@ impl CustomOp1 for GatedGelu {
         let mut output = vec![0.0; batch * half];
         for (output, input) in output.chunks_exact_mut(half).zip(input.chunks_exact(2 * half)) {
             let (value, gate) = input.split_at(half);
-            for ((output, value), gate) in output.iter_mut().zip(value).zip(gate) {
-                *output = value * gelu(*gate);
-            }
+            let parts = output.par_chunks_mut(VALUES).zip(value.par_chunks(VALUES)).zip(gate.par_chunks(VALUES));
+            parts.for_each(|((output, value), gate)| {
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for ((output, value), gate) in output.iter_mut().zip(value).zip(gate) {
+                            *output = value * gelu(*gate);
+                        }
+                    },
+                );
+            });
         }
         Ok((CpuStorage::F32(output), Shape::from((batch, width / 2, tokens))))
     }
@@ -479,17 +479,14 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (_, width, tokens) = x_l.shape().dims3()?;
         let (input, weight) = (values(x, x_l)?, values(weight, weight_l)?);
+        let statistics = statistics(input, [width, tokens], self.eps, Centre::Zero);
         let mut output = vec![0.0; input.len()];
-        let size = width * tokens;
-        output.par_chunks_mut(size).zip(input.par_chunks(size)).for_each(|(output, input)| {
-            let mut inverse = vec![0.0; tokens];
-            for line in input.chunks_exact(tokens) {
-                inverse.iter_mut().zip(line).for_each(|(square, x)| *square += x * x);
-            }
-            inverse.iter_mut().for_each(|square| *square = 1.0 / (*square / width as f32 + self.eps).sqrt());
-            let lines = output.chunks_exact_mut(tokens).zip(input.chunks_exact(tokens));
-            for ((output, line), weight) in lines.zip(weight) {
-                for ((output, x), inverse) in output.iter_mut().zip(line).zip(&inverse) {
+        let lines = output.par_chunks_mut(tokens).zip(input.par_chunks(tokens));
+        lines.enumerate().with_min_len(16).for_each(|(index, (output, line))| {
+            let (row, weight) = (index / width, weight[index % width]);
+            let chunks = output.chunks_mut(TOKENS).zip(line.chunks(TOKENS));
+            for ((output, line), [_, inverse]) in chunks.zip(&statistics[row * tokens.div_ceil(TOKENS)..]) {
+                for ((output, x), inverse) in output.iter_mut().zip(line).zip(inverse) {
                     *output = x * inverse * weight;
                 }
             }
@@ -551,9 +548,10 @@ impl InplaceOp3 for GatedAccumulate {
         if gate.len() != batch * width || other.len() != target.len() {
             bail!("{} gates and {} values for {batch}, {width}, {tokens}", gate.len(), other.len());
         }
-        for ((target, other), gate) in target.chunks_exact_mut(tokens).zip(other.chunks_exact(tokens)).zip(gate) {
+        let lines = target.par_chunks_exact_mut(tokens).zip(other.par_chunks_exact(tokens)).zip(gate);
+        lines.with_min_len(16).for_each(|((target, other), gate)| {
             target.iter_mut().zip(other).for_each(|(target, other)| *target = *target * gate + other);
-        }
+        });
         Ok(())
     }
 }
@@ -569,7 +567,10 @@ impl InplaceOp1 for GeluTanh {
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let width = layout.dims().last().copied().unwrap_or(1);
         values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
-            line.iter_mut().for_each(|x| *x = gelu_tanh(*x));
+            dispatch(
+                #[inline(always)]
+                || line.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+            );
         });
         Ok(())
     }

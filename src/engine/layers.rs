@@ -161,7 +161,6 @@ pub(super) struct Convolution {
     weight: Matrix,
     /// `(out)`
     bias: Tensor,
-    outputs: usize,
     resize: Resize,
 }
 
@@ -173,7 +172,7 @@ impl Convolution {
         resize: Resize,
     ) -> std::result::Result<Self, LoadError> {
         let weight = weights.matrix(&[outputs, inputs, 3, 3], "weight")?;
-        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, outputs, resize })
+        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, resize })
     }
 
     /// `(b, in, h, w)` to `(b, out, h', w')`.
@@ -187,8 +186,7 @@ impl Convolution {
         if on_cpu(x) {
             let x = x.contiguous()?;
             return self.weight.with_values(|weight| {
-                let outputs = self.outputs;
-                x.apply_op2_no_bwd(&self.bias, &kernels::Convolution { weight, outputs, stride, repeat, padding })
+                x.apply_op2_no_bwd(&self.bias, &kernels::Convolution { weight, stride, repeat, padding })
             });
         }
         let (_, _, h, w) = x.dims4()?;
@@ -330,6 +328,10 @@ pub(super) fn attention(
     mask: Option<&Tensor>,
     scale: f64,
 ) -> Result<Tensor> {
+    if on_cpu(query) && mask.is_none() {
+        let (query, key, value) = (query.contiguous()?, key.contiguous()?, value.contiguous()?);
+        return query.apply_op3_no_bwd(&key, &value, &kernels::Attention { scale: scale as f32 });
+    }
     let (n, _, t) = query.dims3()?;
     let chunk = (SCORE_BYTES_MAX / (n * key.dim(2)? * query.dtype().size_in_bytes())).clamp(1, t);
     let mut chunks = Vec::with_capacity(t.div_ceil(chunk));

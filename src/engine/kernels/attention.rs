@@ -1,0 +1,178 @@
+//! Attention without the matrix of scores: some queries at a time meet some keys at a time.
+//!
+//! Dao et al., "FlashAttention" (2022), and Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+//! Queries are columns of a panel, so the scores of a block of keys come out as the panel that the values are multiplied
+//! with next, and all sums over keys run down the columns. Blocks of keys are the same whatever else is computed, and so
+//! are the bytes of a result.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::scratch::Scratch;
+use super::tile::{self, Begin, Left, Panels, Target, dispatch, load, store};
+
+/// Keys of a block: their scores for a panel of queries stay in the first cache.
+const KEYS: usize = 256;
+/// Queries of a task: keys and values of a block are used for all of them before the next.
+const QUERIES: usize = 128;
+
+/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`: `(n, d, t)`. Scores are multiplied by `scale`.
+#[derive(Debug)]
+pub(crate) struct Attention<'a> {
+    pub(crate) query: &'a [f32],
+    pub(crate) key: &'a [f32],
+    pub(crate) value: &'a [f32],
+    pub(crate) heads: usize,
+    pub(crate) width: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) scale: f32,
+}
+
+impl Attention<'_> {
+    /// Computes it, into memory of its own.
+    ///
+    /// # Panics
+    /// If there are not as many values as there should be.
+    pub(crate) fn run(&self) -> Vec<f32> {
+        let Self { heads, width, queries, keys, .. } = *self;
+        assert_eq!(self.query.len(), heads * width * queries, "queries");
+        assert_eq!(self.key.len(), heads * width * keys, "keys");
+        assert_eq!(self.value.len(), heads * width * keys, "values");
+        let mut output = vec![0.0; heads * width * queries];
+        if output.is_empty() || keys == 0 {
+            return output;
+        }
+        // Every key as a row.
+        let mut rows = Scratch::new(heads * keys * width);
+        rows.par_chunks_mut(keys * width).zip(self.key.par_chunks(keys * width)).for_each(|(rows, columns)| {
+            for (index, row) in rows.chunks_exact_mut(width).enumerate() {
+                for (value, column) in row.iter_mut().zip(columns.chunks_exact(keys)) {
+                    *value = column[index];
+                }
+            }
+        });
+        let target = Target::new(&mut output);
+        let groups = queries.div_ceil(QUERIES);
+        (0..heads * groups).into_par_iter().for_each(|index| {
+            let (head, group) = (index / groups, index % groups);
+            let queries = group * QUERIES..queries.min((group + 1) * QUERIES);
+            let keys = &rows[head * keys * width..][..keys * width];
+            dispatch(Task { job: self, head, queries, keys, target });
+        });
+        output
+    }
+}
+
+struct Task<'a> {
+    job: &'a Attention<'a>,
+    head: usize,
+    queries: Range<usize>,
+    /// `(s, d)`
+    keys: &'a [f32],
+    target: Target,
+}
+
+/// `2^x` for `x` up to 0, within 2 units in the last place; 0 or next to it far below.
+#[inline(always)]
+fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |value: f32| simd.splat_f32s(value);
+    // Adding it rounds to an integer, which then stands in the lowest bits.
+    let round = splat(12_582_912.0);
+    // In this order what is not a number stays so.
+    let x = simd.max_f32s(splat(-126.0), x);
+    let rounded = simd.add_f32s(x, round);
+    let rest = simd.sub_f32s(x, simd.sub_f32s(rounded, round));
+    let mut series = splat(1.540_353e-4);
+    for coefficient in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265_1e-1, 6.931_471_8e-1, 1.0] {
+        series = simd.mul_add_f32s(series, rest, splat(coefficient));
+    }
+    let power = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
+    simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(series), power))
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "tasks write to places of their own")]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { job, head, queries, keys, target } = self;
+        let (lanes, panel, width) = (S::F32_LANES, tile::width::<S>(), job.width);
+        let count = queries.len();
+        let panels = count.div_ceil(panel);
+        let scale = job.scale * std::f32::consts::LOG2_E;
+        // Panels of queries, already scaled, and of the values' weighted sums; the scores of one panel with one block; for
+        // each query, the largest score so far, and the sum of the weights relative to it.
+        let mut scratch = Scratch::new(2 * QUERIES * width + KEYS * panel + 2 * QUERIES);
+        let (packed, rest) = scratch.split_at_mut(QUERIES * width);
+        let (all_sums, rest) = rest.split_at_mut(QUERIES * width);
+        let (all_scores, rest) = rest.split_at_mut(KEYS * panel);
+        let (all_largest, all_weights) = rest.split_at_mut(QUERIES);
+        packed.fill(0.0);
+        for dimension in 0..width {
+            let line = &job.query[(head * width + dimension) * job.queries..][queries.clone()];
+            for (index, values) in line.chunks(panel).enumerate() {
+                let place = &mut packed[(index * width + dimension) * panel..][..values.len()];
+                place.iter_mut().zip(values).for_each(|(place, value)| *place = value * scale);
+            }
+        }
+        all_sums.fill(0.0);
+        all_largest.fill(f32::NEG_INFINITY);
+        all_weights.fill(0.0);
+        let values = &job.value[head * width * job.keys..][..width * job.keys];
+        for first in (0..job.keys).step_by(KEYS) {
+            let block = KEYS.min(job.keys - first);
+            for index in 0..panels {
+                let queries = Panels { values: &packed[index * width * panel..], lines: width };
+                let scores = &mut all_scores[..block * panel];
+                let left = Left { values: &keys[first * width..], stride: width, rows: block, depth: width };
+                // SAFETY: the scores are this task's own.
+                unsafe { tile::multiply(simd, left, queries, panel, Begin::Zero, (Target::new(scores), 0, panel)) };
+                let sums = &mut all_sums[index * width * panel..][..width * panel];
+                for part in 0..2 {
+                    let at = index * panel + part * lanes;
+                    let before = load::<S>(&all_largest[at..]);
+                    let mut largest = before;
+                    for line in scores.chunks_exact(panel) {
+                        largest = simd.max_f32s(largest, load::<S>(&line[part * lanes..]));
+                    }
+                    let mut total = simd.splat_f32s(0.0);
+                    for line in scores.chunks_exact_mut(panel) {
+                        let score = load::<S>(&line[part * lanes..]);
+                        let weight = exp2(simd, simd.sub_f32s(score, largest));
+                        total = simd.add_f32s(total, weight);
+                        store::<S>(&mut line[part * lanes..], weight);
+                    }
+                    // What was summed so far was relative to the largest before.
+                    let shrink = exp2(simd, simd.sub_f32s(before, largest));
+                    let weights = load::<S>(&all_weights[at..]);
+                    store::<S>(&mut all_weights[at..], simd.mul_add_f32s(weights, shrink, total));
+                    store::<S>(&mut all_largest[at..], largest);
+                    for line in sums.chunks_exact_mut(panel) {
+                        let sum = load::<S>(&line[part * lanes..]);
+                        store::<S>(&mut line[part * lanes..], simd.mul_f32s(sum, shrink));
+                    }
+                }
+                let left = Left { values: &values[first..], stride: job.keys, rows: width, depth: block };
+                let scores = Panels { values: scores, lines: block };
+                // SAFETY: the sums are this task's own.
+                unsafe { tile::multiply(simd, left, scores, panel, Begin::Output, (Target::new(sums), 0, panel)) };
+            }
+        }
+        for dimension in 0..width {
+            let start = (head * width + dimension) * job.queries + queries.start;
+            // SAFETY: only this task has these queries of this head, and the output outlives all tasks.
+            let line = unsafe { target.slice(start..start + count) };
+            for (index, line) in line.chunks_mut(panel).enumerate() {
+                let sums = &all_sums[(index * width + dimension) * panel..][..line.len()];
+                let weights = &all_weights[index * panel..];
+                for ((value, sum), weight) in line.iter_mut().zip(sums).zip(weights) {
+                    *value = sum / weight;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! 3×3 convolutions as products with a matrix of patches, of which only some columns are ever there.
+
+use std::ops::Range;
+
+use super::matrix::{Columns, Product};
+use super::winograd::Winograd;
+
+/// A 3×3 convolution of `(b, channels, height, width)` with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
+#[derive(Debug)]
+pub(crate) struct Convolution<'a> {
+    pub(crate) input: &'a [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) batch: usize,
+    pub(crate) channels: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    /// Pixels from one output pixel to the next.
+    pub(crate) stride: usize,
+    /// How often each input pixel is repeated in both directions before the convolution.
+    pub(crate) repeat: usize,
+    /// Zeros before the first row and column: 1, or 0 where they all stand after the last.
+    pub(crate) padding: usize,
+}
+
+impl Convolution<'_> {
+    /// Height and width of the output.
+    pub(crate) fn output_size(&self) -> [usize; 2] {
+        [self.height, self.width].map(|side| (side * self.repeat).div_ceil(self.stride))
+    }
+
+    /// Computes it, into memory of its own: `(b, outputs, h', w')`.
+    ///
+    /// # Panics
+    /// If there are not as many values as there should be.
+    pub(crate) fn run(&self) -> Vec<f32> {
+        let Self { input, weight, bias, batch, channels, height, width, repeat, .. } = *self;
+        let [rows, columns] = self.output_size();
+        if self.stride == 1 && self.padding == 1 && Winograd::pays(channels, bias.len(), rows, columns) {
+            return Winograd { input, weight, bias, batch, channels, height, width, repeat }.run();
+        }
+        self.run_direct()
+    }
+
+    /// The same by patches, whatever pays.
+    fn run_direct(&self) -> Vec<f32> {
+        let [rows, columns] = self.output_size();
+        let (terms, outputs) = (9 * self.channels, self.bias.len());
+        let columns = rows * columns;
+        let bias = Some(self.bias);
+        Product { weight: self.weight, outputs, terms, bias, batch: self.batch, columns, right: self }.run()
+    }
+}
+
+/// A patch is a column of nine pixels of each channel.
+impl Columns for Convolution<'_> {
+    #[inline(always)]
+    fn line(&self, row: usize, term: usize, columns: Range<usize>, line: &mut [f32]) {
+        let (channel, down, right) = (term / 9, term % 9 / 3, term % 3);
+        let [_, across] = self.output_size();
+        let (full_height, full_width) = (self.height * self.repeat, self.width * self.repeat);
+        let plane = &self.input[(row * self.channels + channel) * self.height * self.width..];
+        let mut rest = line;
+        let mut column = columns.start;
+        while !rest.is_empty() {
+            // What is left of one line of the output.
+            let (y, start) = (column / across, column % across);
+            let (line, after) = rest.split_at_mut(rest.len().min(across - start));
+            (rest, column) = (after, column + line.len());
+            let source_y = (y * self.stride + down).wrapping_sub(self.padding);
+            if source_y >= full_height {
+                line.fill(0.0);
+                continue;
+            }
+            let source = &plane[source_y / self.repeat * self.width..][..self.width];
+            if self.stride == 1 && self.repeat == 1 {
+                // The first and the last pixel may lie outside.
+                let first = (start + right).wrapping_sub(self.padding);
+                let before = usize::from(first > full_width);
+                line[..before].fill(0.0);
+                let first = first.wrapping_add(before);
+                let inside = (line.len() - before).min(full_width - first);
+                line[before..before + inside].copy_from_slice(&source[first..first + inside]);
+                line[before + inside..].fill(0.0);
+            } else {
+                for (x, value) in (start..).zip(line.iter_mut()) {
+                    let source_x = (x * self.stride + right).wrapping_sub(self.padding);
+                    *value = if source_x < full_width { source[source_x / self.repeat] } else { 0.0 };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tiny;
+
+    fn values(name: &str, shape: &[usize]) -> Vec<f32> {
+        tiny::tensor(name, shape).flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// One output in double precision.
+    fn exact(job: &Convolution<'_>, row: usize, output: usize, y: usize, x: usize) -> f64 {
+        let mut sum = f64::from(job.bias[output]);
+        let (full_height, full_width) = (job.height * job.repeat, job.width * job.repeat);
+        for term in 0..9 * job.channels {
+            let (channel, down, right) = (term / 9, term % 9 / 3, term % 3);
+            let (y, x) = (y * job.stride + down, x * job.stride + right);
+            let (Some(y), Some(x)) = (y.checked_sub(job.padding), x.checked_sub(job.padding)) else { continue };
+            if y < full_height && x < full_width {
+                let plane = (row * job.channels + channel) * job.height;
+                let pixel = job.input[(plane + y / job.repeat) * job.width + x / job.repeat];
+                sum += f64::from(pixel) * f64::from(job.weight[output * 9 * job.channels + term]);
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn convolutions_of_all_kinds_agree_with_double_precision() {
+        // Channels, outputs, height, width, stride, repeat, padding.
+        let cases = [
+            [3, 5, 7, 9, 1, 1, 1],
+            [4, 33, 16, 300, 1, 1, 1],
+            [5, 4, 9, 8, 2, 1, 1],
+            [6, 7, 8, 10, 2, 1, 0],
+            [3, 8, 5, 6, 1, 2, 1],
+            [16, 16, 16, 16, 1, 1, 1],
+            [40, 23, 18, 21, 1, 1, 1],
+            [20, 50, 9, 10, 1, 2, 1],
+            [130, 97, 33, 64, 1, 1, 1],
+            [17, 18, 130, 17, 1, 1, 1],
+        ];
+        for case in cases {
+            let [channels, outputs, height, width, stride, repeat, padding] = case;
+            let batch = 2;
+            let input = values("input", &[batch, channels, height, width]);
+            let weight = values("weight", &[outputs, channels, 3, 3]);
+            let bias = values("bias", &[outputs]);
+            let (input, weight, bias) = (&input[..], &weight[..], &bias[..]);
+            let job = Convolution { input, weight, bias, batch, channels, height, width, stride, repeat, padding };
+            let [rows, columns] = job.output_size();
+            for found in [job.run(), job.run_direct()] {
+                assert_eq!(found.len(), batch * outputs * rows * columns, "{case:?}");
+                let (mut worst, mut largest) = (0.0_f64, 0.0_f64);
+                for (index, found) in found.iter().enumerate().step_by(1 + found.len() / 4000) {
+                    let (plane, pixel) = (index / (rows * columns), index % (rows * columns));
+                    let exact = exact(&job, plane / outputs, plane % outputs, pixel / columns, pixel % columns);
+                    worst = worst.max((f64::from(*found) - exact).abs());
+                    largest = largest.max(exact.abs());
+                }
+                assert!(worst <= 1e-5 * largest, "{case:?}: {worst} of {largest}");
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A matrix of weights times the columns of each row of a batch, whatever the columns are made of.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::scratch::Scratch;
+use super::tile::{self, Begin, COLUMNS, DEPTH, Left, Panels, ROWS, Target, dispatch};
+
+/// The right matrix of a product, one for each row of the batch.
+pub(crate) trait Columns: Sync {
+    /// Writes the values of `columns` in the matrix's line `term`, for `row` of the batch.
+    fn line(&self, row: usize, term: usize, columns: Range<usize>, line: &mut [f32]);
+}
+
+/// The columns of a contiguous `(b, terms, columns)`.
+#[derive(Debug)]
+pub(crate) struct Dense<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) terms: usize,
+    pub(crate) columns: usize,
+}
+
+impl Columns for Dense<'_> {
+    #[inline(always)]
+    fn line(&self, row: usize, term: usize, columns: Range<usize>, line: &mut [f32]) {
+        line.copy_from_slice(&self.values[(row * self.terms + term) * self.columns..][columns]);
+    }
+}
+
+/// `weight (outputs, terms) @ right (b, terms, columns)`, plus a bias `(outputs)` if there is one: `(b, outputs, columns)`.
+#[derive(Debug)]
+pub(crate) struct Product<'a, C> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) outputs: usize,
+    pub(crate) terms: usize,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) batch: usize,
+    pub(crate) columns: usize,
+    pub(crate) right: &'a C,
+}
+
+impl<C: Columns> Product<'_, C> {
+    /// Computes it, into memory of its own.
+    ///
+    /// # Panics
+    /// If a matrix has not the values that it should have.
+    pub(crate) fn run(&self) -> Vec<f32> {
+        assert_eq!(self.weight.len(), self.outputs * self.terms, "weights");
+        assert!(self.bias.is_none_or(|bias| bias.len() == self.outputs), "a bias for each output");
+        let mut output = vec![0.0; self.batch * self.outputs * self.columns];
+        if self.terms == 0 || output.is_empty() {
+            return output;
+        }
+        let target = Target::new(&mut output);
+        // A task packs the columns of a strip for itself, so rows are only divided where there are few strips.
+        let strips = self.columns.div_ceil(COLUMNS);
+        let wanted = 2 * rayon::current_num_threads();
+        let parts = wanted.div_ceil(strips * self.batch).clamp(1, self.outputs.div_ceil(ROWS));
+        let part = self.outputs.div_ceil(parts).next_multiple_of(ROWS);
+        let parts = self.outputs.div_ceil(part);
+        let packed = DEPTH.min(self.terms) * COLUMNS.min(self.columns.next_multiple_of(32));
+        (0..self.batch * strips * parts).into_par_iter().for_each_init(
+            || Scratch::new(packed),
+            |panels, index| {
+                let (index, part_index) = (index / parts, index % parts);
+                let (row, strip) = (index / strips, index % strips);
+                let columns = strip * COLUMNS..self.columns.min((strip + 1) * COLUMNS);
+                let rows = part_index * part..self.outputs.min((part_index + 1) * part);
+                dispatch(Task { product: self, row, columns, rows, panels, target });
+            },
+        );
+        output
+    }
+}
+
+/// Some outputs of a strip of columns.
+struct Task<'a, C> {
+    product: &'a Product<'a, C>,
+    row: usize,
+    columns: Range<usize>,
+    rows: Range<usize>,
+    panels: &'a mut [f32],
+    target: Target,
+}
+
+impl<C: Columns> WithSimd for Task<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "tasks write to places of their own")]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { product, row, columns, rows, panels, target } = self;
+        let width = tile::width::<S>();
+        let count = columns.len();
+        let start = (row * product.outputs + rows.start) * product.columns + columns.start;
+        let mut line = [0.0; COLUMNS];
+        for first in (0..product.terms).step_by(DEPTH) {
+            let depth = DEPTH.min(product.terms - first);
+            for term in 0..depth {
+                product.right.line(row, first + term, columns.clone(), &mut line[..count]);
+                let chunks = line[..count.next_multiple_of(width)].chunks_exact(width);
+                for (panel, chunk) in chunks.enumerate() {
+                    panels[(panel * depth + term) * width..][..width].copy_from_slice(chunk);
+                }
+            }
+            let left = Left {
+                values: &product.weight[rows.start * product.terms + first..],
+                stride: product.terms,
+                rows: rows.len(),
+                depth,
+            };
+            let begin = match product.bias {
+                _ if first > 0 => Begin::Output,
+                Some(bias) => Begin::Rows(&bias[rows.clone()]),
+                None => Begin::Zero,
+            };
+            let panels = Panels { values: panels, lines: depth };
+            // SAFETY: no other task has these rows of these columns, and the output outlives all tasks.
+            unsafe { tile::multiply(simd, left, panels, count, begin, (target, start, product.columns)) };
+        }
+    }
+}

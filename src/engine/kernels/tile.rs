@@ -1,0 +1,252 @@
+//! The product that all others are made of: a few rows times a panel of columns, summed in registers.
+//!
+//! The left matrix is read where it lies, so weights are never copied or packed; the right one comes as panels of
+//! [`width`] columns, one depth after the other, which whoever has the activations makes as he reads them. Every sum is
+//! made in the order of its terms, each of them fused with its addition. So an output has the same bytes whichever rows
+//! and columns it is computed with, on however many threads, and on every processor with any vector width.
+//!
+//! The shape of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// Rows that are summed at once: with two vectors of columns each they fill the registers of AVX2.
+pub(crate) const ROWS: usize = 6;
+/// Terms of a panel: so many of its columns and of [`ROWS`] rows stay in the first cache.
+pub(crate) const DEPTH: usize = 256;
+/// Columns of all panels that are used together: they stay in the second cache.
+pub(crate) const COLUMNS: usize = 256;
+
+/// Columns of a panel: two vectors.
+#[inline(always)]
+pub(crate) const fn width<S: Simd>() -> usize {
+    2 * S::F32_LANES
+}
+
+/// Runs `operation` compiled for the best vectors of this processor.
+#[inline]
+pub(crate) fn dispatch<Operation: WithSimd>(operation: Operation) -> Operation::Output {
+    #[cfg(test)]
+    if PLAIN.load(std::sync::atomic::Ordering::Relaxed) {
+        return Arch::Scalar.dispatch(operation);
+    }
+    Arch::new().dispatch(operation)
+}
+
+/// Whether to do without vectors. Whoever else runs meanwhile gets the same bytes.
+#[cfg(test)]
+pub(crate) static PLAIN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// The vector that begins `values`.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors are read where they lie")]
+pub(crate) fn load<S: Simd>(values: &[f32]) -> S::f32s {
+    let values = &values[..S::F32_LANES];
+    // SAFETY: so many values are there, and any bits are a vector of them.
+    unsafe { values.as_ptr().cast::<S::f32s>().read_unaligned() }
+}
+
+/// Writes a vector to where `values` begin.
+#[inline(always)]
+#[expect(unsafe_code, reason = "as above")]
+pub(crate) fn store<S: Simd>(values: &mut [f32], vector: S::f32s) {
+    let values = &mut values[..S::F32_LANES];
+    // SAFETY: there is room for so many values.
+    unsafe { values.as_mut_ptr().cast::<S::f32s>().write_unaligned(vector) }
+}
+
+/// What outputs are before the first term is added.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Begin<'a> {
+    /// 0.
+    Zero,
+    /// One value for each row.
+    Rows(&'a [f32]),
+    /// What stands there.
+    Output,
+}
+
+/// Rows of a matrix, each of them `depth` values, the first of which stand `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) depth: usize,
+}
+
+/// A matrix as panels of [`width`] columns, each with its lines one after the other. Lines may be left out before and after
+/// those that are used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panels<'a> {
+    /// From the first line that is used on.
+    pub(crate) values: &'a [f32],
+    /// Lines from one panel to the next.
+    pub(crate) lines: usize,
+}
+
+/// Where the tasks of one operation write, each to places of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    pointer: *mut f32,
+    length: usize,
+}
+
+// SAFETY: it is only written through, by functions that demand that no place is written by two.
+#[expect(unsafe_code, reason = "tasks write to columns of the same rows, which no slice can say")]
+unsafe impl Send for Target {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "as above")]
+unsafe impl Sync for Target {}
+
+impl Target {
+    pub(crate) fn new(values: &mut [f32]) -> Self {
+        Self { pointer: values.as_mut_ptr(), length: values.len() }
+    }
+
+    /// The places `range`.
+    ///
+    /// # Safety
+    /// Nobody else uses them meanwhile, and what they are part of is still there.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "the caller's promise")]
+    pub(crate) unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.length, "{range:?} of {}", self.length);
+        // SAFETY: within the slice that it was made of, as just checked; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.len()) }
+    }
+}
+
+/// Adds to `columns` columns of `target`, whose rows begin at `start` and stand `stride` apart, `left` times `panels`.
+///
+/// As many lines of the panels are used as `left` has terms; columns past `columns` are not.
+///
+/// # Safety
+/// Nobody else uses these places of the target meanwhile, and what it was made of is still there.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the caller's promise")]
+pub(crate) unsafe fn multiply<S: Simd>(
+    simd: S,
+    left: Left<'_>,
+    panels: Panels<'_>,
+    columns: usize,
+    begin: Begin<'_>,
+    (target, start, stride): (Target, usize, usize),
+) {
+    let (width, depth) = (width::<S>(), left.depth);
+    if left.rows == 0 || columns == 0 {
+        return;
+    }
+    assert!((left.rows - 1) * left.stride + depth <= left.values.len(), "a left matrix of {}", left.values.len());
+    let last = (columns.div_ceil(width) - 1) * panels.lines + depth;
+    assert!(last * width <= panels.values.len(), "panels of {}", panels.values.len());
+    assert!(start + (left.rows - 1) * stride + columns <= target.length, "a target of {}", target.length);
+    if let Begin::Rows(values) = begin {
+        assert!(values.len() >= left.rows, "{} first values", values.len());
+    }
+    for row in (0..left.rows).step_by(ROWS) {
+        let count = ROWS.min(left.rows - row);
+        for (panel, first) in (0..columns).step_by(width).enumerate() {
+            // SAFETY: all that is read and written lies within what was checked above.
+            unsafe {
+                let turn = Turn {
+                    depth,
+                    left: left.values.as_ptr().add(row * left.stride),
+                    left_stride: left.stride,
+                    panel: panels.values.as_ptr().add(panel * panels.lines * width),
+                    begin: match begin {
+                        Begin::Rows(values) => Begin::Rows(values.get_unchecked(row..)),
+                        other => other,
+                    },
+                    output: target.pointer.add(start + row * stride + first),
+                    output_stride: stride,
+                    columns: width.min(columns - first),
+                };
+                match count {
+                    6 => turn.run::<S, 6>(simd),
+                    5 => turn.run::<S, 5>(simd),
+                    4 => turn.run::<S, 4>(simd),
+                    3 => turn.run::<S, 3>(simd),
+                    2 => turn.run::<S, 2>(simd),
+                    _ => turn.run::<S, 1>(simd),
+                }
+            }
+        }
+    }
+}
+
+/// A panel times up to [`ROWS`] rows.
+struct Turn<'a> {
+    depth: usize,
+    left: *const f32,
+    left_stride: usize,
+    panel: *const f32,
+    begin: Begin<'a>,
+    output: *mut f32,
+    output_stride: usize,
+    columns: usize,
+}
+
+impl Turn<'_> {
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "the caller's promise")]
+    unsafe fn run<S: Simd, const COUNT: usize>(self, simd: S) {
+        // The widest vectors have 16 lanes.
+        let mut edge = [0.0_f32; 32 * ROWS];
+        let is_whole = self.columns == width::<S>();
+        let (place, stride) = if is_whole {
+            (self.output, self.output_stride)
+        } else {
+            if matches!(self.begin, Begin::Output) {
+                for row in 0..COUNT {
+                    for column in 0..self.columns {
+                        // SAFETY: within the columns of the target.
+                        edge[row * 32 + column] = unsafe { *self.output.add(row * self.output_stride + column) };
+                    }
+                }
+            }
+            (edge.as_mut_ptr(), 32)
+        };
+        // SAFETY: `place` has whole vectors in every row, and the rest was checked by `multiply`.
+        unsafe {
+            let lanes = S::F32_LANES;
+            let at = |row: usize, part: usize| place.add(row * stride + part * lanes).cast::<S::f32s>();
+            let mut sums = [[simd.splat_f32s(0.0); 2]; COUNT];
+            match self.begin {
+                Begin::Zero => {}
+                Begin::Rows(values) => {
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        *sums = [simd.splat_f32s(*values.get_unchecked(row)); 2];
+                    }
+                }
+                Begin::Output => {
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        *sums = [at(row, 0).read_unaligned(), at(row, 1).read_unaligned()];
+                    }
+                }
+            }
+            for term in 0..self.depth {
+                let line = self.panel.add(term * 2 * lanes).cast::<S::f32s>();
+                let right = [line.read_unaligned(), line.add(1).read_unaligned()];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let factor = simd.splat_f32s(*self.left.add(row * self.left_stride + term));
+                    sums[0] = simd.mul_add_f32s(factor, right[0], sums[0]);
+                    sums[1] = simd.mul_add_f32s(factor, right[1], sums[1]);
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                at(row, 0).write_unaligned(sums[0]);
+                at(row, 1).write_unaligned(sums[1]);
+            }
+        }
+        if !is_whole {
+            for row in 0..COUNT {
+                for column in 0..self.columns {
+                    // SAFETY: within the columns of the target.
+                    unsafe { *self.output.add(row * self.output_stride + column) = edge[row * 32 + column] };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! 3×3 convolutions with a quarter of the multiplications: Winograd's F(4×4, 3×3).
+//!
+//! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015): tiles of 6×6 pixels and the weights are
+//! transformed, multiplied point by point, which over all channels is 36 matrix products, and transformed back to 4×4
+//! pixels. The points are 0, ±1/√2, ±√2 and ∞, with which rounding errors are smaller than with whole numbers.
+//!
+//! Weights are transformed when they are used, some outputs at a time: all of them would take four times the memory, and
+//! that is little work beside the products. Only convolutions that keep the size, or that double it first, come here.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::scratch::Scratch;
+use super::tile::{self, Begin, Left, Panels, ROWS, Target, dispatch, load, store};
+
+/// Pixels of a tile's side that are computed at once.
+const SIDE: usize = 4;
+/// Points in both directions.
+const POINTS: usize = 36;
+/// Transformed pixels that are there at once; they are used again for each block of outputs.
+const PIXELS_BYTES_MAX: usize = 24 << 20;
+/// Tiles that are there at once.
+const TILES_MAX: usize = 512;
+/// Outputs of a block, about, and channels: their transformed weights stay in a cache.
+const BLOCK: usize = 48;
+const CHANNELS: usize = 128;
+
+/// Values between what belongs to one point and to the next: without them all points would meet in the same few sets of
+/// the cache wherever sizes are powers of two.
+const GAP: usize = 16;
+
+const ROOT: f32 = std::f32::consts::SQRT_2;
+const HALF_ROOT: f32 = std::f32::consts::FRAC_1_SQRT_2;
+
+/// A convolution of `(b, channels, height, width)`, whose pixels are each repeated `repeat` times in both directions
+/// before, with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
+#[derive(Debug)]
+pub(crate) struct Winograd<'a> {
+    pub(crate) input: &'a [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) batch: usize,
+    pub(crate) channels: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) repeat: usize,
+}
+
+/// Tiles side by side in a row of the batch.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    row: usize,
+    /// Its first line of pixels in the output.
+    y: usize,
+}
+
+impl Winograd<'_> {
+    /// Whether it is worth it: a tile too few, and the transformed weights cost more than they save.
+    pub(crate) fn pays(channels: usize, outputs: usize, height: usize, width: usize) -> bool {
+        channels >= 16 && outputs >= 16 && height.div_ceil(SIDE) * width.div_ceil(SIDE) >= 16
+    }
+
+    fn outputs(&self) -> usize {
+        self.bias.len()
+    }
+
+    fn tiles_across(&self) -> usize {
+        (self.width * self.repeat).div_ceil(SIDE)
+    }
+
+    /// Computes it, into memory of its own: `(b, outputs, height * repeat, width * repeat)`.
+    ///
+    /// # Panics
+    /// If there are not as many values as there should be.
+    pub(crate) fn run(&self) -> Vec<f32> {
+        assert_eq!(self.input.len(), self.batch * self.channels * self.height * self.width, "pixels");
+        assert_eq!(self.weight.len(), self.outputs() * self.channels * 9, "weights");
+        let (full_height, full_width) = (self.height * self.repeat, self.width * self.repeat);
+        let mut output = vec![0.0; self.batch * self.outputs() * full_height * full_width];
+        let target = Target::new(&mut output);
+        let lines: Vec<Line> =
+            (0..self.batch).flat_map(|row| (0..full_height).step_by(SIDE).map(move |y| Line { row, y })).collect();
+        let across = self.tiles_across();
+        let room = (PIXELS_BYTES_MAX / (POINTS * self.channels * size_of::<f32>())).min(TILES_MAX);
+        // As many lines as there is room for, in groups of about one size.
+        let groups = lines.len().div_ceil((room / across).max(1));
+        let group = lines.len().div_ceil(groups);
+
+        let threads = rayon::current_num_threads();
+        let blocks = self.outputs().div_ceil(BLOCK).next_multiple_of(threads);
+        let block = self.outputs().div_ceil(blocks).next_multiple_of(ROWS);
+        let chunks = self.channels.div_ceil(4 * threads);
+        // Panels of every vector width have room in it.
+        let tiles_max = (group * across).next_multiple_of(32);
+        let mut pixels = Scratch::new(POINTS * (self.channels * tiles_max + GAP));
+        for lines in lines.chunks(group) {
+            let tiles = lines.len() * across;
+            let size = self.channels * tiles.next_multiple_of(32) + GAP;
+            let transformed = Target::new(&mut pixels);
+            (0..self.channels.div_ceil(chunks)).into_par_iter().for_each(|chunk| {
+                let channels = chunk * chunks..self.channels.min((chunk + 1) * chunks);
+                dispatch(Pixels { job: self, lines, channels, size, transformed });
+            });
+            let pixels = &pixels[..];
+            (0..self.outputs().div_ceil(block)).into_par_iter().for_each_init(
+                || {
+                    (
+                        Scratch::new(POINTS * (block * CHANNELS + GAP)),
+                        Scratch::new(POINTS * (block * (tiles_max + 32) + GAP)),
+                    )
+                },
+                |(weights, products), index| {
+                    let outputs = index * block..self.outputs().min((index + 1) * block);
+                    dispatch(Outputs { job: self, lines, outputs, size, pixels, weights, products, target });
+                },
+            );
+        }
+        output
+    }
+}
+
+/// The pixels of some channels, transformed: for each of the points, panels of tiles by channels.
+struct Pixels<'a> {
+    job: &'a Winograd<'a>,
+    lines: &'a [Line],
+    channels: Range<usize>,
+    /// Values of a point.
+    size: usize,
+    transformed: Target,
+}
+
+/// What `value` gives for each place. The standard library's would not be compiled for the vectors of its closure.
+#[inline(always)]
+fn each<S: Simd, const N: usize>(simd: S, mut value: impl FnMut(usize) -> S::f32s) -> [S::f32s; N] {
+    let mut values = [simd.splat_f32s(0.0); N];
+    for (index, place) in values.iter_mut().enumerate() {
+        *place = value(index);
+    }
+    values
+}
+
+/// The six points of a line of six values, each of them many.
+#[inline(always)]
+fn transform_pixels<S: Simd>(simd: S, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 6] {
+    let splat = |value: f32| simd.splat_f32s(value);
+    let even_1 = simd.mul_add_f32s(splat(-2.0), c, e);
+    let odd_1 = simd.mul_add_f32s(splat(-ROOT), b, simd.mul_f32s(splat(HALF_ROOT), d));
+    let even_2 = simd.mul_add_f32s(splat(-0.5), c, e);
+    let odd_2 = simd.mul_add_f32s(splat(-HALF_ROOT), b, simd.mul_f32s(splat(ROOT), d));
+    [
+        simd.mul_add_f32s(splat(-2.5), c, simd.add_f32s(a, e)),
+        simd.add_f32s(even_1, odd_1),
+        simd.sub_f32s(even_1, odd_1),
+        simd.add_f32s(even_2, odd_2),
+        simd.sub_f32s(even_2, odd_2),
+        simd.mul_add_f32s(splat(-2.5), d, simd.add_f32s(b, f)),
+    ]
+}
+
+/// The four values of six points.
+#[inline(always)]
+fn transform_back<S: Simd>(simd: S, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 4] {
+    let splat = |value: f32| simd.splat_f32s(value);
+    let (sum_1, difference_1) = (simd.add_f32s(b, c), simd.sub_f32s(b, c));
+    let (sum_2, difference_2) = (simd.add_f32s(d, e), simd.sub_f32s(d, e));
+    let odd =
+        |near: f32, far: f32| simd.mul_add_f32s(splat(near), difference_1, simd.mul_f32s(splat(far), difference_2));
+    [
+        simd.add_f32s(simd.add_f32s(a, sum_1), sum_2),
+        odd(HALF_ROOT, ROOT),
+        simd.mul_add_f32s(splat(0.5), sum_1, simd.mul_f32s(splat(2.0), sum_2)),
+        simd.add_f32s(odd(0.5 * HALF_ROOT, 2.0 * ROOT), f),
+    ]
+}
+
+/// The six points of three weights.
+#[inline(always)]
+fn transform_weights<S: Simd>(simd: S, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 6] {
+    let splat = |value: f32| simd.splat_f32s(value);
+    let even_1 = simd.mul_add_f32s(splat(-2.0 / 3.0), a, simd.mul_f32s(splat(-1.0 / 3.0), c));
+    let odd_1 = simd.mul_f32s(splat(-ROOT / 3.0), b);
+    let even_2 = simd.mul_add_f32s(splat(1.0 / 6.0), a, simd.mul_f32s(splat(1.0 / 3.0), c));
+    let odd_2 = simd.mul_f32s(splat(ROOT / 6.0), b);
+    [
+        a,
+        simd.add_f32s(even_1, odd_1),
+        simd.sub_f32s(even_1, odd_1),
+        simd.add_f32s(even_2, odd_2),
+        simd.sub_f32s(even_2, odd_2),
+        c,
+    ]
+}
+
+impl Pixels<'_> {
+    /// Six lines of pixels of a channel, with zeros around, as `[line][x % 4][x / 4]`: `room` values for each remainder.
+    #[inline(always)]
+    fn gather(&self, source: &mut [f32], room: usize, line: Line, channel: usize) {
+        let job = self.job;
+        let (full_height, full_width) = (job.height * job.repeat, job.width * job.repeat);
+        let plane = (line.row * job.channels + channel) * job.height * job.width;
+        for (offset, phases) in source.chunks_exact_mut(SIDE * room).enumerate() {
+            // What a line does not reach is zero since it was made.
+            match (line.y + offset).checked_sub(1).filter(|y| *y < full_height) {
+                None => phases.fill(0.0),
+                Some(y) => {
+                    let from = &job.input[plane + y / job.repeat * job.width..][..job.width];
+                    // The first pixel stands at 1, after the zero.
+                    for (phase, phases) in phases.chunks_exact_mut(room).enumerate() {
+                        let first = if phase == 0 { SIDE } else { phase };
+                        let skipped = usize::from(phase == 0);
+                        let places = phases[skipped..].iter_mut().zip((first - 1..full_width).step_by(SIDE));
+                        match job.repeat {
+                            1 => places.for_each(|(pixel, x)| *pixel = from[x]),
+                            2 => places.for_each(|(pixel, x)| *pixel = from[x / 2]),
+                            repeat => places.for_each(|(pixel, x)| *pixel = from[x / repeat]),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl WithSimd for Pixels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "tasks write to places of their own")]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let job = self.job;
+        let (lanes, panel) = (S::F32_LANES, tile::width::<S>());
+        let across = job.tiles_across();
+        // A tile has pixels of the next one, too.
+        let room = across.next_multiple_of(lanes) + lanes;
+        let mut source = vec![0.0; 6 * SIDE * room];
+        let mut vertical = vec![0.0; 6 * SIDE * room];
+        for channel in self.channels.clone() {
+            for (index, line) in self.lines.iter().enumerate() {
+                self.gather(&mut source, room, *line, channel);
+                for x in (0..SIDE * room).step_by(lanes) {
+                    let column = each(
+                        simd,
+                        #[inline(always)]
+                        |offset| load::<S>(&source[offset * SIDE * room + x..]),
+                    );
+                    for (point, values) in transform_pixels(simd, column).into_iter().enumerate() {
+                        store::<S>(&mut vertical[point * SIDE * room + x..], values);
+                    }
+                }
+                for (point_y, phases) in vertical.chunks_exact(SIDE * room).enumerate() {
+                    for first in (0..across).step_by(lanes) {
+                        let pixels = each(
+                            simd,
+                            #[inline(always)]
+                            |x| load::<S>(&phases[x % SIDE * room + first + x / SIDE..]),
+                        );
+                        let count = lanes.min(across - first);
+                        for (point_x, values) in transform_pixels(simd, pixels).into_iter().enumerate() {
+                            let mut tile = index * across + first;
+                            let place = |tile: usize| {
+                                let panels = (tile / panel * job.channels + channel) * panel;
+                                (point_y * 6 + point_x) * self.size + panels + tile % panel
+                            };
+                            let at = place(tile);
+                            if count == lanes && tile % lanes == 0 {
+                                // SAFETY: only this task has these channels, and all wait for it.
+                                store::<S>(unsafe { self.transformed.slice(at..at + lanes) }, values);
+                                continue;
+                            }
+                            // Tiles of a line may end one panel and begin the next.
+                            let mut all = [0.0; 16];
+                            store::<S>(&mut all, values);
+                            for value in &all[..count] {
+                                let at = place(tile);
+                                // SAFETY: as above.
+                                unsafe { self.transformed.slice(at..at + 1) }.fill(*value);
+                                tile += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Some outputs of some lines.
+struct Outputs<'a> {
+    job: &'a Winograd<'a>,
+    lines: &'a [Line],
+    outputs: Range<usize>,
+    /// Transformed pixels of a point.
+    size: usize,
+    pixels: &'a [f32],
+    /// For each of the points, outputs by [`CHANNELS`].
+    weights: &'a mut [f32],
+    /// For each of the points, outputs by tiles.
+    products: &'a mut [f32],
+    target: Target,
+}
+
+impl Outputs<'_> {
+    /// Transforms the weights of the outputs for some channels: for each of the points, outputs by [`CHANNELS`].
+    #[inline(always)]
+    fn transform_weights<S: Simd>(&mut self, simd: S, channels: Range<usize>) {
+        let lanes = S::F32_LANES;
+        let point_size = self.outputs.len() * CHANNELS + GAP;
+        for (index, output) in self.outputs.clone().enumerate() {
+            let weight = &self.job.weight[output * self.job.channels * 9..][channels.start * 9..channels.end * 9];
+            for first in (0..channels.len()).step_by(lanes) {
+                // Each of the nine weights of many channels.
+                let mut nine = [[0.0; 16]; 9];
+                for (channel, weights) in weight[first * 9..].chunks_exact(9).take(lanes).enumerate() {
+                    for (values, weight) in nine.iter_mut().zip(weights) {
+                        values[channel] = *weight;
+                    }
+                }
+                let mut columns = [[simd.splat_f32s(0.0); 6]; 3];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    let three = [load::<S>(&nine[x]), load::<S>(&nine[3 + x]), load::<S>(&nine[6 + x])];
+                    *column = transform_weights(simd, three);
+                }
+                for y in 0..6 {
+                    let points = transform_weights(simd, [columns[0][y], columns[1][y], columns[2][y]]);
+                    for (x, values) in points.into_iter().enumerate() {
+                        let at = (y * 6 + x) * point_size + index * CHANNELS + first;
+                        store::<S>(&mut self.weights[at..], values);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Transforms the products of one output back, and writes its pixels.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "tasks write to places of their own")]
+    fn finish<S: Simd>(&self, simd: S, index: usize, stride: usize) {
+        let job = self.job;
+        let (lanes, across) = (S::F32_LANES, job.tiles_across());
+        let (full_height, full_width) = (job.height * job.repeat, job.width * job.repeat);
+        let output = self.outputs.start + index;
+        let bias = simd.splat_f32s(job.bias[output]);
+        let point_size = self.outputs.len() * stride + GAP;
+        for (line_index, line) in self.lines.iter().enumerate() {
+            let plane = (line.row * job.outputs() + output) * full_height * full_width;
+            for first in (0..across).step_by(lanes) {
+                let at = index * stride + line_index * across + first;
+                let mut columns = [[simd.splat_f32s(0.0); SIDE]; 6];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    let points = each(
+                        simd,
+                        #[inline(always)]
+                        |y| load::<S>(&self.products[(y * 6 + x) * point_size + at..]),
+                    );
+                    *column = transform_back(simd, points);
+                }
+                let pixels = (SIDE * lanes).min(full_width - SIDE * first);
+                for y in 0..SIDE.min(full_height - line.y) {
+                    let row = transform_back(
+                        simd,
+                        each(
+                            simd,
+                            #[inline(always)]
+                            |x| columns[x][y],
+                        ),
+                    );
+                    let mut phases = [[0.0; 16]; SIDE];
+                    for (phases, values) in phases.iter_mut().zip(row) {
+                        store::<S>(phases, simd.add_f32s(values, bias));
+                    }
+                    let mut mixed = [0.0; 16 * SIDE];
+                    for (tile, mixed) in mixed.chunks_exact_mut(SIDE).take(lanes).enumerate() {
+                        for (pixel, phases) in mixed.iter_mut().zip(&phases) {
+                            *pixel = phases[tile];
+                        }
+                    }
+                    let start = plane + (line.y + y) * full_width + SIDE * first;
+                    // SAFETY: only this task has these outputs, and the memory outlives all tasks.
+                    unsafe { self.target.slice(start..start + pixels) }.copy_from_slice(&mixed[..pixels]);
+                }
+            }
+        }
+    }
+}
+
+impl WithSimd for Outputs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "products go to memory of the task's own")]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let job = self.job;
+        let width = tile::width::<S>();
+        let rows = self.outputs.len();
+        let tiles = self.lines.len() * job.tiles_across();
+        let stride = tiles.next_multiple_of(32) + 32;
+        for first in (0..job.channels).step_by(CHANNELS) {
+            let channels = first..job.channels.min(first + CHANNELS);
+            self.transform_weights(simd, channels.clone());
+            let products = Target::new(self.products);
+            let begin = if first == 0 { Begin::Zero } else { Begin::Output };
+            for point in 0..POINTS {
+                let left = Left {
+                    values: &self.weights[point * (rows * CHANNELS + GAP)..],
+                    stride: CHANNELS,
+                    rows,
+                    depth: channels.len(),
+                };
+                let panels = Panels { values: &self.pixels[point * self.size + first * width..], lines: job.channels };
+                let start = point * (rows * stride + GAP);
+                // SAFETY: the products are this task's own.
+                unsafe { tile::multiply(simd, left, panels, tiles, begin, (products, start, stride)) };
+            }
+        }
+        for index in 0..rows {
+            self.finish(simd, index, stride);
+        }
+    }
+}
