@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use darkroom::engine::{
     self, DeviceChoice, DeviceMemory, Engine, LoadOptions, Pipeline, Precision, Precisions, RowId, StartingPictures,
 };
-use darkroom::job::{Fault, ImageSpec, Task};
+use darkroom::job::{Fault, ImageSpec, OutputFormat, Task};
 use darkroom::shell::clock::Clock;
 use darkroom::shell::costs;
 use darkroom::wire::cost::{CostTable, DecodeCost, StepCost};
@@ -32,6 +32,9 @@ pub(crate) struct ProfileOptions {
     /// How often each stage is measured, after once that does not count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
     turns: u32,
+    /// Also measure whole images, from the prompt to the PNG, of so many steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    whole: Option<u32>,
     /// Number format of all parts: f32, f16 or bf16
     #[arg(long, env = "DARKROOM_DTYPE", value_name = "NAME")]
     dtype: Option<Precision>,
@@ -56,6 +59,8 @@ struct Stages {
     decode: Measured,
     /// One image's, to be stored between two steps.
     checkpoint_ms: f64,
+    /// From a prompt to the bytes of a PNG.
+    whole_ms: Option<f64>,
 }
 
 /// What a stage takes.
@@ -104,12 +109,16 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let loaded_bytes = memory.used();
     let mut stopwatch = Stopwatch { clock, memory, loaded_bytes, resident_peak_bytes: None, turns: options.turns };
     let mut text = format!("{} on {}: ready after {loading_ms:.0} ms", manifest.name, model.placement());
-    let (mut steps, mut decode, mut encode_ms, mut checkpoint_ms) = (Vec::new(), Vec::new(), 0.0, 0.0);
+    let (mut steps, mut decode, mut encode_ms, mut checkpoint_ms, mut whole_ms) =
+        (Vec::new(), Vec::new(), 0.0, 0.0, None);
     for [width, height] in sizes {
-        let Stages { encode_ms: encode, steps: of_step, decode: of_decode, checkpoint_ms: checkpoint } =
-            measure(&mut model, [width, height], &options.images, &mut stopwatch)?;
+        let Stages { encode_ms: encode, steps: of_step, decode: of_decode, checkpoint_ms: checkpoint, whole_ms: whole } =
+            measure(&mut model, [width, height], options, &mut stopwatch)?;
         text +=
             &format!("\n{width}x{height}: encode {encode:.1} ms, decode {of_decode}, checkpoint {checkpoint:.3} ms");
+        if let (Some(ms), Some(steps)) = (whole, options.whole) {
+            text += &format!(", a whole image of {steps} steps {ms:.1} ms");
+        }
         for (images, measured) in of_step {
             text += &format!(", step of {images} {measured}");
             let Measured { ms, bytes } = measured;
@@ -117,7 +126,7 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
         }
         let Measured { ms, bytes } = of_decode;
         decode.push(DecodeCost { width, height, ms, bytes });
-        (encode_ms, checkpoint_ms) = (encode, checkpoint);
+        (encode_ms, checkpoint_ms, whole_ms) = (encode, checkpoint, whole);
     }
     let table = CostTable { model: manifest.name.to_string(), placement: model.placement(), steps, decode };
     if let Some(path) = options.costs.clone().or_else(|| costs::path(&table.model, &table.placement)) {
@@ -129,7 +138,7 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
         "model": name, "family": manifest.family, "placement": placement,
         "loading_ms": loading_ms, "loaded_resident_peak_bytes": loaded_resident_peak_bytes,
         "resident_peak_bytes": stopwatch.resident_peak_bytes.max(resident_peak_bytes()), "encode_ms": encode_ms,
-        "checkpoint_ms": checkpoint_ms, "steps": steps, "decode": decode,
+        "checkpoint_ms": checkpoint_ms, "whole_ms": whole_ms, "steps": steps, "decode": decode,
     });
     output.line(text, &result);
     Ok(Exit::Success)
@@ -138,21 +147,22 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
 fn measure(
     model: &mut Pipeline,
     [width, height]: [u32; 2],
-    images: &[u32],
+    options: &ProfileOptions,
     stopwatch: &mut Stopwatch,
 ) -> Result<Stages, Fault> {
     let defaults = model.manifest().defaults.clone();
     let turns = stopwatch.turns + 1;
-    let spec = |prompt: String| ImageSpec {
+    let of_steps = |prompt: String, num_inference_steps: u32| ImageSpec {
         width,
         height,
         negative_prompt: format!("not {prompt}"),
-        num_inference_steps: turns,
+        num_inference_steps,
         ..ImageSpec::with_defaults(&prompt, &defaults)
     };
+    let spec = |prompt: String| of_steps(prompt, turns);
     let mut steps = Vec::new();
     // In this order: what an allocator kept of a larger step would count as a smaller one's.
-    for images in images.iter().collect::<BTreeSet<_>>() {
+    for images in options.images.iter().collect::<BTreeSet<_>>() {
         let rows: Vec<RowId> = (0..u64::from(*images)).map(RowId).collect();
         let mut steps_left = u32::MAX;
         for row in &rows {
@@ -174,7 +184,20 @@ fn measure(
     let decode = stopwatch.turn_by_turn(turns, |_| model.decode(row).map(|_| ()))?;
     let checkpoint = stopwatch.turn_by_turn(turns, |_| model.save(row).map(|_| ()))?;
     model.release(row);
-    Ok(Stages { encode_ms: encode.ms, steps, decode, checkpoint_ms: checkpoint.ms })
+    let whole = match options.whole {
+        Some(steps) => Some(stopwatch.turn_by_turn(turns, |turn| {
+            let spec = of_steps(format!("{width} {height} whole {turn}"), steps);
+            for _ in 0..model.admit(row, &spec, &nothing)?.steps {
+                model.step(&[row])?;
+            }
+            let image = model.decode(row)?;
+            model.release(row);
+            engine::encode(&image, OutputFormat::Png).map(|_| ())
+        })?),
+        None => None,
+    };
+    let whole_ms = whole.map(|whole| whole.ms);
+    Ok(Stages { encode_ms: encode.ms, steps, decode, checkpoint_ms: checkpoint.ms, whole_ms })
 }
 
 impl Stopwatch {

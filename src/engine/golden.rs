@@ -132,7 +132,7 @@ fn run(pipeline: &mut Pipeline, tensors: &HashMap<String, Tensor>, request: &Val
     measured
 }
 
-/// In f32 on the device that `DARKROOM_TEST_DEVICE` names: `local/bench/gpu` names a GPU.
+/// In f32 on the device that `DARKROOM_TEST_DEVICE` names: `local/bench/engine` names a GPU.
 fn options() -> LoadOptions {
     let device = std::env::var("DARKROOM_TEST_DEVICE").map_or(DeviceChoice::Cpu, |name| name.parse().unwrap());
     LoadOptions { device, precisions: Precisions::all(Some(Precision::F32)), loras: None }

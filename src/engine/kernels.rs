@@ -578,7 +578,60 @@ impl InplaceOp1 for GeluTanh {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
+    use candle_core::Tensor;
+
+    use super::super::tiny;
     use super::*;
+
+    type Operation<'a> = dyn Fn(&Tensor) -> Result<Tensor> + Sync + 'a;
+
+    fn bits(tensor: &Tensor) -> Vec<u32> {
+        let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        values.into_iter().map(f32::to_bits).collect()
+    }
+
+    #[test]
+    fn results_have_the_same_bytes_in_any_batch_with_any_vectors_and_on_any_number_of_threads() {
+        let values = |name: &str, shape: &[usize]| -> Vec<f32> {
+            tiny::tensor(name, shape).flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let (weight, tall) = (values("weight", &[22, 17, 3, 3]), values("tall", &[22, 17]));
+        let bias = tiny::tensor("bias", &[22]);
+        let affine = tiny::tensor("affine", &[2, 17]);
+        // Images of 17 channels, with tiles and panels that are not whole.
+        let convolve = |x: &Tensor, stride: usize, repeat: usize| {
+            x.apply_op2_no_bwd(&bias, &Convolution { weight: &weight, stride, repeat, padding: 1 })
+        };
+        let flat = |x: &Tensor| x.flatten_from(2);
+        let operations: [(&str, &Operation<'_>); 8] = [
+            ("winograd", &|x| convolve(x, 1, 1)),
+            ("winograd, doubled", &|x| convolve(x, 1, 2)),
+            ("patches", &|x| convolve(x, 2, 1)),
+            ("product", &|x| flat(x)?.apply_op1_no_bwd(&Product { weight: &tall, outputs: 22 })),
+            ("attention", &|x| flat(x)?.apply_op3_no_bwd(&flat(x)?, &flat(x)?, &Attention { scale: 0.3 })),
+            ("group norm", &|x| x.apply_op2_no_bwd(&affine, &GroupNorm { groups: 17, eps: 1e-5, silu: true })),
+            ("layer norm", &|x| flat(x)?.apply_op2_no_bwd(&affine, &LayerNorm { eps: 1e-5 })),
+            ("root mean square", &|x| flat(x)?.apply_op2_no_bwd(&affine.get(0)?, &RmsNorm { eps: 1e-5 })),
+        ];
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let four_threads = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let batch = tiny::tensor("x", &[5, 17, 19, 30]);
+        for (name, operation) in operations {
+            let whole = operation(&batch).unwrap();
+            let alone = operation(&batch.narrow(0, 3, 1).unwrap().copy().unwrap()).unwrap();
+            assert_eq!(bits(&whole.narrow(0, 3, 1).unwrap()), bits(&alone), "{name}: alone");
+            for (threads, pool) in [(1, &one_thread), (4, &four_threads)] {
+                let found = pool.install(|| operation(&batch)).unwrap();
+                assert_eq!(bits(&whole), bits(&found), "{name}: {threads} threads");
+            }
+            tile::PLAIN.store(true, Ordering::Relaxed);
+            let plain = operation(&batch).unwrap();
+            tile::PLAIN.store(false, Ordering::Relaxed);
+            assert_eq!(bits(&whole), bits(&plain), "{name}: without vectors");
+        }
+    }
 
     #[test]
     fn functions_agree_with_double_precision() {

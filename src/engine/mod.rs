@@ -24,6 +24,7 @@ mod lora;
 mod manifest;
 mod memory;
 mod mmdit;
+pub mod operations;
 mod picture;
 mod pipeline;
 mod preview;

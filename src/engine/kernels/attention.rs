@@ -86,7 +86,7 @@ fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let rounded = simd.add_f32s(x, round);
     let rest = simd.sub_f32s(x, simd.sub_f32s(rounded, round));
     let mut series = splat(1.540_353e-4);
-    for coefficient in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265_1e-1, 6.931_471_8e-1, 1.0] {
+    for coefficient in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0] {
         series = simd.mul_add_f32s(series, rest, splat(coefficient));
     }
     let power = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
@@ -174,5 +174,68 @@ impl WithSimd for Task<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tiny;
+
+    #[test]
+    fn attention_agrees_with_double_precision() {
+        // Heads, width, queries, keys: whole and broken panels and blocks; scores so small and so large that one key wins.
+        for (heads, width, queries, keys, scale) in [
+            (1, 1, 1, 1, 1.0),
+            (3, 7, 45, 300, 2.0),
+            (2, 40, 256, 512, 0.1),
+            (2, 8, 130, 77, 40.0),
+            (1, 64, 20, 1000, 9.0),
+        ] {
+            let values = |name: &str, length: usize| -> Vec<f32> {
+                let spread = (tiny::tensor(name, &[heads * width, 1, length]) * (length as f64).sqrt()).unwrap();
+                spread.flatten_all().unwrap().to_vec1().unwrap()
+            };
+            let (query, key, value) = (values("query", queries), values("key", keys), values("value", keys));
+            let at = |values: &[f32], length: usize, head: usize, dimension: usize, index: usize| {
+                f64::from(values[(head * width + dimension) * length + index])
+            };
+            let job =
+                Attention { query: &query, key: &key, value: &value, heads, width, queries, keys, scale: scale as f32 };
+            let found = job.run();
+            for head in 0..heads {
+                for index in 0..queries {
+                    let scores: Vec<f64> = (0..keys)
+                        .map(|other| {
+                            let terms = (0..width)
+                                .map(|d| at(&query, queries, head, d, index) * at(&key, keys, head, d, other));
+                            terms.sum::<f64>() * scale
+                        })
+                        .collect();
+                    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    for dimension in 0..width {
+                        let terms = (0..keys).map(|other| weights[other] * at(&value, keys, head, dimension, other));
+                        let exact = terms.sum::<f64>() / total;
+                        let found = at(&found, queries, head, dimension, index);
+                        // Of large scores the last bits are whole units.
+                        let close = 3e-6 * (1.0 + largest.abs());
+                        assert!((found - exact).abs() <= close, "{heads} {width} {queries} {keys}: {found}, {exact}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_seen_in_the_result() {
+        let (mut query, key) = (vec![0.5; 4 * 20], vec![0.25; 4 * 30]);
+        query[20 + 3] = f32::NAN;
+        let job =
+            Attention { query: &query, key: &key, value: &key, heads: 1, width: 4, queries: 20, keys: 30, scale: 1.0 };
+        let found = job.run();
+        let wrong: Vec<usize> = (0..80).filter(|index| found[*index].is_nan()).collect();
+        assert_eq!(wrong, [3, 23, 43, 63], "the query that was wrong, in each of its values");
     }
 }

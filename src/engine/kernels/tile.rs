@@ -157,7 +157,7 @@ pub(crate) unsafe fn multiply<S: Simd>(
                     panel: panels.values.as_ptr().add(panel * panels.lines * width),
                     begin: match begin {
                         Begin::Rows(values) => Begin::Rows(values.get_unchecked(row..)),
-                        other => other,
+                        Begin::Zero | Begin::Output => begin,
                     },
                     output: target.pointer.add(start + row * stride + first),
                     output_stride: stride,

@@ -258,13 +258,13 @@ impl WithSimd for Pixels<'_> {
                         );
                         let count = lanes.min(across - first);
                         for (point_x, values) in transform_pixels(simd, pixels).into_iter().enumerate() {
-                            let mut tile = index * across + first;
+                            let tile = index * across + first;
                             let place = |tile: usize| {
                                 let panels = (tile / panel * job.channels + channel) * panel;
                                 (point_y * 6 + point_x) * self.size + panels + tile % panel
                             };
-                            let at = place(tile);
-                            if count == lanes && tile % lanes == 0 {
+                            if count == lanes && tile.is_multiple_of(lanes) {
+                                let at = place(tile);
                                 // SAFETY: only this task has these channels, and all wait for it.
                                 store::<S>(unsafe { self.transformed.slice(at..at + lanes) }, values);
                                 continue;
@@ -272,11 +272,10 @@ impl WithSimd for Pixels<'_> {
                             // Tiles of a line may end one panel and begin the next.
                             let mut all = [0.0; 16];
                             store::<S>(&mut all, values);
-                            for value in &all[..count] {
+                            for (tile, value) in (tile..).zip(&all[..count]) {
                                 let at = place(tile);
                                 // SAFETY: as above.
                                 unsafe { self.transformed.slice(at..at + 1) }.fill(*value);
-                                tile += 1;
                             }
                         }
                     }
@@ -317,13 +316,15 @@ impl Outputs<'_> {
                         values[channel] = *weight;
                     }
                 }
-                let mut columns = [[simd.splat_f32s(0.0); 6]; 3];
-                for (x, column) in columns.iter_mut().enumerate() {
+                let mut rows = [[simd.splat_f32s(0.0); 3]; 6];
+                for x in 0..3 {
                     let three = [load::<S>(&nine[x]), load::<S>(&nine[3 + x]), load::<S>(&nine[6 + x])];
-                    *column = transform_weights(simd, three);
+                    for (row, point) in rows.iter_mut().zip(transform_weights(simd, three)) {
+                        row[x] = point;
+                    }
                 }
-                for y in 0..6 {
-                    let points = transform_weights(simd, [columns[0][y], columns[1][y], columns[2][y]]);
+                for (y, row) in rows.into_iter().enumerate() {
+                    let points = transform_weights(simd, row);
                     for (x, values) in points.into_iter().enumerate() {
                         let at = (y * 6 + x) * point_size + index * CHANNELS + first;
                         store::<S>(&mut self.weights[at..], values);
@@ -347,25 +348,20 @@ impl Outputs<'_> {
             let plane = (line.row * job.outputs() + output) * full_height * full_width;
             for first in (0..across).step_by(lanes) {
                 let at = index * stride + line_index * across + first;
-                let mut columns = [[simd.splat_f32s(0.0); SIDE]; 6];
-                for (x, column) in columns.iter_mut().enumerate() {
+                let mut rows = [[simd.splat_f32s(0.0); 6]; SIDE];
+                for x in 0..6 {
                     let points = each(
                         simd,
                         #[inline(always)]
                         |y| load::<S>(&self.products[(y * 6 + x) * point_size + at..]),
                     );
-                    *column = transform_back(simd, points);
+                    for (row, values) in rows.iter_mut().zip(transform_back(simd, points)) {
+                        row[x] = values;
+                    }
                 }
                 let pixels = (SIDE * lanes).min(full_width - SIDE * first);
-                for y in 0..SIDE.min(full_height - line.y) {
-                    let row = transform_back(
-                        simd,
-                        each(
-                            simd,
-                            #[inline(always)]
-                            |x| columns[x][y],
-                        ),
-                    );
+                for (y, row) in rows.into_iter().enumerate().take(full_height - line.y) {
+                    let row = transform_back(simd, row);
                     let mut phases = [[0.0; 16]; SIDE];
                     for (phases, values) in phases.iter_mut().zip(row) {
                         store::<S>(phases, simd.add_f32s(values, bias));

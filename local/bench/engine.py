@@ -1,14 +1,19 @@
-"""Checks Darkroom on a GPU against diffusers, then times both in turns; `local/bench/gpu` runs it.
+"""Checks Darkroom against diffusers on this machine, then times both in turns; `local/bench/engine` runs it.
 
 Three parts, each of which `--only` can choose: `goldens`, the recorded results of diffusers against the GPU's; `noise`,
-images from the random numbers of CUDA generators; `times`, which prints the table. Diffusers is timed in a process of
+images from the random numbers of CUDA generators; `times`, which prints the tables. Diffusers is timed in a process of
 its own, which prints what `darkroom profile` prints, so that neither has the other's memory or caches.
+
+Shares are of the rate at which PyTorch multiplies large matrices on the same machine, which is about what it can do: a
+stage's operations, which are counted for the plain way to compute it, over its time. A share above 1 is of operations
+that were saved.
 """
 
 import argparse
 import contextlib
 import datetime
 import inspect
+import io
 import json
 import logging
 import os
@@ -26,6 +31,7 @@ import time
 import diffusers
 import safetensors.torch
 import torch
+import torch.utils.flop_counter
 import transformers
 
 import models
@@ -53,12 +59,12 @@ NOISE_CASES = [("sd1", None), ("sd1", "euler_ancestral"), ("flux-schnell", None)
 NOISE_SIZES = [(16, 24), (32, 32), (128, 96)]
 NOISE_SEEDS = [0, 20_231, 2**32 + 9]
 
-COLUMNS = [
-    "family", "size", "dtype", "diffusers ms/step", "Darkroom ms/step", "ratio", *(
-        f"Darkroom ms/step/image, {count} images" for count in IMAGES[1:]),
-    "decode ms, diffusers", "decode ms, Darkroom", "encode ms, diffusers", "encode ms, Darkroom",
-    "load s, diffusers", "load s, Darkroom", "peak GB, diffusers", "peak GB, Darkroom",
-]
+# Steps of a whole image, from its prompt to the bytes of a PNG.
+WHOLE_STEPS = 20
+COLUMNS = ["", "diffusers", "Darkroom", "ratio", "share of diffusers", "of Darkroom"]
+# Side of the matrices, and bytes of the copies, by which the machine is measured.
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+COPY_BYTES = 1 << 28
 
 
 class Failure(Exception):
@@ -201,7 +207,7 @@ def latents_difference(pipeline, ours, theirs):
 # The times of diffusers, in a process of its own.
 
 
-def profile_diffusers(directory, device, dtype, side, turns, compiled):
+def profile_diffusers(directory, device, dtype, side, turns, whole, compiled):
     """Prints what `darkroom profile` prints, of diffusers."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -222,6 +228,8 @@ def profile_diffusers(directory, device, dtype, side, turns, compiled):
             }],
             "decode": [{"width": side, "height": side, "ms": median_of(turns, decode_timer(pipeline, device, side))}],
         }
+        if whole:
+            found["whole_ms"] = median_of(turns, lambda: timed(device, lambda: whole_image(pipeline, side))[1])
     found["resident_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(found))
 
@@ -285,10 +293,9 @@ def step_ms(pipeline, device, side):
             moments[step] = time.perf_counter()
         return kept
 
-    guidance = {} if "Flux" in type(pipeline).__name__ else {"guidance_scale": 5.0, "negative_prompt": NEGATIVE_PROMPT}
     pipeline(
         PROMPT, width=side, height=side, num_inference_steps=steps, output_type="latent", callback_on_step_end=seen,
-        generator=torch.Generator("cpu").manual_seed(0), **guidance)
+        generator=torch.Generator("cpu").manual_seed(0), **guidance(pipeline))
     return (moments[steps - 1] - moments[0]) / (steps - 1) * 1e3
 
 
@@ -305,28 +312,98 @@ def decode_timer(pipeline, device, side):
     return lambda: timed(device, decode)[1]
 
 
+def guidance(pipeline):
+    return {} if "Flux" in type(pipeline).__name__ else {"guidance_scale": 5.0, "negative_prompt": NEGATIVE_PROMPT}
+
+
+def whole_image(pipeline, side):
+    image = pipeline(
+        PROMPT, width=side, height=side, num_inference_steps=WHOLE_STEPS,
+        generator=torch.Generator("cpu").manual_seed(0), **guidance(pipeline)).images[0]
+    image.save(io.BytesIO(), "PNG")
+
+
+def first_step(directory, device, dtype):
+    """What a process does until it has made one small step."""
+    diffusers.utils.logging.disable_progress_bar()
+    pipeline = load(directory, device, models.DTYPES[dtype])
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(PROMPT, width=64, height=64, num_inference_steps=1, output_type="latent", **guidance(pipeline))
+    synchronize(device)
+
+
+# What the machine can do, and what there is to do.
+
+
+def matrix_rate(device, dtype):
+    """Operations in a second of a large matrix product, the best of some."""
+    side = MATRIX_SIDE[device]
+    left, right = (torch.randn((side, side), device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(timed(device, lambda: left @ right)[1] for _ in range(8)) * 1e3
+
+
+def copy_rate(device):
+    """Bytes read and written in a second by a copy, the best of some."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES / min(timed(device, lambda: target.copy_(source))[1] for _ in range(8)) * 1e3
+
+
+def operations(name, side):
+    """Those of a step of one image, with guidance where there is one, and of decoding it, the plain way."""
+    documents = dict(models.parts(name))
+    latents = side // 8
+    vae = models.build(documents["vae"])
+    with torch.device("meta"):
+        found = {"decode": counted(lambda: vae.decode(torch.empty(
+            1, documents["vae"]["latent_channels"], latents, latents)))}
+        if "unet" in documents:
+            config = documents["unet"]
+            added = {"text_embeds": torch.empty(2, 1280), "time_ids": torch.empty(2, 6)}
+            found["step", 1] = counted(lambda: models.build(config)(
+                torch.empty(2, 4, latents, latents), torch.empty(()), torch.empty(2, 77, config["cross_attention_dim"]),
+                added_cond_kwargs=added if "addition_embed_type" in config else None))
+    return found
+
+
+def counted(work):
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return counter.get_total_flops()
+
+
 # The times of both.
 
 
 def measure_family(program, name, options):
-    """One row of the table."""
+    """The rows of a table."""
     title, side, dtype = FAMILIES[name]
     dtype = dtype if options.device == "cuda" else "f32"
     directory = model_directory(name, dtype)
+    whole = name in options.whole
+    rounds = {"diffusers": [], "darkroom": []}
     try:
-        rounds = {"diffusers": [], "darkroom": []}
         for number in range(options.rounds):
             say(f"{title}: round {number + 1} of {options.rounds}")
-            commands = {
-                "diffusers": (diffusers_command(directory, dtype, side, options), os.environ),
-                "darkroom": (profile_command(program, directory, side, options), darkroom_environment()),
+            profiles = {
+                "diffusers": (diffusers_command(directory, dtype, side, whole, options), os.environ),
+                "darkroom": (profile_command(program, directory, side, whole, options), darkroom_environment()),
             }
-            for whose, (command, environment) in commands.items():
-                rounds[whose].append(flat(*watched(command, environment, options.device)))
+            starts = {
+                "diffusers": ([*diffusers_command(directory, dtype, side, False, options), "--start"], os.environ),
+                "darkroom": (render_command(program, directory, options), darkroom_environment()),
+            }
+            for whose, (command, environment) in profiles.items():
+                found = flat(*watched(command, environment, options.device))
+                began = time.perf_counter()
+                output(*starts[whose])
+                rounds[whose].append({**found, "start": (time.perf_counter() - began) * 1e3})
     finally:
         if options.discard and name != "tiny":
             shutil.rmtree(directory)
-    return row(title, side, dtype, medians(rounds["diffusers"]), medians(rounds["darkroom"]))
+    todo = operations(name, side) if name in models.MODELS else {}
+    rate = matrix_rate(options.device, models.DTYPES[dtype])
+    return table(f"{title}, {side} × {side}, {dtype}", rounds["diffusers"], rounds["darkroom"], todo, rate)
 
 
 def model_directory(name, dtype):
@@ -357,17 +434,32 @@ def no_room(name, device):
     return None
 
 
-def diffusers_command(directory, dtype, side, options):
+def diffusers_command(directory, dtype, side, whole, options):
     return [
         sys.executable, __file__, "--diffusers", directory, "--dtype", dtype, "--side", str(side), "--device",
         options.device, "--turns", str(options.turns), *(["--compile"] if options.compile else []),
+        *(["--whole", "tiny"] if whole else ["--whole"]),
     ]
 
 
-def profile_command(program, directory, side, options):
+def profile_command(program, directory, side, whole, options):
+    images = IMAGES if options.device == "cuda" else IMAGES[:1]
     return [
         program, "profile", "--model", directory, "--device", options.device, "--size", f"{side}x{side}", "--images",
-        ",".join(map(str, IMAGES)), "--turns", str(options.turns), "--json",
+        ",".join(map(str, images)), "--turns", str(options.turns), "--json",
+        *(["--whole", str(WHOLE_STEPS)] if whole else []),
+    ]
+
+
+def render_command(program, directory, options):
+    """A process that makes one small step, and even decodes what comes of it."""
+    scratch = CACHE / "bench-models"
+    scratch.mkdir(parents=True, exist_ok=True)
+    request = {"prompt": PROMPT, "num_inference_steps": 1, "width": 64, "height": 64}
+    (scratch / "first-step.json").write_text(json.dumps(request))
+    return [
+        program, "render", "--model", directory, "--request", scratch / "first-step.json", "--out",
+        scratch / "first-step.png", "--device", options.device,
     ]
 
 
@@ -418,21 +510,38 @@ def flat(found, peak):
     return {
         **{("step", step["images"]): step["ms"] for step in found["steps"]}, "decode": found["decode"][0]["ms"],
         "encode": found["encode_ms"], "load": found["loading_ms"], "peak": peak,
+        **({"whole": found["whole_ms"]} if found.get("whole_ms") else {}),
     }
 
 
-def medians(rounds):
-    return {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
+# What rows are called, and what their numbers are divided by.
+ROWS = {
+    ("step", 1): ("a step of one image, ms", 1), ("step", 2): ("of two", 1), ("step", 4): ("of four", 1),
+    "decode": ("decode, ms", 1), "encode": ("encode two prompts, ms", 1),
+    "whole": (f"prompt to PNG, {WHOLE_STEPS} steps, ms", 1), "load": ("load, s", 1e3),
+    "start": ("process start to first step, s", 1e3), "peak": ("peak memory, GB", 1e9),
+}
 
 
-def row(title, side, dtype, theirs, ours):
-    step = ("step", 1)
-    ratio = f"{ours[step] / theirs[step]:.2f}"
-    cells = [title, f"{side} × {side}", dtype, digits(theirs[step]), digits(ours[step]), ratio]
-    cells += [digits(ours["step", count] / count) for count in IMAGES[1:]]
-    for key, unit in [("decode", 1), ("encode", 1), ("load", 1e3), ("peak", 1e9)]:
-        cells += [digits(found[key] / unit) for found in (theirs, ours)]
-    return cells
+def table(title, theirs, ours, todo, rate):
+    lines = [[title, *COLUMNS[1:]], ["---"] * len(COLUMNS)]
+    for key, (name, unit) in ROWS.items():
+        rounds = [[found[key] / unit for found in whose if key in found] for whose in (theirs, ours)]
+        if not rounds[1]:
+            continue
+        medians = [statistics.median(values) if values else None for values in rounds]
+        ratio = f"{medians[1] / medians[0]:.2f}" if medians[0] else ""
+        shares = [f"{todo[key] / median * 1e3 / rate:.2f}" if key in todo and median else "" for median in medians]
+        lines.append([name, *map(spread, rounds), ratio, *shares])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def spread(values):
+    """The median, and the least and the most."""
+    if not values:
+        return ""
+    around = f" ({digits(min(values))}–{digits(max(values))})" if len(values) > 1 else ""
+    return digits(statistics.median(values)) + around
 
 
 def digits(value):
@@ -448,7 +557,9 @@ def heading(options):
     return (
         f"{machine(options.device)}; torch {torch.__version__}; diffusers {diffusers.__version__}{compiled}; Darkroom"
         f" {commit or 'of no commit'}; {datetime.date.today()}. Random weights; an image is two rows where there is"
-        f" guidance; medians of {options.rounds} rounds in turns; peak is {peak}; ratio is Darkroom to diffusers.")
+        f" guidance; medians, least and most of {options.rounds} rounds in turns; peak is {peak}; ratio is Darkroom to"
+        f" diffusers. The machine multiplies matrices in f32 at {matrix_rate(options.device, torch.float32) / 1e9:.0f}"
+        f" GFLOP/s and copies at {copy_rate(options.device) / 1e9:.0f} GB/s.")
 
 
 def machine(device):
@@ -470,25 +581,23 @@ def cpu_name():
 
 
 def print_times(program, options):
-    """Prints the table, and below it what is missing in it; false if something failed."""
-    rows, notes, good = [], [], True
+    """Prints the tables, and below them what is missing; false if something failed."""
+    tables, notes, good = [], [], True
     for name in options.families:
         reason = no_room(name, options.device)
         try:
             if not reason:
-                rows.append(measure_family(program, name, options))
+                tables.append(measure_family(program, name, options))
         except Failure as failure:
             reason, good = str(failure), False
         if reason:
             notes.append(f"{FAMILIES[name][0]} was left out: {reason}.")
-    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    print("\n\n".join([heading(options), "\n".join(lines), *notes]))
+    print("\n\n".join([heading(options), *tables, *notes]))
     return good
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="local/bench/gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="local/bench/engine", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument(
         "--families", nargs="+", choices=FAMILIES, default=[name for name in FAMILIES if name != "tiny"])
@@ -498,7 +607,10 @@ def arguments():
     parser.add_argument("--turns", type=int, default=3, help="measurements of everything in each round")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser of diffusers")
     parser.add_argument("--discard", action="store_true", help="remove each model once it was measured")
+    parser.add_argument(
+        "--whole", nargs="*", choices=FAMILIES, default=["tiny"], help="of which to measure whole images, too")
     # How this program calls itself.
+    parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--diffusers", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=models.DTYPES, help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
@@ -508,11 +620,15 @@ def arguments():
 def main():
     options = arguments()
     if options.device == "cuda" and not torch.cuda.is_available():
-        say("PyTorch finds no NVIDIA GPU; --device cpu --families tiny tries this without one")
+        say("PyTorch finds no NVIDIA GPU; --device cpu measures the processor")
         sys.exit(2)
+    if options.diffusers and options.start:
+        first_step(options.diffusers, options.device, options.dtype)
+        return
     if options.diffusers:
         profile_diffusers(
-            options.diffusers, options.device, options.dtype, options.side, options.turns, options.compile)
+            options.diffusers, options.device, options.dtype, options.side, options.turns, bool(options.whole),
+            options.compile)
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
     program = options.program.resolve() if options.program else build(options.device)
@@ -524,7 +640,7 @@ def main():
     try:
         good = [chosen[part]() for part in PARTS if part in options.only]
     except Failure as failure:
-        sys.exit(f"local/bench/gpu: {failure}")
+        sys.exit(f"local/bench/engine: {failure}")
     sys.exit(0 if all(good) else 1)
 
 

@@ -1,0 +1,173 @@
+//! The engine's hot paths on the CPU: each fused operation beside what candle makes of single ones, in turns and in one
+//! process, at the sizes of Stable Diffusion 1.5; then a step of the model `shapes` by how many images step together, its
+//! decoder and the encoder of PNG.
+//!
+//! `cargo bench --bench engine`. Prints medians and ratios; it judges nothing. What the scheduler costs is in `policy`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Result, Tensor};
+use darkroom::engine::{Engine, LoadOptions, Pipeline, RgbImage, RowId, StartingPictures, encode, load, operations};
+use darkroom::job::{ImageSpec, OutputFormat};
+
+/// Turns that count, after one that does not.
+const TURNS: usize = 5;
+/// Relative to the largest value.
+const DIFFERENCE_MAX: f32 = 1e-4;
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    print(&format!("{:44} {:>10} {:>10} {:>7}", "operation", "fused ms", "candle ms", "ratio"));
+    let image = values((2, 320, 64, 64))?;
+    let (weight, bias) = (values((320, 320, 3, 3))?, values(320)?);
+    compare(
+        "convolution 320 to 320, 2 of 64x64",
+        || operations::convolution(&image, &weight, &bias),
+        || image.conv2d(&weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+    )?;
+    let small = values((2, 1280, 16, 16))?;
+    let (weight, bias) = (values((1280, 1280, 3, 3))?, values(1280)?);
+    compare(
+        "convolution 1280 to 1280, 2 of 16x16",
+        || operations::convolution(&small, &weight, &bias),
+        || small.conv2d(&weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+    )?;
+    let heads = values((16, 40, 4096))?;
+    compare(
+        "attention, 16 heads of 40, 4096 tokens",
+        || operations::attention(&heads, &heads, &heads, 0.158),
+        || {
+            let scores = (heads.transpose(1, 2)?.matmul(&heads)? * 0.158)?;
+            heads.matmul(&candle_nn::ops::softmax_last_dim(&scores)?.transpose(1, 2)?)
+        },
+    )?;
+    let tokens = values((2, 320, 4096))?;
+    let wide = values((2560, 320))?;
+    compare(
+        "product 320 to 2560, 2 of 4096 tokens",
+        || operations::product(&tokens, &wide),
+        || wide.unsqueeze(0)?.broadcast_as((2, 2560, 320))?.matmul(&tokens),
+    )?;
+    let affine = values((2, 320))?;
+    let norm = candle_nn::GroupNorm::new(affine.get(0)?, affine.get(1)?, 320, 32, 1e-5)?;
+    compare(
+        "group norm and SiLU, 2 of 320x64x64",
+        || operations::group_norm_silu(&image, &affine, 32, 1e-5),
+        || candle_nn::Module::forward(&norm, &image)?.silu(),
+    )?;
+    compare(
+        "layer norm, 2 of 320x4096",
+        || operations::layer_norm(&tokens, &affine, 1e-5),
+        || {
+            let last = tokens.transpose(1, 2)?.contiguous()?;
+            candle_nn::ops::layer_norm(&last, &affine.get(0)?, &affine.get(1)?, 1e-5)?.transpose(1, 2)?.contiguous()
+        },
+    )?;
+    let gated = values((2, 2560, 4096))?;
+    compare(
+        "gated GELU, 2 of 2560x4096",
+        || operations::gated_gelu(&gated),
+        || {
+            let halves = gated.chunk(2, 1)?;
+            &halves[0] * halves[1].gelu_erf()?
+        },
+    )?;
+
+    let shapes = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/local/models/shapes"));
+    let mut model = load(&shapes, &LoadOptions::default())?;
+    for images in [1, 2, 4, 8] {
+        let took = step(&mut model, images)?;
+        let each = milliseconds(took) / f64::from(images);
+        print(&format!("{:44} {:10.2}, {each:.2} each", format!("shapes, a step of {images}"), milliseconds(took)));
+    }
+    let (row, spec) = (RowId(0), request(&model, 0));
+    model.admit(row, &spec, &StartingPictures::default())?;
+    let picture = model.decode(row)?;
+    let decoding = median(|| model.decode(row).map(drop))?;
+    print(&format!("{:44} {:10.2}", "shapes, decode", milliseconds(decoding)));
+    let (width, height) = (1024, 1024);
+    // The picture again and again: as easy to compress as a real one.
+    let line = |y: usize| picture.pixels.chunks_exact(3 * picture.width as usize).cycle().nth(y).unwrap_or_default();
+    let pixels = (0..height as usize).flat_map(|y| line(y).iter().cycle().take(3 * width as usize).copied()).collect();
+    let large = RgbImage { width, height, pixels };
+    let mut bytes = 0;
+    let encoding = median(|| encode(&large, OutputFormat::Png).map(|png| bytes = png.len()))?;
+    print(&format!("{:44} {:10.2}, {bytes} bytes", "PNG of 1024x1024", milliseconds(encoding)));
+    Ok(())
+}
+
+fn request(model: &Pipeline, seed: u64) -> ImageSpec {
+    ImageSpec { seed, ..ImageSpec::with_defaults("a red star", &model.manifest().defaults) }
+}
+
+fn step(model: &mut Pipeline, images: u32) -> std::result::Result<Duration, Box<dyn std::error::Error>> {
+    let rows: Vec<RowId> = (0..u64::from(images)).map(RowId).collect();
+    for row in &rows {
+        let spec = request(model, row.0);
+        model.admit(*row, &spec, &StartingPictures::default())?;
+    }
+    let took = median(|| model.step(&rows))?;
+    rows.iter().for_each(|row| model.release(*row));
+    Ok(took)
+}
+
+fn compare(
+    name: &str,
+    fused: impl Fn() -> Result<Tensor>,
+    plain: impl Fn() -> Result<Tensor>,
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let theirs = plain()?;
+    let largest = theirs.abs()?.max_all()?.to_scalar::<f32>()?;
+    let difference = (fused()? - theirs)?.abs()?.max_all()?.to_scalar::<f32>()? / largest;
+    if difference > DIFFERENCE_MAX {
+        return Err(format!("{name}: the results differ by {difference:.1e}").into());
+    }
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..TURNS {
+        times[0].push(timed(&fused)?);
+        times[1].push(timed(&plain)?);
+    }
+    let [ours, theirs] = times.map(middle);
+    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+    print(&format!("{name:44} {:10.2} {:10.2} {ratio:7.3}", milliseconds(ours), milliseconds(theirs)));
+    Ok(())
+}
+
+fn median<E>(mut run: impl FnMut() -> std::result::Result<(), E>) -> std::result::Result<Duration, E> {
+    run()?;
+    let mut times = Vec::new();
+    for _ in 0..TURNS {
+        times.push(timed(&mut run)?);
+    }
+    Ok(middle(times))
+}
+
+fn timed<T, E>(mut run: impl FnMut() -> std::result::Result<T, E>) -> std::result::Result<Duration, E> {
+    #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+    let start = Instant::now();
+    let result = run()?;
+    let took = start.elapsed();
+    drop(result);
+    Ok(took)
+}
+
+fn middle(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn milliseconds(took: Duration) -> f64 {
+    took.as_secs_f64() * 1e3
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
+fn print(line: &str) {
+    println!("{line}");
+}
+
+/// Values between -1 and 1 that look like nothing in particular.
+fn values(shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    let values: Vec<f32> = (0..shape.elem_count()).map(|index| (index as f32 * 0.7).sin()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
