@@ -209,39 +209,39 @@ impl GroupNorm {
         let width = channels / self.groups;
         let (weight, bias) = affine.split_at(channels);
         let mut output = vec![0.0; input.len()];
-        let normalise = |index: usize, output: &mut [f32], input: &[f32]| {
-            let first = index % self.groups * width;
-            let offset =
-                |channel: usize| shift.map_or(0.0, |shift| shift[index / self.groups * channels + first + channel]);
-            let count = (width * plane) as f32;
-            let planes = || input.chunks_exact(plane).enumerate();
-            let mean = planes().map(|(c, x)| sum(x, |x| x) + offset(c) * plane as f32).sum::<f32>() / count;
-            let squares: f32 = planes()
-                .map(|(channel, plane)| {
-                    let centre = mean - offset(channel);
-                    sum(plane, |x| (x - centre) * (x - centre))
-                })
-                .sum();
-            let inverse = 1.0 / (squares / count + self.eps).sqrt();
-            for ((channel, input), output) in planes().zip(output.chunks_exact_mut(plane)) {
-                let scale = weight[first + channel] * inverse;
-                let constant = bias[first + channel] + (offset(channel) - mean) * scale;
-                if self.silu {
-                    for (output, x) in output.iter_mut().zip(input) {
-                        *output = silu(x * scale + constant);
-                    }
-                } else {
-                    for (output, x) in output.iter_mut().zip(input) {
-                        *output = x * scale + constant;
-                    }
-                }
-            }
-        };
         let size = width * plane;
         output.par_chunks_mut(size).zip(input.par_chunks(size)).enumerate().for_each(|(index, (output, input))| {
             dispatch(
                 #[inline(always)]
-                || normalise(index, output, input),
+                || {
+                    let first = index % self.groups * width;
+                    let offset = |channel: usize| {
+                        shift.map_or(0.0, |shift| shift[index / self.groups * channels + first + channel])
+                    };
+                    let count = (width * plane) as f32;
+                    let planes = || input.chunks_exact(plane).enumerate();
+                    let mean = planes().map(|(c, x)| sum(x, |x| x) + offset(c) * plane as f32).sum::<f32>() / count;
+                    let squares: f32 = planes()
+                        .map(|(channel, plane)| {
+                            let centre = mean - offset(channel);
+                            sum(plane, |x| (x - centre) * (x - centre))
+                        })
+                        .sum();
+                    let inverse = 1.0 / (squares / count + self.eps).sqrt();
+                    for ((channel, input), output) in planes().zip(output.chunks_exact_mut(plane)) {
+                        let scale = weight[first + channel] * inverse;
+                        let constant = bias[first + channel] + (offset(channel) - mean) * scale;
+                        if self.silu {
+                            for (output, x) in output.iter_mut().zip(input) {
+                                *output = silu(x * scale + constant);
+                            }
+                        } else {
+                            for (output, x) in output.iter_mut().zip(input) {
+                                *output = x * scale + constant;
+                            }
+                        }
+                    }
+                },
             );
         });
         Ok((CpuStorage::F32(output), shape.clone()))
@@ -328,35 +328,37 @@ impl CustomOp2 for LayerNorm {
 /// root of the mean square of what is left, plus `eps`: for each row, [`TOKENS`] after [`TOKENS`].
 fn statistics(input: &[f32], [width, tokens]: [usize; 2], eps: f32, centre: Centre) -> Vec<[[f32; TOKENS]; 2]> {
     let chunks = tokens.div_ceil(TOKENS);
-    let of_chunk = |index: usize| {
-        let (row, first) = (index / chunks, index % chunks * TOKENS);
-        let count = TOKENS.min(tokens - first);
-        let lines =
-            || input[row * width * tokens..][..width * tokens].chunks_exact(tokens).map(|line| &line[first..][..count]);
-        let (mut mean, mut inverse) = ([0.0; TOKENS], [0.0; TOKENS]);
-        if centre == Centre::Mean {
-            for line in lines() {
-                for (mean, x) in mean.iter_mut().zip(line) {
-                    *mean += x;
-                }
-            }
-            mean.iter_mut().for_each(|mean| *mean /= width as f32);
-        }
-        for line in lines() {
-            for ((square, x), mean) in inverse.iter_mut().zip(line).zip(&mean) {
-                *square += (x - mean) * (x - mean);
-            }
-        }
-        inverse.iter_mut().for_each(|square| *square = 1.0 / (*square / width as f32 + eps).sqrt());
-        [mean, inverse]
-    };
     let batch = input.len() / (width * tokens);
     (0..batch * chunks)
         .into_par_iter()
         .map(|index| {
             dispatch(
                 #[inline(always)]
-                || of_chunk(index),
+                || {
+                    let (row, first) = (index / chunks, index % chunks * TOKENS);
+                    let count = TOKENS.min(tokens - first);
+                    let lines = || {
+                        input[row * width * tokens..][..width * tokens]
+                            .chunks_exact(tokens)
+                            .map(|line| &line[first..][..count])
+                    };
+                    let (mut mean, mut inverse) = ([0.0; TOKENS], [0.0; TOKENS]);
+                    if centre == Centre::Mean {
+                        for line in lines() {
+                            for (mean, x) in mean.iter_mut().zip(line) {
+                                *mean += x;
+                            }
+                        }
+                        mean.iter_mut().for_each(|mean| *mean /= width as f32);
+                    }
+                    for line in lines() {
+                        for ((square, x), mean) in inverse.iter_mut().zip(line).zip(&mean) {
+                            *square += (x - mean) * (x - mean);
+                        }
+                    }
+                    inverse.iter_mut().for_each(|square| *square = 1.0 / (*square / width as f32 + eps).sqrt());
+                    [mean, inverse]
+                },
             )
         })
         .collect()
@@ -381,22 +383,21 @@ impl InplaceOp1 for Softmax {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let width = layout.dims().last().copied().unwrap_or(1);
-        let softmax = |line: &mut [f32]| {
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            let chunks = line.chunks_exact(LANES);
-            let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            for chunk in chunks {
-                lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.max(*x));
-            }
-            let largest = lanes.into_iter().fold(rest, f32::max);
-            line.iter_mut().for_each(|x| *x = exp((*x - largest) * self.scale));
-            let inverse = 1.0 / sum(line, |x| x);
-            line.iter_mut().for_each(|x| *x *= inverse);
-        };
         values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
             dispatch(
                 #[inline(always)]
-                || softmax(line),
+                || {
+                    let mut lanes = [f32::NEG_INFINITY; LANES];
+                    let chunks = line.chunks_exact(LANES);
+                    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    for chunk in chunks {
+                        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.max(*x));
+                    }
+                    let largest = lanes.into_iter().fold(rest, f32::max);
+                    line.iter_mut().for_each(|x| *x = exp((*x - largest) * self.scale));
+                    let inverse = 1.0 / sum(line, |x| x);
+                    line.iter_mut().for_each(|x| *x *= inverse);
+                },
             );
         });
         Ok(())

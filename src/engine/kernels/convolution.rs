@@ -34,10 +34,15 @@ impl Convolution<'_> {
     /// # Panics
     /// If there are not as many values as there should be.
     pub(crate) fn run(&self) -> Vec<f32> {
-        let Self { input, weight, bias, batch, channels, height, width, repeat, .. } = *self;
+        let Self { input, weight, bias, batch, channels, height, width, .. } = *self;
         let [rows, columns] = self.output_size();
-        if self.stride == 1 && self.padding == 1 && Winograd::pays(channels, bias.len(), rows, columns) {
-            return Winograd { input, weight, bias, batch, channels, height, width, repeat }.run();
+        let is_doubled = match [self.stride, self.padding, self.repeat] {
+            [1, 1, 1] => false,
+            [1, 1, 2] => true,
+            _ => return self.run_direct(),
+        };
+        if Winograd::pays(channels, bias.len(), rows, columns) {
+            return Winograd { input, weight, bias, batch, channels, height, width, is_doubled }.run();
         }
         self.run_direct()
     }

@@ -34,8 +34,7 @@ const GAP: usize = 16;
 const ROOT: f32 = std::f32::consts::SQRT_2;
 const HALF_ROOT: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
-/// A convolution of `(b, channels, height, width)`, whose pixels are each repeated `repeat` times in both directions
-/// before, with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
+/// A convolution of `(b, channels, height, width)` with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
 #[derive(Debug)]
 pub(crate) struct Winograd<'a> {
     pub(crate) input: &'a [f32],
@@ -45,7 +44,8 @@ pub(crate) struct Winograd<'a> {
     pub(crate) channels: usize,
     pub(crate) height: usize,
     pub(crate) width: usize,
-    pub(crate) repeat: usize,
+    /// Whether each pixel becomes four before.
+    pub(crate) is_doubled: bool,
 }
 
 /// Tiles side by side in a row of the batch.
@@ -62,22 +62,26 @@ impl Winograd<'_> {
         channels >= 16 && outputs >= 16 && height.div_ceil(SIDE) * width.div_ceil(SIDE) >= 16
     }
 
+    fn repeat(&self) -> usize {
+        1 + usize::from(self.is_doubled)
+    }
+
     fn outputs(&self) -> usize {
         self.bias.len()
     }
 
     fn tiles_across(&self) -> usize {
-        (self.width * self.repeat).div_ceil(SIDE)
+        (self.width * self.repeat()).div_ceil(SIDE)
     }
 
-    /// Computes it, into memory of its own: `(b, outputs, height * repeat, width * repeat)`.
+    /// Computes it, into memory of its own: `(b, outputs, h', w')`.
     ///
     /// # Panics
     /// If there are not as many values as there should be.
     pub(crate) fn run(&self) -> Vec<f32> {
         assert_eq!(self.input.len(), self.batch * self.channels * self.height * self.width, "pixels");
         assert_eq!(self.weight.len(), self.outputs() * self.channels * 9, "weights");
-        let (full_height, full_width) = (self.height * self.repeat, self.width * self.repeat);
+        let (full_height, full_width) = (self.height * self.repeat(), self.width * self.repeat());
         let mut output = vec![0.0; self.batch * self.outputs() * full_height * full_width];
         let target = Target::new(&mut output);
         let lines: Vec<Line> =
@@ -198,23 +202,39 @@ impl Pixels<'_> {
     #[inline(always)]
     fn gather(&self, source: &mut [f32], room: usize, line: Line, channel: usize) {
         let job = self.job;
-        let (full_height, full_width) = (job.height * job.repeat, job.width * job.repeat);
         let plane = (line.row * job.channels + channel) * job.height * job.width;
         for (offset, phases) in source.chunks_exact_mut(SIDE * room).enumerate() {
             // What a line does not reach is zero since it was made.
-            match (line.y + offset).checked_sub(1).filter(|y| *y < full_height) {
+            match (line.y + offset).checked_sub(1).filter(|y| *y < job.height * job.repeat()) {
                 None => phases.fill(0.0),
                 Some(y) => {
-                    let from = &job.input[plane + y / job.repeat * job.width..][..job.width];
-                    // The first pixel stands at 1, after the zero.
-                    for (phase, phases) in phases.chunks_exact_mut(room).enumerate() {
-                        let first = if phase == 0 { SIDE } else { phase };
-                        let skipped = usize::from(phase == 0);
-                        let places = phases[skipped..].iter_mut().zip((first - 1..full_width).step_by(SIDE));
-                        match job.repeat {
-                            1 => places.for_each(|(pixel, x)| *pixel = from[x]),
-                            2 => places.for_each(|(pixel, x)| *pixel = from[x / 2]),
-                            repeat => places.for_each(|(pixel, x)| *pixel = from[x / repeat]),
+                    let from = &job.input[plane + y / job.repeat() * job.width..][..job.width];
+                    let [first, second, third, fourth] = {
+                        let (first, rest) = phases.split_at_mut(room);
+                        let (second, rest) = rest.split_at_mut(room);
+                        let (third, fourth) = rest.split_at_mut(room);
+                        // The first pixel stands at 1, after the zero.
+                        [second, third, fourth, &mut first[1..]]
+                    };
+                    let mut places = first.iter_mut().zip(second).zip(third).zip(fourth);
+                    // As many pixels as a tile has begin it; what is left begins the last tile.
+                    if job.is_doubled {
+                        let (pairs, rest) = from.as_chunks::<2>();
+                        for (pixels, (((a, b), c), d)) in pairs.iter().zip(places.by_ref()) {
+                            [*a, *b, *c, *d] = [pixels[0], pixels[0], pixels[1], pixels[1]];
+                        }
+                        if let ([pixel], Some((((a, b), _), _))) = (rest, places.next()) {
+                            [*a, *b] = [*pixel; 2];
+                        }
+                    } else {
+                        let (fours, rest) = from.as_chunks::<SIDE>();
+                        for (pixels, (((a, b), c), d)) in fours.iter().zip(places.by_ref()) {
+                            [*a, *b, *c, *d] = *pixels;
+                        }
+                        if let Some((((a, b), c), _)) = places.next() {
+                            for (place, pixel) in [a, b, c].into_iter().zip(rest) {
+                                *place = *pixel;
+                            }
                         }
                     }
                 }
@@ -229,9 +249,9 @@ impl WithSimd for Pixels<'_> {
     #[inline(always)]
     #[expect(unsafe_code, reason = "tasks write to places of their own")]
     fn with_simd<S: Simd>(self, simd: S) {
-        let job = self.job;
+        let Self { job, size, transformed, .. } = self;
         let (lanes, panel) = (S::F32_LANES, tile::width::<S>());
-        let across = job.tiles_across();
+        let (across, channels) = (job.tiles_across(), job.channels);
         // A tile has pixels of the next one, too.
         let room = across.next_multiple_of(lanes) + lanes;
         let mut source = vec![0.0; 6 * SIDE * room];
@@ -256,26 +276,27 @@ impl WithSimd for Pixels<'_> {
                             #[inline(always)]
                             |x| load::<S>(&phases[x % SIDE * room + first + x / SIDE..]),
                         );
-                        let count = lanes.min(across - first);
-                        for (point_x, values) in transform_pixels(simd, pixels).into_iter().enumerate() {
-                            let tile = index * across + first;
-                            let place = |tile: usize| {
-                                let panels = (tile / panel * job.channels + channel) * panel;
-                                (point_y * 6 + point_x) * self.size + panels + tile % panel
-                            };
-                            if count == lanes && tile.is_multiple_of(lanes) {
-                                let at = place(tile);
+                        let points = transform_pixels(simd, pixels).into_iter();
+                        let place = |tile: usize| (tile / panel * channels + channel) * panel + tile % panel;
+                        let tile = index * across + first;
+                        let start = point_y * 6 * size;
+                        if first + lanes <= across && tile.is_multiple_of(lanes) {
+                            let at = place(tile) + start;
+                            for (point_x, values) in points.enumerate() {
+                                let at = at + point_x * size;
                                 // SAFETY: only this task has these channels, and all wait for it.
-                                store::<S>(unsafe { self.transformed.slice(at..at + lanes) }, values);
-                                continue;
+                                store::<S>(unsafe { transformed.slice(at..at + lanes) }, values);
                             }
-                            // Tiles of a line may end one panel and begin the next.
+                            continue;
+                        }
+                        // Tiles of a line may end one panel and begin the next.
+                        for (point_x, values) in points.enumerate() {
                             let mut all = [0.0; 16];
                             store::<S>(&mut all, values);
-                            for (tile, value) in (tile..).zip(&all[..count]) {
-                                let at = place(tile);
+                            for (tile, value) in (tile..).zip(&all[..lanes.min(across - first)]) {
+                                let at = place(tile) + start + point_x * size;
                                 // SAFETY: as above.
-                                unsafe { self.transformed.slice(at..at + 1) }.fill(*value);
+                                unsafe { transformed.slice(at..at + 1) }.fill(*value);
                             }
                         }
                     }
@@ -340,7 +361,7 @@ impl Outputs<'_> {
     fn finish<S: Simd>(&self, simd: S, index: usize, stride: usize) {
         let job = self.job;
         let (lanes, across) = (S::F32_LANES, job.tiles_across());
-        let (full_height, full_width) = (job.height * job.repeat, job.width * job.repeat);
+        let (full_height, full_width) = (job.height * job.repeat(), job.width * job.repeat());
         let output = self.outputs.start + index;
         let bias = simd.splat_f32s(job.bias[output]);
         let point_size = self.outputs.len() * stride + GAP;
