@@ -328,7 +328,8 @@ pub(super) fn attention(
     mask: Option<&Tensor>,
     scale: f64,
 ) -> Result<Tensor> {
-    if on_cpu(query) && mask.is_none() {
+    // Queries and keys may have been made wider than values.
+    if on_cpu(query) && on_cpu(value) && mask.is_none() {
         let (query, key, value) = (query.contiguous()?, key.contiguous()?, value.contiguous()?);
         return query.apply_op3_no_bwd(&key, &value, &kernels::Attention { scale: scale as f32 });
     }
