@@ -81,7 +81,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         print(&format!("{:44} {:10.2}, {each:.2} each", format!("shapes, a step of {images}"), milliseconds(took)));
     }
     let (row, spec) = (RowId(0), request(&model, 0));
-    model.admit(row, &spec, &StartingPictures::default())?;
+    for _ in 0..model.admit(row, &spec, &StartingPictures::default())?.steps {
+        model.step(&[row])?;
+    }
     let picture = model.decode(row)?;
     let decoding = median(|| model.decode(row).map(drop))?;
     print(&format!("{:44} {:10.2}", "shapes, decode", milliseconds(decoding)));
