@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::matrix::{Columns, Product};
-use super::winograd::Winograd;
+use super::winograd;
 
 /// A 3×3 convolution of `(b, channels, height, width)` with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
 #[derive(Debug)]
@@ -34,17 +34,7 @@ impl Convolution<'_> {
     /// # Panics
     /// If there are not as many values as there should be.
     pub(crate) fn run(&self) -> Vec<f32> {
-        let Self { input, weight, bias, batch, channels, height, width, .. } = *self;
-        let [rows, columns] = self.output_size();
-        let is_doubled = match [self.stride, self.padding, self.repeat] {
-            [1, 1, 1] => false,
-            [1, 1, 2] => true,
-            _ => return self.run_direct(),
-        };
-        if Winograd::pays(channels, bias.len(), rows, columns) {
-            return Winograd { input, weight, bias, batch, channels, height, width, is_doubled }.run();
-        }
-        self.run_direct()
+        if winograd::pays(self) { winograd::convolve(self) } else { self.run_direct() }
     }
 
     /// The same by patches, whatever pays.

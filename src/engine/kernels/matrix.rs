@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
-use super::tile::{self, Begin, COLUMNS, DEPTH, Left, Panels, ROWS, Target, dispatch};
+use super::tile::{self, Begin, COLUMNS, DEPTH, Left, Panels, ROWS, Target, WIDTH_MAX, dispatch};
 
 /// The right matrix of a product, one for each row of the batch.
 pub(crate) trait Columns: Sync {
@@ -60,7 +60,7 @@ impl<C: Columns> Product<'_, C> {
         let parts = wanted.div_ceil(strips * self.batch).clamp(1, self.outputs.div_ceil(ROWS));
         let part = self.outputs.div_ceil(parts).next_multiple_of(ROWS);
         let parts = self.outputs.div_ceil(part);
-        let packed = DEPTH.min(self.terms) * COLUMNS.min(self.columns.next_multiple_of(32));
+        let packed = DEPTH.min(self.terms) * COLUMNS.min(self.columns.next_multiple_of(WIDTH_MAX));
         (0..self.batch * strips * parts).into_par_iter().for_each_init(
             || Scratch::new(packed),
             |panels, index| {

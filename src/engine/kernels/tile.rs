@@ -18,23 +18,32 @@ pub(crate) const DEPTH: usize = 256;
 /// Columns of all panels that are used together: they stay in the second cache.
 pub(crate) const COLUMNS: usize = 256;
 
+/// Values of the widest vectors that any processor has, and columns of their panels.
+pub(crate) const LANES_MAX: usize = 16;
+pub(crate) const WIDTH_MAX: usize = 2 * LANES_MAX;
+
 /// Columns of a panel: two vectors.
 #[inline(always)]
 pub(crate) const fn width<S: Simd>() -> usize {
     2 * S::F32_LANES
 }
 
+/// The best vectors of this processor. Tasks that pass panels to each other must have asked together.
+pub(crate) fn processor() -> Arch {
+    #[cfg(test)]
+    if PLAIN.load(std::sync::atomic::Ordering::Relaxed) {
+        return Arch::Scalar;
+    }
+    Arch::new()
+}
+
 /// Runs `operation` compiled for the best vectors of this processor.
 #[inline]
 pub(crate) fn dispatch<Operation: WithSimd>(operation: Operation) -> Operation::Output {
-    #[cfg(test)]
-    if PLAIN.load(std::sync::atomic::Ordering::Relaxed) {
-        return Arch::Scalar.dispatch(operation);
-    }
-    Arch::new().dispatch(operation)
+    processor().dispatch(operation)
 }
 
-/// Whether to do without vectors. Whoever else runs meanwhile gets the same bytes.
+/// Whether to do without vectors. Whoever else asks meanwhile gets the same bytes.
 #[cfg(test)]
 pub(crate) static PLAIN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
@@ -192,8 +201,7 @@ impl Turn<'_> {
     #[inline(always)]
     #[expect(unsafe_code, reason = "the caller's promise")]
     unsafe fn run<S: Simd, const COUNT: usize>(self, simd: S) {
-        // The widest vectors have 16 lanes.
-        let mut edge = [0.0_f32; 32 * ROWS];
+        let mut edge = [0.0_f32; WIDTH_MAX * ROWS];
         let is_whole = self.columns == width::<S>();
         let (place, stride) = if is_whole {
             (self.output, self.output_stride)
@@ -202,11 +210,11 @@ impl Turn<'_> {
                 for row in 0..COUNT {
                     for column in 0..self.columns {
                         // SAFETY: within the columns of the target.
-                        edge[row * 32 + column] = unsafe { *self.output.add(row * self.output_stride + column) };
+                        edge[row * WIDTH_MAX + column] = unsafe { *self.output.add(row * self.output_stride + column) };
                     }
                 }
             }
-            (edge.as_mut_ptr(), 32)
+            (edge.as_mut_ptr(), WIDTH_MAX)
         };
         // SAFETY: `place` has whole vectors in every row, and the rest was checked by `multiply`.
         unsafe {
@@ -244,7 +252,7 @@ impl Turn<'_> {
             for row in 0..COUNT {
                 for column in 0..self.columns {
                     // SAFETY: within the columns of the target.
-                    unsafe { *self.output.add(row * self.output_stride + column) = edge[row * 32 + column] };
+                    unsafe { *self.output.add(row * self.output_stride + column) = edge[row * WIDTH_MAX + column] };
                 }
             }
         }

@@ -12,8 +12,9 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::convolution::Convolution;
 use super::scratch::Scratch;
-use super::tile::{self, Begin, Left, Panels, ROWS, Target, dispatch, load, store};
+use super::tile::{self, Begin, LANES_MAX, Left, Panels, ROWS, Target, WIDTH_MAX, load, processor, store};
 
 /// Pixels of a tile's side that are computed at once.
 const SIDE: usize = 4;
@@ -34,20 +35,6 @@ const GAP: usize = 16;
 const ROOT: f32 = std::f32::consts::SQRT_2;
 const HALF_ROOT: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
-/// A convolution of `(b, channels, height, width)` with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
-#[derive(Debug)]
-pub(crate) struct Winograd<'a> {
-    pub(crate) input: &'a [f32],
-    pub(crate) weight: &'a [f32],
-    pub(crate) bias: &'a [f32],
-    pub(crate) batch: usize,
-    pub(crate) channels: usize,
-    pub(crate) height: usize,
-    pub(crate) width: usize,
-    /// Whether each pixel becomes four before.
-    pub(crate) is_doubled: bool,
-}
-
 /// Tiles side by side in a row of the batch.
 #[derive(Clone, Copy, Debug)]
 struct Line {
@@ -56,78 +43,71 @@ struct Line {
     y: usize,
 }
 
-impl Winograd<'_> {
-    /// Whether it is worth it: a tile too few, and the transformed weights cost more than they save.
-    pub(crate) fn pays(channels: usize, outputs: usize, height: usize, width: usize) -> bool {
-        channels >= 16 && outputs >= 16 && height.div_ceil(SIDE) * width.div_ceil(SIDE) >= 16
-    }
+/// Whether it is worth it and can be: a tile too few, and the transformed weights cost more than they save.
+pub(crate) fn pays(job: &Convolution<'_>) -> bool {
+    let keeps_or_doubles = job.stride == 1 && job.padding == 1 && job.repeat <= 2;
+    let tiles: usize = job.output_size().into_iter().map(|side| side.div_ceil(SIDE)).product();
+    keeps_or_doubles && job.channels >= 16 && job.bias.len() >= 16 && tiles >= 16
+}
 
-    fn repeat(&self) -> usize {
-        1 + usize::from(self.is_doubled)
-    }
+fn tiles_across(job: &Convolution<'_>) -> usize {
+    job.output_size()[1].div_ceil(SIDE)
+}
 
-    fn outputs(&self) -> usize {
-        self.bias.len()
-    }
+/// Computes a convolution for which it [`pays`], into memory of its own: `(b, outputs, h', w')`.
+///
+/// # Panics
+/// If there are not as many values as there should be.
+pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
+    let outputs = job.bias.len();
+    assert_eq!(job.input.len(), job.batch * job.channels * job.height * job.width, "pixels");
+    assert_eq!(job.weight.len(), outputs * job.channels * 9, "weights");
+    let [full_height, full_width] = job.output_size();
+    let mut output = vec![0.0; job.batch * outputs * full_height * full_width];
+    let target = Target::new(&mut output);
+    let lines: Vec<Line> =
+        (0..job.batch).flat_map(|row| (0..full_height).step_by(SIDE).map(move |y| Line { row, y })).collect();
+    let across = tiles_across(job);
+    let room = (PIXELS_BYTES_MAX / (POINTS * job.channels * size_of::<f32>())).min(TILES_MAX);
+    // As many lines as there is room for, in groups of about one size.
+    let groups = lines.len().div_ceil((room / across).max(1));
+    let group = lines.len().div_ceil(groups);
 
-    fn tiles_across(&self) -> usize {
-        (self.width * self.repeat()).div_ceil(SIDE)
+    let (processor, threads) = (processor(), rayon::current_num_threads());
+    let blocks = outputs.div_ceil(BLOCK).next_multiple_of(threads);
+    let block = outputs.div_ceil(blocks).next_multiple_of(ROWS);
+    let chunks = job.channels.div_ceil(4 * threads);
+    // Panels of every vector width have room in it.
+    let tiles_max = (group * across).next_multiple_of(WIDTH_MAX);
+    let mut pixels = Scratch::new(POINTS * (job.channels * tiles_max + GAP));
+    for lines in lines.chunks(group) {
+        let tiles = lines.len() * across;
+        let size = job.channels * tiles.next_multiple_of(WIDTH_MAX) + GAP;
+        let transformed = Target::new(&mut pixels);
+        (0..job.channels.div_ceil(chunks)).into_par_iter().for_each(|chunk| {
+            let channels = chunk * chunks..job.channels.min((chunk + 1) * chunks);
+            processor.dispatch(Pixels { job, lines, channels, size, transformed });
+        });
+        let pixels = &pixels[..];
+        (0..outputs.div_ceil(block)).into_par_iter().for_each_init(
+            || {
+                (
+                    Scratch::new(POINTS * (block * CHANNELS + GAP)),
+                    Scratch::new(POINTS * (block * (tiles_max + WIDTH_MAX) + GAP)),
+                )
+            },
+            |(weights, products), index| {
+                let outputs = index * block..outputs.min((index + 1) * block);
+                processor.dispatch(Outputs { job, lines, outputs, size, pixels, weights, products, target });
+            },
+        );
     }
-
-    /// Computes it, into memory of its own: `(b, outputs, h', w')`.
-    ///
-    /// # Panics
-    /// If there are not as many values as there should be.
-    pub(crate) fn run(&self) -> Vec<f32> {
-        assert_eq!(self.input.len(), self.batch * self.channels * self.height * self.width, "pixels");
-        assert_eq!(self.weight.len(), self.outputs() * self.channels * 9, "weights");
-        let (full_height, full_width) = (self.height * self.repeat(), self.width * self.repeat());
-        let mut output = vec![0.0; self.batch * self.outputs() * full_height * full_width];
-        let target = Target::new(&mut output);
-        let lines: Vec<Line> =
-            (0..self.batch).flat_map(|row| (0..full_height).step_by(SIDE).map(move |y| Line { row, y })).collect();
-        let across = self.tiles_across();
-        let room = (PIXELS_BYTES_MAX / (POINTS * self.channels * size_of::<f32>())).min(TILES_MAX);
-        // As many lines as there is room for, in groups of about one size.
-        let groups = lines.len().div_ceil((room / across).max(1));
-        let group = lines.len().div_ceil(groups);
-
-        let threads = rayon::current_num_threads();
-        let blocks = self.outputs().div_ceil(BLOCK).next_multiple_of(threads);
-        let block = self.outputs().div_ceil(blocks).next_multiple_of(ROWS);
-        let chunks = self.channels.div_ceil(4 * threads);
-        // Panels of every vector width have room in it.
-        let tiles_max = (group * across).next_multiple_of(32);
-        let mut pixels = Scratch::new(POINTS * (self.channels * tiles_max + GAP));
-        for lines in lines.chunks(group) {
-            let tiles = lines.len() * across;
-            let size = self.channels * tiles.next_multiple_of(32) + GAP;
-            let transformed = Target::new(&mut pixels);
-            (0..self.channels.div_ceil(chunks)).into_par_iter().for_each(|chunk| {
-                let channels = chunk * chunks..self.channels.min((chunk + 1) * chunks);
-                dispatch(Pixels { job: self, lines, channels, size, transformed });
-            });
-            let pixels = &pixels[..];
-            (0..self.outputs().div_ceil(block)).into_par_iter().for_each_init(
-                || {
-                    (
-                        Scratch::new(POINTS * (block * CHANNELS + GAP)),
-                        Scratch::new(POINTS * (block * (tiles_max + 32) + GAP)),
-                    )
-                },
-                |(weights, products), index| {
-                    let outputs = index * block..self.outputs().min((index + 1) * block);
-                    dispatch(Outputs { job: self, lines, outputs, size, pixels, weights, products, target });
-                },
-            );
-        }
-        output
-    }
+    output
 }
 
 /// The pixels of some channels, transformed: for each of the points, panels of tiles by channels.
 struct Pixels<'a> {
-    job: &'a Winograd<'a>,
+    job: &'a Convolution<'a>,
     lines: &'a [Line],
     channels: Range<usize>,
     /// Values of a point.
@@ -205,10 +185,10 @@ impl Pixels<'_> {
         let plane = (line.row * job.channels + channel) * job.height * job.width;
         for (offset, phases) in source.chunks_exact_mut(SIDE * room).enumerate() {
             // What a line does not reach is zero since it was made.
-            match (line.y + offset).checked_sub(1).filter(|y| *y < job.height * job.repeat()) {
+            match (line.y + offset).checked_sub(1).filter(|y| *y < job.height * job.repeat) {
                 None => phases.fill(0.0),
                 Some(y) => {
-                    let from = &job.input[plane + y / job.repeat() * job.width..][..job.width];
+                    let from = &job.input[plane + y / job.repeat * job.width..][..job.width];
                     let [first, second, third, fourth] = {
                         let (first, rest) = phases.split_at_mut(room);
                         let (second, rest) = rest.split_at_mut(room);
@@ -218,7 +198,7 @@ impl Pixels<'_> {
                     };
                     let mut places = first.iter_mut().zip(second).zip(third).zip(fourth);
                     // As many pixels as a tile has begin it; what is left begins the last tile.
-                    if job.is_doubled {
+                    if job.repeat == 2 {
                         let (pairs, rest) = from.as_chunks::<2>();
                         for (pixels, (((a, b), c), d)) in pairs.iter().zip(places.by_ref()) {
                             [*a, *b, *c, *d] = [pixels[0], pixels[0], pixels[1], pixels[1]];
@@ -251,7 +231,7 @@ impl WithSimd for Pixels<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { job, size, transformed, .. } = self;
         let (lanes, panel) = (S::F32_LANES, tile::width::<S>());
-        let (across, channels) = (job.tiles_across(), job.channels);
+        let (across, channels) = (tiles_across(job), job.channels);
         // A tile has pixels of the next one, too.
         let room = across.next_multiple_of(lanes) + lanes;
         let mut source = vec![0.0; 6 * SIDE * room];
@@ -291,7 +271,7 @@ impl WithSimd for Pixels<'_> {
                         }
                         // Tiles of a line may end one panel and begin the next.
                         for (point_x, values) in points.enumerate() {
-                            let mut all = [0.0; 16];
+                            let mut all = [0.0; LANES_MAX];
                             store::<S>(&mut all, values);
                             for (tile, value) in (tile..).zip(&all[..lanes.min(across - first)]) {
                                 let at = place(tile) + start + point_x * size;
@@ -308,7 +288,7 @@ impl WithSimd for Pixels<'_> {
 
 /// Some outputs of some lines.
 struct Outputs<'a> {
-    job: &'a Winograd<'a>,
+    job: &'a Convolution<'a>,
     lines: &'a [Line],
     outputs: Range<usize>,
     /// Transformed pixels of a point.
@@ -331,7 +311,7 @@ impl Outputs<'_> {
             let weight = &self.job.weight[output * self.job.channels * 9..][channels.start * 9..channels.end * 9];
             for first in (0..channels.len()).step_by(lanes) {
                 // Each of the nine weights of many channels.
-                let mut nine = [[0.0; 16]; 9];
+                let mut nine = [[0.0; LANES_MAX]; 9];
                 for (channel, weights) in weight[first * 9..].chunks_exact(9).take(lanes).enumerate() {
                     for (values, weight) in nine.iter_mut().zip(weights) {
                         values[channel] = *weight;
@@ -360,13 +340,13 @@ impl Outputs<'_> {
     #[expect(unsafe_code, reason = "tasks write to places of their own")]
     fn finish<S: Simd>(&self, simd: S, index: usize, stride: usize) {
         let job = self.job;
-        let (lanes, across) = (S::F32_LANES, job.tiles_across());
-        let (full_height, full_width) = (job.height * job.repeat(), job.width * job.repeat());
+        let (lanes, across) = (S::F32_LANES, tiles_across(job));
+        let [full_height, full_width] = job.output_size();
         let output = self.outputs.start + index;
         let bias = simd.splat_f32s(job.bias[output]);
         let point_size = self.outputs.len() * stride + GAP;
         for (line_index, line) in self.lines.iter().enumerate() {
-            let plane = (line.row * job.outputs() + output) * full_height * full_width;
+            let plane = (line.row * job.bias.len() + output) * full_height * full_width;
             for first in (0..across).step_by(lanes) {
                 let at = index * stride + line_index * across + first;
                 let mut rows = [[simd.splat_f32s(0.0); 6]; SIDE];
@@ -383,11 +363,11 @@ impl Outputs<'_> {
                 let pixels = (SIDE * lanes).min(full_width - SIDE * first);
                 for (y, row) in rows.into_iter().enumerate().take(full_height - line.y) {
                     let row = transform_back(simd, row);
-                    let mut phases = [[0.0; 16]; SIDE];
+                    let mut phases = [[0.0; LANES_MAX]; SIDE];
                     for (phases, values) in phases.iter_mut().zip(row) {
                         store::<S>(phases, simd.add_f32s(values, bias));
                     }
-                    let mut mixed = [0.0; 16 * SIDE];
+                    let mut mixed = [0.0; LANES_MAX * SIDE];
                     for (tile, mixed) in mixed.chunks_exact_mut(SIDE).take(lanes).enumerate() {
                         for (pixel, phases) in mixed.iter_mut().zip(&phases) {
                             *pixel = phases[tile];
@@ -411,8 +391,8 @@ impl WithSimd for Outputs<'_> {
         let job = self.job;
         let width = tile::width::<S>();
         let rows = self.outputs.len();
-        let tiles = self.lines.len() * job.tiles_across();
-        let stride = tiles.next_multiple_of(32) + 32;
+        let tiles = self.lines.len() * tiles_across(job);
+        let stride = tiles.next_multiple_of(WIDTH_MAX) + WIDTH_MAX;
         for first in (0..job.channels).step_by(CHANNELS) {
             let channels = first..job.channels.min(first + CHANNELS);
             self.transform_weights(simd, channels.clone());
