@@ -4,12 +4,16 @@
 //!
 //! `cargo bench --bench engine`. Prints medians and ratios; it judges nothing. What the scheduler costs is in `policy`.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+mod turns;
 
-use candle_core::{Device, Result, Tensor};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use candle_core::{Result, Tensor};
 use darkroom::engine::{Engine, LoadOptions, Pipeline, RgbImage, RowId, StartingPictures, encode, load, operations};
 use darkroom::job::{ImageSpec, OutputFormat};
+
+use turns::{median, milliseconds, print, timed, wave};
 
 /// Turns that count, after one that does not.
 const TURNS: usize = 5;
@@ -18,21 +22,21 @@ const DIFFERENCE_MAX: f32 = 1e-4;
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     print(&format!("{:44} {:>10} {:>10} {:>7}", "operation", "fused ms", "candle ms", "ratio"));
-    let image = values((2, 320, 64, 64))?;
-    let (weight, bias) = (values((320, 320, 3, 3))?, values(320)?);
+    let image = wave((2, 320, 64, 64))?;
+    let (weight, bias) = (wave((320, 320, 3, 3))?, wave(320)?);
     compare(
         "convolution 320 to 320, 2 of 64x64",
         || operations::convolution(&image, &weight, &bias),
         || image.conv2d(&weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
     )?;
-    let small = values((2, 1280, 16, 16))?;
-    let (weight, bias) = (values((1280, 1280, 3, 3))?, values(1280)?);
+    let small = wave((2, 1280, 16, 16))?;
+    let (weight, bias) = (wave((1280, 1280, 3, 3))?, wave(1280)?);
     compare(
         "convolution 1280 to 1280, 2 of 16x16",
         || operations::convolution(&small, &weight, &bias),
         || small.conv2d(&weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
     )?;
-    let heads = values((16, 40, 4096))?;
+    let heads = wave((16, 40, 4096))?;
     compare(
         "attention, 16 heads of 40, 4096 tokens",
         || operations::attention(&heads, &heads, &heads, 0.158),
@@ -41,14 +45,14 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             heads.matmul(&candle_nn::ops::softmax_last_dim(&scores)?.transpose(1, 2)?)
         },
     )?;
-    let tokens = values((2, 320, 4096))?;
-    let wide = values((2560, 320))?;
+    let tokens = wave((2, 320, 4096))?;
+    let wide = wave((2560, 320))?;
     compare(
         "product 320 to 2560, 2 of 4096 tokens",
         || operations::product(&tokens, &wide),
         || wide.unsqueeze(0)?.broadcast_as((2, 2560, 320))?.matmul(&tokens),
     )?;
-    let affine = values((2, 320))?;
+    let affine = wave((2, 320))?;
     let norm = candle_nn::GroupNorm::new(affine.get(0)?, affine.get(1)?, 320, 32, 1e-5)?;
     compare(
         "group norm and SiLU, 2 of 320x64x64",
@@ -63,7 +67,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             candle_nn::ops::layer_norm(&last, &affine.get(0)?, &affine.get(1)?, 1e-5)?.transpose(1, 2)?.contiguous()
         },
     )?;
-    let gated = values((2, 2560, 4096))?;
+    let gated = wave((2, 2560, 4096))?;
     compare(
         "gated GELU, 2 of 2560x4096",
         || operations::gated_gelu(&gated),
@@ -85,7 +89,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         model.step(&[row])?;
     }
     let picture = model.decode(row)?;
-    let decoding = median(|| model.decode(row).map(drop))?;
+    let decoding = repeated(|| model.decode(row).map(drop))?;
     print(&format!("{:44} {:10.2}", "shapes, decode", milliseconds(decoding)));
     let (width, height) = (1024, 1024);
     // The picture again and again: as easy to compress as a real one.
@@ -93,7 +97,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let pixels = (0..height as usize).flat_map(|y| line(y).iter().cycle().take(3 * width as usize).copied()).collect();
     let large = RgbImage { width, height, pixels };
     let mut bytes = 0;
-    let encoding = median(|| encode(&large, OutputFormat::Png).map(|png| bytes = png.len()))?;
+    let encoding = repeated(|| encode(&large, OutputFormat::Png).map(|png| bytes = png.len()))?;
     print(&format!("{:44} {:10.2}, {bytes} bytes", "PNG of 1024x1024", milliseconds(encoding)));
     Ok(())
 }
@@ -108,7 +112,7 @@ fn step(model: &mut Pipeline, images: u32) -> std::result::Result<Duration, Box<
         let spec = request(model, row.0);
         model.admit(*row, &spec, &StartingPictures::default())?;
     }
-    let took = median(|| model.step(&rows))?;
+    let took = repeated(|| model.step(&rows))?;
     rows.iter().for_each(|row| model.release(*row));
     Ok(took)
 }
@@ -126,50 +130,21 @@ fn compare(
     }
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..TURNS {
-        times[0].push(timed(&fused)?);
-        times[1].push(timed(&plain)?);
+        times[0].push(timed(&fused)?.1);
+        times[1].push(timed(&plain)?.1);
     }
-    let [ours, theirs] = times.map(middle);
+    let [ours, theirs] = times.map(median);
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
     print(&format!("{name:44} {:10.2} {:10.2} {ratio:7.3}", milliseconds(ours), milliseconds(theirs)));
     Ok(())
 }
 
-fn median<E>(mut run: impl FnMut() -> std::result::Result<(), E>) -> std::result::Result<Duration, E> {
+/// The median of turns after one that does not count.
+fn repeated<E>(mut run: impl FnMut() -> std::result::Result<(), E>) -> std::result::Result<Duration, E> {
     run()?;
     let mut times = Vec::new();
     for _ in 0..TURNS {
-        times.push(timed(&mut run)?);
+        times.push(timed(&mut run)?.1);
     }
-    Ok(middle(times))
-}
-
-fn timed<T, E>(mut run: impl FnMut() -> std::result::Result<T, E>) -> std::result::Result<Duration, E> {
-    #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-    let start = Instant::now();
-    let result = run()?;
-    let took = start.elapsed();
-    drop(result);
-    Ok(took)
-}
-
-fn middle(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn milliseconds(took: Duration) -> f64 {
-    took.as_secs_f64() * 1e3
-}
-
-#[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
-fn print(line: &str) {
-    println!("{line}");
-}
-
-/// Values between -1 and 1 that look like nothing in particular.
-fn values(shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
-    let shape = shape.into();
-    let values: Vec<f32> = (0..shape.elem_count()).map(|index| (index as f32 * 0.7).sin()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu)
+    Ok(median(times))
 }

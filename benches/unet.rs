@@ -5,15 +5,18 @@
 //! differ where the model's `norm_num_groups` is not 32: candle-transformers does not pass it on to its blocks. Ours are
 //! compared with diffusers in the tests.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+mod turns;
 
-use candle_core::{DType, Device, Tensor};
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use candle_transformers::models::stable_diffusion::unet_2d::{
     BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig,
 };
 use darkroom::engine::{LoadOptions, load};
+
+use turns::{median, milliseconds, print, timed, wave};
 
 /// Turns of each engine that count, after one that does not.
 const TURNS: usize = 40;
@@ -59,46 +62,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
 
     let side = number("sample_size")?;
-    let latents = wave((2, number("in_channels")?, side, side), &device)?;
-    let context = wave((2, 77, number("cross_attention_dim")?), &device)?;
+    let latents = wave((2, number("in_channels")?, side, side))?;
+    let context = wave((2, 77, number("cross_attention_dim")?))?;
     let channels_first = context.transpose(1, 2)?.contiguous()?;
     let timestep = 500.0;
 
     let mut times = [Vec::new(), Vec::new()];
     let mut worst = 0.0_f32;
     for turn in 0..=TURNS {
-        #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-        let start = Instant::now();
-        let mine = unet.forward(&latents, &[timestep, timestep], &channels_first, None)?;
-        let middle = start.elapsed();
-        let other = theirs.forward(&latents, f64::from(timestep), &context)?;
-        let end = start.elapsed();
+        let (mine, of_mine) = timed(|| unet.forward(&latents, &[timestep, timestep], &channels_first, None))?;
+        let (other, of_other) = timed(|| theirs.forward(&latents, f64::from(timestep), &context))?;
         worst = worst.max((mine - other)?.abs()?.max_all()?.to_scalar::<f32>()?);
         if turn > 0 {
-            times[0].push(middle);
-            times[1].push(end - middle);
+            times[0].push(of_mine);
+            times[1].push(of_other);
         }
     }
     let [mine, other] = times.map(median);
-    #[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
-    {
-        println!("latents {side}x{side}, 2 rows, {TURNS} turns, medians");
-        println!("darkroom            {:8.2} ms", mine.as_secs_f64() * 1e3);
-        println!("candle-transformers {:8.2} ms", other.as_secs_f64() * 1e3);
-        println!("ratio               {:8.3}", mine.as_secs_f64() / other.as_secs_f64());
-        println!("largest difference  {worst:8.1e}");
-    }
+    print(&format!("latents {side}x{side}, 2 rows, {TURNS} turns, medians"));
+    print(&format!("darkroom            {:8.2} ms", milliseconds(mine)));
+    print(&format!("candle-transformers {:8.2} ms", milliseconds(other)));
+    print(&format!("ratio               {:8.3}", mine.as_secs_f64() / other.as_secs_f64()));
+    print(&format!("largest difference  {worst:8.1e}"));
     Ok(())
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-/// Values between -1.5 and 1.5 that look like nothing in particular.
-fn wave(shape: impl Into<candle_core::Shape>, device: &Device) -> candle_core::Result<Tensor> {
-    let shape = shape.into();
-    let values: Vec<f32> = (0..shape.elem_count()).map(|index| (index as f32 * 0.7).sin() * 1.5).collect();
-    Tensor::from_vec(values, shape, device)
 }

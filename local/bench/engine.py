@@ -438,7 +438,7 @@ def diffusers_command(directory, dtype, side, whole, options):
     return [
         sys.executable, __file__, "--diffusers", directory, "--dtype", dtype, "--side", str(side), "--device",
         options.device, "--turns", str(options.turns), *(["--compile"] if options.compile else []),
-        *(["--whole", "tiny"] if whole else ["--whole"]),
+        *(["--image"] if whole else []),
     ]
 
 
@@ -611,6 +611,7 @@ def arguments():
         "--whole", nargs="*", choices=FAMILIES, default=["tiny"], help="of which to measure whole images, too")
     # How this program calls itself.
     parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--image", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--diffusers", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=models.DTYPES, help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
@@ -627,7 +628,7 @@ def main():
         return
     if options.diffusers:
         profile_diffusers(
-            options.diffusers, options.device, options.dtype, options.side, options.turns, bool(options.whole),
+            options.diffusers, options.device, options.dtype, options.side, options.turns, options.image,
             options.compile)
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
