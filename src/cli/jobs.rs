@@ -235,9 +235,12 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
         true => Some(Watch::start(&bus, &submission.tenant, &submission.job).await?),
         false => None,
     };
-    let Submitted { stream_sequence, pending, estimate } = client::submit(&bus, &Clock::start(), &submission).await?;
+    let submitted = client::submit(&bus, &Clock::start(), &submission).await?;
+    let Submitted { stream_sequence, pool, pending, estimate } = submitted;
     let (job, tenant) = (submission.job.as_str(), submission.tenant.as_str());
-    let mut value = json!({"job": job, "tenant": tenant, "stream_sequence": stream_sequence, "pending": pending});
+    let mut value = json!({
+        "job": job, "tenant": tenant, "pool": pool.as_str(), "stream_sequence": stream_sequence, "pending": pending,
+    });
     add_estimate(&mut value, estimate.as_ref());
     output.line(job, &value);
     if let Some(estimate) = &estimate {

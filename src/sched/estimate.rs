@@ -4,7 +4,7 @@
 //! every worker full, and waits until these have begun: they do so as fast as the fleet finishes jobs, less what more urgent
 //! ones will take that come in the meantime. What is then left is the wait in the worker, which is measured, not derived.
 //!
-//! It decides nothing, and nothing decides by it.
+//! It decides nothing, and but for the pool of a job with a deadline ([`super::route`]) nothing decides by it.
 
 use std::cmp::Ordering;
 use std::time::Duration;

@@ -273,6 +273,8 @@ pub enum Input {
     },
     /// The engine answered.
     Engine(Result<EngineReport, Fault>),
+    /// Whether this worker is one of those that stay though they have nothing to do.
+    Stay(bool),
     /// The process is asked to end.
     Drain,
     /// Time passed.

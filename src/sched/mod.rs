@@ -22,6 +22,7 @@ mod message;
 mod pulls;
 pub mod reconcile;
 mod retry;
+pub mod route;
 pub mod scale;
 mod scheduler;
 mod time;

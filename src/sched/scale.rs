@@ -269,6 +269,16 @@ pub fn wanted(demand: &Demand, spot: &Pool, on_demand: &Pool, target: &Target) -
     wanted
 }
 
+/// Since when a worker is ready, in milliseconds, and its name: those that were there first stay first.
+pub type Seniority<'a> = (i64, &'a str);
+
+/// Whether a worker stays though it has nothing to do, where `floor` are to be kept of those that are ready.
+///
+/// Each of them asks for itself; as all count the same ones in the same order, as many stay as should.
+pub fn stays(own: Seniority<'_>, ready: &[Seniority<'_>], floor: u32) -> bool {
+    ready.iter().filter(|other| **other < own).count() < floor as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,5 +400,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn as_many_stay_as_the_floor_says_and_those_that_were_there_first() {
+        let ready = [(20, "b"), (10, "z"), (20, "a"), (30, "c")];
+        for (floor, expected) in [(0, ""), (1, "z"), (2, "za"), (3, "zab"), (9, "zabc")] {
+            let mut staying: Vec<Seniority<'_>> = ready.into_iter().filter(|own| stays(*own, &ready, floor)).collect();
+            staying.sort_unstable();
+            assert_eq!(staying.iter().map(|(_, name)| *name).collect::<String>(), expected, "floor {floor}");
+        }
+        assert!(stays((10, "new"), &[], 1), "its own report is not there yet");
     }
 }

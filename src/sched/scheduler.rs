@@ -103,7 +103,7 @@ pub struct Config {
     pub failures_max: u32,
     /// Workers lost with a job, after which it is dead-lettered; it runs alone before the last.
     pub deaths_max: u32,
-    /// End when there was nothing to do for so long.
+    /// End when there was nothing to do for so long, unless [`super::Input::Stay`] says otherwise.
     pub exit_when_idle: Option<Duration>,
     /// Time between the wish to end and the end.
     pub grace: Duration,
@@ -167,6 +167,8 @@ pub struct Scheduler {
     pulls: Pulls,
     pulls_stopped: bool,
     idle_since: Mono,
+    /// It is one of those that are kept though nothing waits.
+    stays: bool,
     orders: u64,
     row_keys: u64,
     effects: VecDeque<Effect>,
@@ -200,6 +202,7 @@ impl Scheduler {
             pulls,
             pulls_stopped: false,
             idle_since: now,
+            stays: false,
             orders: 0,
             row_keys: 0,
             effects: VecDeque::new(),
@@ -236,6 +239,7 @@ impl Scheduler {
             }
             Input::RecordChanged { ticket, change } => self.record_changed(ticket, change),
             Input::Engine(outcome) => self.engine_answered(outcome),
+            Input::Stay(stays) => self.stays = stays,
             Input::Drain => self.drain(Exit::Drained),
             Input::Tick => {}
         }
@@ -252,7 +256,7 @@ impl Scheduler {
     /// When [`Input::Tick`] is due at the latest. It may change with every `handle`.
     pub fn next_deadline(&self) -> Option<Mono> {
         let of_mode = match &self.mode {
-            Mode::Running if self.held.is_empty() => self.config.exit_when_idle.map(|idle| self.idle_since.after(idle)),
+            Mode::Running if self.held.is_empty() => self.exits_at(),
             Mode::Running => None,
             Mode::Draining { save_at, deadline, .. } => [*save_at, *deadline].into_iter().find(|at| *at > self.now),
         };
@@ -285,6 +289,11 @@ impl Scheduler {
         jobs.sum()
     }
 
+    /// When this worker ends if nothing comes.
+    fn exits_at(&self) -> Option<Mono> {
+        self.config.exit_when_idle.filter(|_| !self.stays).map(|idle| self.idle_since.after(idle))
+    }
+
     fn drain(&mut self, exit: Exit) {
         let lost = matches!(exit, Exit::Fatal(_));
         match &self.mode {
@@ -306,8 +315,7 @@ impl Scheduler {
         self.watch_engine();
         match &self.mode {
             Mode::Running => {
-                let idle = self.config.exit_when_idle.is_some_and(|idle| self.now >= self.idle_since.after(idle));
-                if self.held.is_empty() && idle {
+                if self.held.is_empty() && self.exits_at().is_some_and(|at| self.now >= at) {
                     self.drain(Exit::Idle);
                 }
             }

@@ -42,7 +42,7 @@ pub struct Submission {
     pub model: ModelName,
     /// Its priority.
     pub priority: Priority,
-    /// Its pool.
+    /// Its pool; what may run anywhere is put into `ondemand` where its deadline leaves no time to be made twice.
     pub pool: Pool,
     /// The body.
     pub request: RequestDocument,
@@ -123,6 +123,8 @@ fn list(names: &[String]) -> String {
 pub struct Submitted {
     /// Its place in the request stream; `None` when the job was there before.
     pub stream_sequence: Option<u64>,
+    /// The pool that it is in.
+    pub pool: Pool,
     /// Requests of all tenants that wait before it in its consumer.
     pub pending: u64,
     /// When it will be made, as far as one could tell before it was published.
@@ -136,14 +138,14 @@ pub struct Submitted {
 /// # Errors
 /// [`SubmitError`].
 pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result<Submitted, SubmitError> {
-    let Submission { tenant, model, .. } = submission;
+    let Submission { tenant, model, pool, .. } = submission;
     if bus.access().await? == Access::Tenant {
         let Message { to, headers, body } = Message::of(submission);
         let stored = match publish_surely(bus, &to, &headers, body).await {
             Ok(stored) => stored,
             Err(error) => return Err(refused(bus, Access::Tenant, tenant, error).await),
         };
-        return Ok(Submitted { stream_sequence: Some(stored.sequence), pending: 0, estimate: None });
+        return Ok(Submitted { stream_sequence: Some(stored.sequence), pool: *pool, pending: 0, estimate: None });
     }
     let Some(manifest) = topology::manifest_of(bus, model).await? else {
         let served = topology::served(bus).await?;
@@ -165,7 +167,7 @@ pub async fn submit_to(
     submission: &Submission,
 ) -> Result<Submitted, SubmitError> {
     let Submission { tenant, job, model, priority, pool, .. } = submission;
-    let Message { to, mut headers, body } = Message::of(submission);
+    let Message { mut headers, body, .. } = Message::of(submission);
     let context = Context { manifest, tenant, priority: *priority, message_id: Some(job.as_str()), stream_sequence: 0 };
     let parsed = parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
 
@@ -173,12 +175,17 @@ pub async fn submit_to(
     let fresh = fresh.telling(parsed.spec.webhook.clone());
     let made = match record_to_publish(bus, bucket, submission, fresh).await? {
         Recorded::ToPublish(owned) => owned,
-        Recorded::Published => return Ok(Submitted { stream_sequence: None, pending: 0, estimate: None }),
+        Recorded::Published => return Ok(Submitted { stream_sequence: None, pool: *pool, pending: 0, estimate: None }),
     };
 
     let lane = Lane { priority: *priority, pool: *pool };
     let waiting = outlook::Waiting { model, lane, megapixel_steps: outlook::megapixel_steps(&parsed.spec) };
-    let (estimate, pending) = outlook::of_new(bus, &waiting).await.unzip();
+    let left_ms = parsed.spec.deadline.map(|deadline| deadline.unix_ms.saturating_sub(clock.unix_ms()));
+    let left = left_ms.map(|left_ms| Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()));
+    let new = outlook::of_new(bus, &waiting, left).await;
+    let (estimate, pending) = new.map(|new| (new.estimate, new.pending)).unzip();
+    let pool = new.map_or(*pool, |new| new.pool);
+    let to = subject::request(model, *priority, pool, tenant);
     if let Some(start_ms) = estimate.and_then(|estimate| i64::try_from(estimate.start_ms?).ok()) {
         headers.insert(header::ESTIMATED_START, clock.unix_ms().saturating_add(start_ms).to_string());
     }
@@ -198,7 +205,9 @@ pub async fn submit_to(
             return Err(error);
         }
     };
-    let is_there = |message: &StreamMessage| message.subject.as_str() == to;
+    // Its first copy may have been put into another pool.
+    let own: Vec<String> = Pool::ALL.iter().map(|pool| subject::request(model, *priority, *pool, tenant)).collect();
+    let is_there = |message: &StreamMessage| own.iter().any(|own| message.subject.as_str() == own);
     if stored.duplicate && !outlook::request(bus, stored.sequence).await?.as_ref().is_some_and(is_there) {
         // Somebody else was there with this id, or it was ours and is done: then the record absorbs it.
         stored = publish_surely(bus, &to, &headers, body).await?;
@@ -210,7 +219,7 @@ pub async fn submit_to(
             tracing::debug!(%fault, "job.record");
         }
     }
-    Ok(Submitted { stream_sequence: Some(stored.sequence), pending: pending.unwrap_or_default(), estimate })
+    Ok(Submitted { stream_sequence: Some(stored.sequence), pool, pending: pending.unwrap_or_default(), estimate })
 }
 
 /// A request as it is published.

@@ -161,28 +161,46 @@ pub struct Known {
     pub remembered: Remembered,
 }
 
-/// Reads what is known.
+/// What the bus has of a model's workers.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    workers: Vec<WorkerReport>,
+    model: Option<ModelReport>,
+}
+
+/// Reads what the bus has.
 ///
 /// # Errors
 /// A `Retry` fault when nobody answers, or the buckets are not there.
-pub async fn known(bus: &Bus, model: &ModelName, pool: Pool) -> Result<Known, Fault> {
-    let (reports, remembered) = tokio::try_join!(worker_reports(bus, model), model_report(bus, model))?;
-    let mut known = Known::default();
-    if let Some(report) = remembered {
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds of loading fit")]
-        let loading_ms = Some(report.loading_ms as f64);
-        known.remembered = Remembered { loading_ms, pace: pace(&report.pace) };
-    }
-    let mut loads = Vec::new();
-    for report in &reports {
-        let pools: Vec<Pool> = report.pools.iter().filter_map(|pool| pool.parse().ok()).collect();
-        if report.state == WorkerState::Ready && pools.contains(&pool) {
-            loads.push(load(report));
-            known.pools.extend(pools);
+pub async fn reports(bus: &Bus, model: &ModelName) -> Result<Reports, Fault> {
+    let (workers, model) = tokio::try_join!(worker_reports(bus, model), model_report(bus, model))?;
+    Ok(Reports { workers, model })
+}
+
+impl Reports {
+    /// What is known of those that take jobs of a pool.
+    pub fn known(&self, pool: Pool) -> Known {
+        let mut known = Known::default();
+        if let Some(report) = &self.model {
+            #[expect(clippy::cast_precision_loss, reason = "milliseconds of loading fit")]
+            let loading_ms = Some(report.loading_ms as f64);
+            known.remembered = Remembered { loading_ms, pace: pace(&report.pace) };
         }
+        let mut loads = Vec::new();
+        for report in self.ready() {
+            let pools: Vec<Pool> = report.pools.iter().filter_map(|pool| pool.parse().ok()).collect();
+            if pools.contains(&pool) {
+                loads.push(load(report));
+                known.pools.extend(pools);
+            }
+        }
+        known.fleet = Fleet::of(&loads);
+        known
     }
-    known.fleet = Fleet::of(&loads);
-    Ok(known)
+
+    fn ready(&self) -> impl Iterator<Item = &WorkerReport> {
+        self.workers.iter().filter(|report| report.state == WorkerState::Ready)
+    }
 }
 
 /// The reports of all workers of a model, none of them older than ten seconds.

@@ -2,12 +2,15 @@
 //!
 //! What is said here is an estimate of what others do; a job's record and events are the truth.
 
+use std::time::Duration;
+
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
 
 use crate::job::{Fault, FaultCode, JobSpec, ModelName, Pool, Priority, Status};
 use crate::sched::Lane;
 use crate::sched::estimate::{self, Estimate, Wanted};
+use crate::sched::route::{self, Choice};
 use crate::wire::record::Record;
 use crate::wire::request::{Context, parse};
 use crate::wire::subject::{self, RequestSubject};
@@ -62,10 +65,21 @@ fn unanswered(error: &ApiError) -> Fault {
     Fault::retry(FaultCode::BusFailed, chain(error))
 }
 
-/// The estimate for a job that is about to be published, and how many of its consumer go before it; `None` when nobody
+/// What a client is told of a job that is about to be published.
+#[derive(Clone, Copy, Debug)]
+pub struct New {
+    /// The pool that it is put into: its own, unless it may run anywhere and its deadline says better.
+    pub pool: Pool,
+    /// When it will begin and end there.
+    pub estimate: Estimate,
+    /// How many of its consumer go before it.
+    pub pending: u64,
+}
+
+/// What there is to say of a job that is about to be published, with so much time until its deadline; `None` when nobody
 /// answers.
-pub async fn of_new(bus: &Bus, waiting: &Waiting<'_>) -> Option<(Estimate, u64)> {
-    as_service(estimate_new(bus, waiting).await)
+pub async fn of_new(bus: &Bus, waiting: &Waiting<'_>, left: Option<Duration>) -> Option<New> {
+    as_service(estimate_new(bus, waiting, left).await)
 }
 
 /// The estimate for a job that was published before; `None` when it does not wait any more, nobody knows its message, or
@@ -79,11 +93,29 @@ fn as_service<T>(outcome: Result<T, Fault>) -> Option<T> {
     outcome.inspect_err(|fault| tracing::debug!(%fault, "job.estimate")).ok()
 }
 
-async fn estimate_new(bus: &Bus, waiting: &Waiting<'_>) -> Result<(Estimate, u64), Fault> {
+async fn estimate_new(bus: &Bus, waiting: &Waiting<'_>, left: Option<Duration>) -> Result<New, Fault> {
     let served = async { topology::served(bus).await.map_err(|error| unanswered(&error)) };
-    let (served, known) = tokio::try_join!(served, fleet::known(bus, waiting.model, waiting.lane.pool))?;
-    let alike = consumer(&served, waiting).map_or(0, |own| own.pending);
-    Ok((estimated(&served, &known, waiting, alike), alike))
+    let (served, reports) = tokio::try_join!(served, fleet::reports(bus, waiting.model))?;
+    let in_pool = |pool: Pool| {
+        let waiting = Waiting { lane: Lane { pool, ..waiting.lane }, ..*waiting };
+        let pending = consumer(&served, &waiting).map_or(0, |own| own.pending);
+        let known = reports.known(pool);
+        (New { pool, estimate: estimated(&served, &known, &waiting, pending), pending }, known.fleet.workers)
+    };
+    let (own, workers) = in_pool(waiting.lane.pool);
+    let Some(left) = left.filter(|_| own.pool == Pool::Any) else { return Ok(own) };
+    let (on_demand, on_demand_workers) = in_pool(Pool::OnDemand);
+    let choice = Choice {
+        // Whoever takes what must not be interrupted takes the rest, too.
+        spot_workers: workers.saturating_sub(on_demand_workers),
+        on_demand_workers,
+        any: own.estimate,
+        on_demand: on_demand.estimate,
+    };
+    Ok(match route::pool(left, &choice) {
+        Pool::Any => own,
+        Pool::OnDemand => on_demand,
+    })
 }
 
 async fn estimate_record(bus: &Bus, record: &Record) -> Result<Option<Estimate>, Fault> {
@@ -92,10 +124,10 @@ async fn estimate_record(bus: &Bus, record: &Record) -> Result<Option<Estimate>,
     let Some(RequestSubject { model, priority, pool, tenant }) = RequestSubject::parse(&message.subject) else {
         return Ok(None);
     };
-    let (served, last, known) = tokio::try_join!(
+    let (served, last, reports) = tokio::try_join!(
         async { topology::served(bus).await.map_err(|error| unanswered(&error)) },
         async { topology::last_sequence(bus).await.map_err(|error| unanswered(&error)) },
-        fleet::known(bus, &model, pool),
+        fleet::reports(bus, &model),
     )?;
     let lane = Lane { priority, pool };
     let mut waiting = Waiting { model: &model, lane, megapixel_steps: 0.0 };
@@ -106,7 +138,7 @@ async fn estimate_record(bus: &Bus, record: &Record) -> Result<Option<Estimate>,
     let Ok(request) = parse(&message.payload, &context) else { return Ok(None) };
     waiting.megapixel_steps = megapixel_steps(&request.spec);
     let alike = estimate::position(sequence, own.pending, own.delivered_sequence, last);
-    Ok(Some(estimated(&served, &known, &waiting, alike)))
+    Ok(Some(estimated(&served, &reports.known(pool), &waiting, alike)))
 }
 
 fn consumer<'a>(served: &'a [Served], waiting: &Waiting<'_>) -> Option<&'a Served> {

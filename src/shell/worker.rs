@@ -7,6 +7,7 @@ mod actions;
 mod checkpoints;
 mod cold_start;
 mod first_prompts;
+mod floor;
 mod prompts;
 mod pull;
 mod report;
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Span;
@@ -64,6 +66,7 @@ use actions::Delivery;
 use checkpoints::Saved;
 use cold_start::ColdStart;
 use first_prompts::Waiting;
+use floor::Floor;
 use prompts::Prompts;
 use pull::Found;
 use report::Reports;
@@ -103,6 +106,8 @@ pub struct Config {
     pub interruptions: Interruptions,
     /// End when there was nothing to do for so long.
     pub exit_when_idle: Option<Duration>,
+    /// But not the last so many workers of the model; its plan may say more.
+    pub workers_min: u32,
     /// Where pictures may be fetched from besides the public internet.
     pub fetch_allow: AddressGuard,
     /// The folder that LoRAs of the store are put in.
@@ -178,6 +183,7 @@ pub(crate) enum Fact {
     Recorded { ticket: Ticket, outcome: Result<Changed, Fault> },
     Acted { ticket: Ticket, outcome: Result<(), Fault> },
     Extended { ticket: Ticket, sent: Mono },
+    Stay(bool),
     Hint { job: String },
     Looked { ticket: Ticket, found: Owned },
     Engine(Box<Answer>),
@@ -395,9 +401,14 @@ where
         previews: HashMap::new(),
         work: None,
     };
-    let listening = tokio::spawn(listen(hints, worker.facts.clone()));
+    let floor = worker.floor();
+    let mut beside = JoinSet::new();
+    beside.spawn(listen(hints, worker.facts.clone()));
+    if worker.config.exit_when_idle.is_some() {
+        beside.spawn(floor.watch(worker.facts.clone()));
+    }
     let outcome = worker.drive(Scheduler::new(sched_config, clock.now()), &mut inbox, &stop).await;
-    listening.abort();
+    beside.shutdown().await;
     outcome
 }
 
@@ -445,6 +456,17 @@ async fn listen(mut hints: Subscriber, facts: mpsc::UnboundedSender<Fact>) {
 }
 
 impl Worker {
+    fn floor(&self) -> Floor {
+        Floor {
+            bus: self.bus.clone(),
+            clock: self.clock,
+            model: self.manifest.name.clone(),
+            worker: self.config.worker.clone(),
+            ready_unix_ms: self.cold_start.ready_unix_ms(),
+            workers_min: self.config.workers_min,
+        }
+    }
+
     /// Says now and then how long it has run, and what it did.
     fn keep_account(&mut self) {
         let now = self.clock.now();
@@ -633,6 +655,7 @@ impl Worker {
                 Some(Input::RecordChanged { ticket, change })
             }
             Fact::Engine(answer) => Some(self.engine_answered(*answer)),
+            Fact::Stay(stays) => Some(Input::Stay(stays)),
             Fact::Drain => Some(Input::Drain),
             Fact::Tick => Some(Input::Tick),
         }

@@ -92,6 +92,46 @@ async fn waiting_jobs_know_their_place_and_when_they_begin() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_bears_no_interruption_keeps_a_job_off_machines_that_may_be_taken_away() {
+    let stack = Stack::start().await;
+    // Jobs of 64 x 64 and two steps take ten seconds here.
+    let announce = async |worker: &str, pools: Value| {
+        let report = json!({
+            "worker": worker, "model": "shapes", "pools": pools, "state": "ready", "images_in_batch_max": 4, "jobs_held": 0,
+            "images_stepping": 0, "work_left_ms": 0.0, "job_ms": 10_000.0, "run_ms": 10_000.0,
+            "megapixel_step_ms": 10_000.0 / (2.0 * 64.0 * 64.0 / 1e6), "priorities": [], "loading_ms": 1, "since_unix_ms": 1
+        });
+        stack.publish(&format!("$KV.darkroom_workers.shapes.{worker}"), None, report.to_string()).await;
+    };
+    let small = ["submit", "a red circle", "--tenant", "t", "--steps", "2", "--width", "64", "--height", "64"];
+    for (both, more, expected) in [
+        (true, &["--deadline", "15s"][..], "ondemand"),
+        (true, &["--deadline", "10m"], "any"),
+        (true, &[], "any"),
+        (true, &["--deadline", "10m", "--pool", "ondemand"], "ondemand"),
+        (false, &["--deadline", "15s"], "any"),
+    ] {
+        announce("cheap", json!(["any"])).await;
+        if both {
+            announce("steady", json!(["any", "ondemand"])).await;
+        } else {
+            stack
+                .bus
+                .api("STREAM.PURGE.KV_darkroom_workers", &json!({"filter": "$KV.darkroom_workers.shapes.steady"}))
+                .await
+                .unwrap();
+        }
+        let submitted = darkroom(&stack, &[&small[..], more].concat()).await.remove(0);
+        let sequence = submitted["stream_sequence"].as_u64().unwrap();
+        let requests = stack.bus.context.get_stream("DARKROOM_REQ").await.unwrap();
+        let message = requests.get_raw_message(sequence).await.unwrap();
+        let subject = format!("darkroom.req.shapes.normal.{expected}.t");
+        assert_eq!(message.subject.as_str(), subject, "{more:?} {submitted}");
+        assert_eq!(submitted["pool"], expected, "{submitted}");
+    }
+}
+
 /// The first thing that `watch` says of a job, which it does not wait for.
 async fn watch(stack: &Stack, job: &str) -> Value {
     let mut command = Command::new(crate::stack::program("darkroom"));

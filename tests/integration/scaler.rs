@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use darkroom::job::Status;
 use serde_json::{Value, json};
 
-use crate::stack::{PATIENCE, REQUESTS, Stack, program};
+use crate::stack::{PATIENCE, REQUESTS, Stack, program, started};
 use crate::support::http::get;
 use crate::support::process::{Background, run};
 use crate::support::{checkout, eventually, nats, python};
@@ -141,4 +142,29 @@ async fn a_paused_queue_wants_nobody_a_hint_wants_one_and_mistakes_are_named() {
     let hook = stack.publish("darkroom.hook.due.t.job", None, "{}").await;
     assert_eq!(hook, 1);
     assert_eq!(once(&scaler, &webhooks).await, json!({"metric": 1.0, "target": 20.0, "active": true}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_idle_workers_as_many_stay_as_the_floor_says() {
+    for planned in [true, false] {
+        let stack = Stack::start().await;
+        if planned {
+            let plan = json!({"model": "shapes", "hours": vec![json!({"workers_min": 1, "workers_max": 9}); 168]});
+            stack.publish("$KV.darkroom_scale.plan.shapes", None, plan.to_string()).await;
+        }
+        let workers_min = if planned { "0" } else { "1" };
+        let worker = async |name: &str| {
+            let mut command = stack.worker_command();
+            command.args(["--exit-when-idle", "2s", "--workers-min", workers_min, "--worker", name]);
+            started(&mut command).await
+        };
+        let (mut first, mut second) = (worker("first").await, worker("second").await);
+        assert!(second.wait(PATIENCE).await.success());
+        // It was idle for longer than the other one.
+        assert!(first.is_running(), "planned: {planned}\n{}", first.stderr());
+        stack.request("job", &json!({"prompt": "a ring", "num_inference_steps": 2, "width": 64, "height": 64})).await;
+        assert_eq!(stack.end_of("job").await.state.status, Status::Completed);
+        first.terminate();
+        assert!(first.wait(PATIENCE).await.success());
+    }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use darkroom::job::{Capacity, Fault, FaultCode, Status};
 use darkroom::sched::{
-    Acted, Action, BatchKey, Claim, Config, Effect, Input, Mono, Offer, PullOutcome, Scheduler, TenantKey, Ticket,
-    Transition,
+    Acted, Action, BatchKey, Claim, Config, Effect, Exit, Input, Mono, Offer, PullOutcome, Scheduler, TenantKey,
+    Ticket, Transition,
 };
 
 use crate::clients::{Body, Deed, Poison};
@@ -175,18 +175,27 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
 #[test]
 fn who_had_nothing_to_do_for_ten_seconds_asks_behind_those_that_just_had() {
     let at = |seconds: u64| Mono::from_micros(1_000_000 * seconds);
-    for (capacity, idle) in [(Capacity::Spot, 0), (Capacity::OnDemand, 5)] {
+    // Where a job may run anywhere, list-price machines come behind all cheap ones; for urgent ones, only behind idle ones.
+    let (urgent, others) = (0, 1);
+    for (capacity, lane, idle) in [
+        (Capacity::Spot, urgent, 0),
+        (Capacity::OnDemand, urgent, 2),
+        (Capacity::Spot, others, 0),
+        (Capacity::OnDemand, others, 5),
+    ] {
         let config = Config { capacity, ..Knobs::quiet().config };
         let mut scheduler = Scheduler::new(config, at(0));
         while scheduler.poll_effect().is_some() {}
         let mut places = |seconds, input| {
             scheduler.handle(at(seconds), input);
             let effects: Vec<Effect> = std::iter::from_fn(|| scheduler.poll_effect()).collect();
-            let place =
-                |effect| if let Effect::Pull { lane: 0, preference, .. } = effect { Some(preference) } else { None };
+            let place = |effect| {
+                let Effect::Pull { lane: of, preference, .. } = effect else { return None };
+                (of == lane).then_some(preference)
+            };
             effects.into_iter().filter_map(place).collect::<Vec<_>>()
         };
-        let expired = || Input::PullEnded { lane: 0, outcome: PullOutcome::Expired };
+        let expired = || Input::PullEnded { lane, outcome: PullOutcome::Expired };
         assert_eq!(places(9, expired()), [idle]);
         assert_eq!(places(10, expired()), [idle + 1]);
         let key = BatchKey { width: 64, height: 64 };
@@ -201,6 +210,24 @@ fn who_had_nothing_to_do_for_ten_seconds_asks_behind_those_that_just_had() {
         assert_eq!(places(31, expired()), [idle]);
         assert_eq!(places(40, expired()), [idle + 1]);
     }
+}
+
+/// A floor that nobody has to start again and again.
+#[test]
+fn who_is_to_stay_does_so_until_it_is_not_to_any_more() {
+    let at = |seconds: u64| Mono::from_micros(1_000_000 * seconds);
+    let config = Config { exit_when_idle: Some(Duration::from_secs(30)), ..Knobs::quiet().config };
+    let mut scheduler = Scheduler::new(config, at(0));
+    while scheduler.poll_effect().is_some() {}
+    let mut tell = |seconds, input| {
+        scheduler.handle(at(seconds), input);
+        while scheduler.poll_effect().is_some() {}
+        (scheduler.exit().cloned(), scheduler.next_deadline())
+    };
+    assert_eq!(tell(10, Input::Stay(true)), (None, None), "nothing is due");
+    assert_eq!(tell(500, Input::Tick).0, None);
+    assert_eq!(tell(501, Input::Stay(false)).0, None, "messages may be on their way");
+    assert_eq!(tell(502, Input::PullsStopped).0, Some(Exit::Idle));
 }
 
 #[test]

@@ -126,7 +126,7 @@ impl Oracle {
                 (None, _) => {}
             },
             Input::Drain => watch.drain_wanted = true,
-            Input::PullEnded { .. } | Input::PullsStopped | Input::Tick => {}
+            Input::PullEnded { .. } | Input::PullsStopped | Input::Stay(_) | Input::Tick => {}
         }
     }
 

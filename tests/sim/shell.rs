@@ -80,6 +80,7 @@ impl World {
             | Input::RecordChanged { .. }
             | Input::Extended { .. }
             | Input::Engine(_)
+            | Input::Stay(_)
             | Input::Drain
             | Input::Tick => {}
         }

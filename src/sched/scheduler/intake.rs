@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::job::{Capacity, Fault, FaultCode, Pool};
+use crate::job::{Capacity, Fault, FaultCode, Pool, Priority};
 
 use super::super::batch::{Backlog, BatchKey, Rank, images_in_step};
 use super::super::fair::TenantKey;
@@ -374,13 +374,17 @@ impl Scheduler {
     }
 
     /// Where a worker so full stands among those that pull from a consumer: what may run anywhere goes to machines at the
-    /// list price only if no cheaper one wants it.
+    /// list price only if no cheaper one wants it, but urgent jobs rather to an idle one of these than to a cheap one that
+    /// has others.
     fn standing(&self, lane: usize, preference: u8) -> u8 {
+        let Some(Lane { priority, pool: Pool::Any }) = self.config.lanes.get(lane) else { return preference };
         let of_half = if preference < BUSY { preference } else { BUSY + (preference - BUSY) / 3 };
-        match (self.config.lanes.get(lane).map(|lane| lane.pool), self.config.capacity) {
-            (Some(Pool::Any), Capacity::OnDemand) => PREFERENCE_MAX.div_ceil(2) + of_half,
-            (Some(Pool::Any), Capacity::Spot) => of_half,
-            (Some(Pool::OnDemand) | None, _) => preference,
+        match (priority, self.config.capacity) {
+            (Priority::High, _) if preference >= BUSY => 2 * BUSY + (preference - BUSY) * 5 / 7,
+            (Priority::High, Capacity::Spot) => preference,
+            (Priority::High, Capacity::OnDemand) => BUSY + preference,
+            (Priority::Normal | Priority::Low, Capacity::Spot) => of_half,
+            (Priority::Normal | Priority::Low, Capacity::OnDemand) => PREFERENCE_MAX.div_ceil(2) + of_half,
         }
     }
 

@@ -71,6 +71,8 @@ locals {
                   DARKROOM_SPOT_NOTICES   = "off"
                   DARKROOM_GRACE          = "${worker.grace}s"
                   DARKROOM_EXIT_WHEN_IDLE = var.idle
+                  # So that KEDA need not start the floor again and again.
+                  DARKROOM_WORKERS_MIN = tostring(worker.workers.min)
                 }) : { name = key, value = value }],
                 [for batch in compact([worker.settings.batch == null ? "" : tostring(worker.settings.batch)]) : { name = "DARKROOM_BATCH", value = batch }],
                 # By default a worker is called after its process id, which is the same in every container.

@@ -54,6 +54,12 @@ run "workers_come_from_zero_and_are_never_ended_by_keda" {
     error_message = "a worker ends by itself, and no node is taken from under it"
   }
   assert {
+    condition = alltrue([for worker in local.workers :
+      one([for env in worker.spec.jobTargetRef.template.spec.containers[0].env : env.value if env.name == "DARKROOM_WORKERS_MIN"])
+    == worker.spec.triggers[0].metadata.workersMin && tostring(worker.spec.minReplicaCount) == worker.spec.triggers[0].metadata.workersMin])
+    error_message = "workers, KEDA and the scaler are told the same floor"
+  }
+  assert {
     condition     = alltrue([for worker in local.workers : try(worker.spec.jobTargetRef.activeDeadlineSeconds, null) == null])
     error_message = "no worker is ended for having worked long"
   }
