@@ -17,7 +17,6 @@ pub mod deadletter;
 pub mod ending;
 pub mod events;
 pub mod exposition;
-pub mod fetch;
 pub mod fleet;
 pub mod function;
 pub mod gpu;
@@ -48,5 +47,7 @@ pub mod writable;
 pub mod engine_thread;
 #[cfg(feature = "engine")]
 mod failpoint;
+#[cfg(feature = "engine")]
+pub mod fetch;
 #[cfg(feature = "engine")]
 pub mod worker;
