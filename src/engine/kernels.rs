@@ -6,6 +6,7 @@
 
 mod attention;
 mod convolution;
+mod direct;
 mod matrix;
 mod scratch;
 mod tile;
@@ -108,7 +109,7 @@ impl Product<'_> {
         if weight.len() != outputs * terms || bias.is_some_and(|bias| bias.len() != outputs) {
             bail!("{} weights and {:?} biases for {terms} to {outputs}", weight.len(), bias.map(<[f32]>::len));
         }
-        let right = &matrix::Dense { values: values(x, x_l)?, terms, columns };
+        let right = values(x, x_l)?;
         let output = matrix::Product { weight, outputs, terms, bias, batch, columns, right }.run();
         Ok((CpuStorage::F32(output), Shape::from((batch, outputs, columns))))
     }
@@ -599,17 +600,24 @@ mod tests {
             tiny::tensor(name, shape).flatten_all().unwrap().to_vec1().unwrap()
         };
         let (weight, tall) = (values("weight", &[22, 17, 3, 3]), values("tall", &[22, 17]));
-        let bias = tiny::tensor("bias", &[22]);
+        let wide = values("wide", &[34, 34, 3, 3]);
+        let (bias, wide_bias) = (tiny::tensor("bias", &[22]), tiny::tensor("bias", &[34]));
         let affine = tiny::tensor("affine", &[2, 17]);
         // Images of 17 channels, with tiles and panels that are not whole.
         let convolve = |x: &Tensor, stride: usize, repeat: usize| {
             x.apply_op2_no_bwd(&bias, &Convolution { weight: &weight, stride, repeat, padding: 1 })
         };
+        // So many channels that it pays.
+        let winograd = |x: &Tensor, repeat: usize| {
+            let x = Tensor::cat(&[x, x], 1)?;
+            x.apply_op2_no_bwd(&wide_bias, &Convolution { weight: &wide, stride: 1, repeat, padding: 1 })
+        };
         let flat = |x: &Tensor| x.flatten_from(2);
-        let operations: [(&str, &Operation<'_>); 8] = [
-            ("winograd", &|x| convolve(x, 1, 1)),
-            ("winograd, doubled", &|x| convolve(x, 1, 2)),
-            ("patches", &|x| convolve(x, 2, 1)),
+        let operations: [(&str, &Operation<'_>); 9] = [
+            ("winograd", &|x| winograd(x, 1)),
+            ("winograd, doubled", &|x| winograd(x, 2)),
+            ("direct", &|x| convolve(x, 1, 1)),
+            ("direct, some pixels", &|x| convolve(x, 2, 1)),
             ("product", &|x| flat(x)?.apply_op1_no_bwd(&Product { weight: &tall, outputs: 22 })),
             ("attention", &|x| flat(x)?.apply_op3_no_bwd(&flat(x)?, &flat(x)?, &Attention { scale: 0.3 })),
             ("group norm", &|x| x.apply_op2_no_bwd(&affine, &GroupNorm { groups: 17, eps: 1e-5, silu: true })),

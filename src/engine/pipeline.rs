@@ -507,6 +507,12 @@ impl PromptEncoder for TextEncoders {
     }
 }
 
+/// Runs `work` on one of rayon's threads: one that does not belong to them falls asleep at every operation that they divide
+/// among themselves, and is woken at its end.
+fn among_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
 /// Classifier-free guidance over `outputs (g, c, h, w)`, of which the last row is the prompt's and the one before, if
 /// there is one, the negative prompt's: `(1, c, h, w)`. `rescale` is phi in section 3.4 of arXiv 2305.08891.
 fn guide(outputs: &Tensor, scale: f64, rescale: f64) -> candle_core::Result<Tensor> {
@@ -596,8 +602,11 @@ impl Engine for Pipeline {
             let moved = self.advance(&rows)?;
             Ok(group.iter().map(|(id, _)| *id).zip(moved).collect())
         };
-        let moved: Result<Vec<Vec<(RowId, Moved)>>, candle_core::Error> =
-            if alone { groups.par_iter().map(run).collect() } else { groups.iter().map(run).collect() };
+        let moved: Result<Vec<Vec<(RowId, Moved)>>, candle_core::Error> = if alone {
+            among_threads(|| groups.par_iter().map(run).collect())
+        } else {
+            groups.iter().map(run).collect()
+        };
         for (id, moved) in moved.map_err(failed)?.into_iter().flatten() {
             let row = self.row_mut(id)?;
             row.state = moved.state;
@@ -631,7 +640,8 @@ impl Engine for Pipeline {
         if !values.iter().all(|value| value.is_finite()) {
             return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));
         }
-        self.decoder.decode(latents).map_err(failed)
+        let decode = || self.decoder.decode(latents).map_err(failed);
+        if self.device().is_cpu() { among_threads(decode) } else { decode() }
     }
 
     fn release(&mut self, row: RowId) {

@@ -1,9 +1,9 @@
-//! 3×3 convolutions as products with a matrix of patches, of which only some columns are ever there.
+//! What a 3×3 convolution is, and which way it is computed. It computes nothing itself.
 
-use std::ops::Range;
+use super::{direct, winograd};
 
-use super::matrix::{Columns, Product};
-use super::winograd;
+/// Weights of each pair of channels.
+pub(crate) const TAPS: usize = 9;
 
 /// A 3×3 convolution of `(b, channels, height, width)` with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
 #[derive(Debug)]
@@ -34,56 +34,7 @@ impl Convolution<'_> {
     /// # Panics
     /// If there are not as many values as there should be.
     pub(crate) fn run(&self) -> Vec<f32> {
-        if winograd::pays(self) { winograd::convolve(self) } else { self.run_direct() }
-    }
-
-    /// The same by patches, whatever pays.
-    fn run_direct(&self) -> Vec<f32> {
-        let [rows, columns] = self.output_size();
-        let (terms, outputs) = (9 * self.channels, self.bias.len());
-        let columns = rows * columns;
-        let bias = Some(self.bias);
-        Product { weight: self.weight, outputs, terms, bias, batch: self.batch, columns, right: self }.run()
-    }
-}
-
-/// A patch is a column of nine pixels of each channel.
-impl Columns for Convolution<'_> {
-    #[inline(always)]
-    fn line(&self, row: usize, term: usize, columns: Range<usize>, line: &mut [f32]) {
-        let (channel, down, right) = (term / 9, term % 9 / 3, term % 3);
-        let [_, across] = self.output_size();
-        let (full_height, full_width) = (self.height * self.repeat, self.width * self.repeat);
-        let plane = &self.input[(row * self.channels + channel) * self.height * self.width..];
-        let mut rest = line;
-        let mut column = columns.start;
-        while !rest.is_empty() {
-            // What is left of one line of the output.
-            let (y, start) = (column / across, column % across);
-            let (line, after) = rest.split_at_mut(rest.len().min(across - start));
-            (rest, column) = (after, column + line.len());
-            let source_y = (y * self.stride + down).wrapping_sub(self.padding);
-            if source_y >= full_height {
-                line.fill(0.0);
-                continue;
-            }
-            let source = &plane[source_y / self.repeat * self.width..][..self.width];
-            if self.stride == 1 && self.repeat == 1 {
-                // The first and the last pixel may lie outside.
-                let first = (start + right).wrapping_sub(self.padding);
-                let before = usize::from(first > full_width);
-                line[..before].fill(0.0);
-                let first = first.wrapping_add(before);
-                let inside = (line.len() - before).min(full_width - first);
-                line[before..before + inside].copy_from_slice(&source[first..first + inside]);
-                line[before + inside..].fill(0.0);
-            } else {
-                for (x, value) in (start..).zip(line.iter_mut()) {
-                    let source_x = (x * self.stride + right).wrapping_sub(self.padding);
-                    *value = if source_x < full_width { source[source_x / self.repeat] } else { 0.0 };
-                }
-            }
-        }
+        if winograd::pays(self) { winograd::convolve(self) } else { direct::convolve(self) }
     }
 }
 
@@ -122,9 +73,11 @@ mod tests {
             [5, 4, 9, 8, 2, 1, 1],
             [6, 7, 8, 10, 2, 1, 0],
             [3, 8, 5, 6, 1, 2, 1],
-            [16, 16, 16, 16, 1, 1, 1],
+            [32, 32, 16, 16, 1, 1, 1],
             [40, 23, 18, 21, 1, 1, 1],
-            [20, 50, 9, 10, 1, 2, 1],
+            [34, 50, 9, 10, 1, 2, 1],
+            [3, 2, 1, 1, 1, 1, 1],
+            [35, 4, 11, 7, 2, 2, 1],
             [130, 97, 33, 64, 1, 1, 1],
             [17, 18, 130, 17, 1, 1, 1],
         ];
@@ -137,7 +90,7 @@ mod tests {
             let (input, weight, bias) = (&input[..], &weight[..], &bias[..]);
             let job = Convolution { input, weight, bias, batch, channels, height, width, stride, repeat, padding };
             let [rows, columns] = job.output_size();
-            for found in [job.run(), job.run_direct()] {
+            for found in [job.run(), direct::convolve(&job)] {
                 assert_eq!(found.len(), batch * outputs * rows * columns, "{case:?}");
                 let (mut worst, mut largest) = (0.0_f64, 0.0_f64);
                 for (index, found) in found.iter().enumerate().step_by(1 + found.len() / 4000) {

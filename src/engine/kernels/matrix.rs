@@ -1,4 +1,4 @@
-//! A matrix of weights times the columns of each row of a batch, whatever the columns are made of.
+//! A matrix of weights times the columns of each row of a batch.
 
 use std::ops::Range;
 
@@ -8,46 +8,26 @@ use rayon::prelude::*;
 use super::scratch::Scratch;
 use super::tile::{self, Begin, COLUMNS, DEPTH, Left, Panels, ROWS, Target, WIDTH_MAX, dispatch};
 
-/// The right matrix of a product, one for each row of the batch.
-pub(crate) trait Columns: Sync {
-    /// Writes the values of `columns` in the matrix's line `term`, for `row` of the batch.
-    fn line(&self, row: usize, term: usize, columns: Range<usize>, line: &mut [f32]);
-}
-
-/// The columns of a contiguous `(b, terms, columns)`.
-#[derive(Debug)]
-pub(crate) struct Dense<'a> {
-    pub(crate) values: &'a [f32],
-    pub(crate) terms: usize,
-    pub(crate) columns: usize,
-}
-
-impl Columns for Dense<'_> {
-    #[inline(always)]
-    fn line(&self, row: usize, term: usize, columns: Range<usize>, line: &mut [f32]) {
-        line.copy_from_slice(&self.values[(row * self.terms + term) * self.columns..][columns]);
-    }
-}
-
 /// `weight (outputs, terms) @ right (b, terms, columns)`, plus a bias `(outputs)` if there is one: `(b, outputs, columns)`.
 #[derive(Debug)]
-pub(crate) struct Product<'a, C> {
+pub(crate) struct Product<'a> {
     pub(crate) weight: &'a [f32],
     pub(crate) outputs: usize,
     pub(crate) terms: usize,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) batch: usize,
     pub(crate) columns: usize,
-    pub(crate) right: &'a C,
+    pub(crate) right: &'a [f32],
 }
 
-impl<C: Columns> Product<'_, C> {
+impl Product<'_> {
     /// Computes it, into memory of its own.
     ///
     /// # Panics
     /// If a matrix has not the values that it should have.
     pub(crate) fn run(&self) -> Vec<f32> {
         assert_eq!(self.weight.len(), self.outputs * self.terms, "weights");
+        assert_eq!(self.right.len(), self.batch * self.terms * self.columns, "a right matrix");
         assert!(self.bias.is_none_or(|bias| bias.len() == self.outputs), "a bias for each output");
         let mut output = vec![0.0; self.batch * self.outputs * self.columns];
         if self.terms == 0 || output.is_empty() {
@@ -76,8 +56,8 @@ impl<C: Columns> Product<'_, C> {
 }
 
 /// Some outputs of a strip of columns.
-struct Task<'a, C> {
-    product: &'a Product<'a, C>,
+struct Task<'a> {
+    product: &'a Product<'a>,
     row: usize,
     columns: Range<usize>,
     rows: Range<usize>,
@@ -85,7 +65,7 @@ struct Task<'a, C> {
     target: Target,
 }
 
-impl<C: Columns> WithSimd for Task<'_, C> {
+impl WithSimd for Task<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -95,14 +75,18 @@ impl<C: Columns> WithSimd for Task<'_, C> {
         let width = tile::width::<S>();
         let count = columns.len();
         let start = (row * product.outputs + rows.start) * product.columns + columns.start;
-        let mut line = [0.0; COLUMNS];
+        let right = &product.right[row * product.terms * product.columns..];
         for first in (0..product.terms).step_by(DEPTH) {
             let depth = DEPTH.min(product.terms - first);
             for term in 0..depth {
-                product.right.line(row, first + term, columns.clone(), &mut line[..count]);
-                let chunks = line[..count.next_multiple_of(width)].chunks_exact(width);
-                for (panel, chunk) in chunks.enumerate() {
+                let line = &right[(first + term) * product.columns..][columns.clone()];
+                let (whole, rest) = line.split_at(count - count % width);
+                for (panel, chunk) in whole.chunks_exact(width).enumerate() {
                     panels[(panel * depth + term) * width..][..width].copy_from_slice(chunk);
+                }
+                if !rest.is_empty() {
+                    // What stands behind it is multiplied, and nobody's.
+                    panels[(count / width * depth + term) * width..][..rest.len()].copy_from_slice(rest);
                 }
             }
             let left = Left {

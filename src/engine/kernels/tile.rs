@@ -1,9 +1,10 @@
 //! The product that all others are made of: a few rows times a panel of columns, summed in registers.
 //!
 //! The left matrix is read where it lies, so weights are never copied or packed; the right one comes as panels of
-//! [`width`] columns, one depth after the other, which whoever has the activations makes as he reads them. Every sum is
-//! made in the order of its terms, each of them fused with its addition. So an output has the same bytes whichever rows
-//! and columns it is computed with, on however many threads, and on every processor with any vector width.
+//! [`width`] columns, one depth after the other, which whoever has the activations makes as he reads them, or as lines that
+//! stand anywhere. Every sum is made in the order of its terms, each of them fused with its addition. So an output has the
+//! same bytes whichever rows and columns it is computed with, on however many threads, and on every processor with any
+//! vector width.
 //!
 //! The shape of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
@@ -85,6 +86,25 @@ pub(crate) struct Left<'a> {
     pub(crate) depth: usize,
 }
 
+/// The right matrix of a product, as [`multiply`] reads it.
+///
+/// # Safety
+/// Where [`Self::check`] does not panic, [`Self::term`] gives places that may be read, each the first of `width` values.
+#[expect(unsafe_code, reason = "what is read is checked before the loop, not in it")]
+pub(crate) unsafe trait Right: Copy {
+    /// Checks that there are `depth` terms of so many columns, or as many more as make up the last panel.
+    ///
+    /// # Panics
+    /// If there are not.
+    fn check(self, columns: usize, depth: usize, width: usize);
+
+    /// Where the columns of a panel stand for a term.
+    ///
+    /// # Safety
+    /// The panel and the term are among those that were checked.
+    unsafe fn term(self, panel: usize, term: usize, width: usize) -> *const f32;
+}
+
 /// A matrix as panels of [`width`] columns, each with its lines one after the other. Lines may be left out before and after
 /// those that are used.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +113,46 @@ pub(crate) struct Panels<'a> {
     pub(crate) values: &'a [f32],
     /// Lines from one panel to the next.
     pub(crate) lines: usize,
+}
+
+// SAFETY: the last line of the last panel is within the values, and so are all before it.
+#[expect(unsafe_code, reason = "as there")]
+unsafe impl Right for Panels<'_> {
+    #[inline(always)]
+    fn check(self, columns: usize, depth: usize, width: usize) {
+        let last = (columns.div_ceil(width) - 1) * self.lines + depth;
+        assert!(last * width <= self.values.len(), "panels of {}", self.values.len());
+    }
+
+    #[inline(always)]
+    unsafe fn term(self, panel: usize, term: usize, width: usize) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.values.as_ptr().add((panel * self.lines + term) * width) }
+    }
+}
+
+/// A matrix whose lines stand anywhere, and may overlap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lines<'a> {
+    pub(crate) values: &'a [f32],
+    /// Where each line begins.
+    pub(crate) offsets: &'a [usize],
+}
+
+// SAFETY: the line that begins last ends within the values, and so do all others.
+#[expect(unsafe_code, reason = "as there")]
+unsafe impl Right for Lines<'_> {
+    #[inline(always)]
+    fn check(self, columns: usize, depth: usize, width: usize) {
+        let last = self.offsets[..depth].iter().max().map_or(0, |last| last + columns.next_multiple_of(width));
+        assert!(last <= self.values.len(), "lines of {}", self.values.len());
+    }
+
+    #[inline(always)]
+    unsafe fn term(self, panel: usize, term: usize, width: usize) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.values.as_ptr().add(*self.offsets.get_unchecked(term) + panel * width) }
+    }
 }
 
 /// Where the tasks of one operation write, each to places of its own.
@@ -127,18 +187,18 @@ impl Target {
     }
 }
 
-/// Adds to `columns` columns of `target`, whose rows begin at `start` and stand `stride` apart, `left` times `panels`.
+/// Adds to `columns` columns of `target`, whose rows begin at `start` and stand `stride` apart, `left` times `right`.
 ///
-/// As many lines of the panels are used as `left` has terms; columns past `columns` are not.
+/// As many lines of the right matrix are used as `left` has terms; columns past `columns` are not.
 ///
 /// # Safety
 /// Nobody else uses these places of the target meanwhile, and what it was made of is still there.
 #[inline(always)]
 #[expect(unsafe_code, reason = "the caller's promise")]
-pub(crate) unsafe fn multiply<S: Simd>(
+pub(crate) unsafe fn multiply<S: Simd, R: Right>(
     simd: S,
     left: Left<'_>,
-    panels: Panels<'_>,
+    right: R,
     columns: usize,
     begin: Begin<'_>,
     (target, start, stride): (Target, usize, usize),
@@ -148,8 +208,7 @@ pub(crate) unsafe fn multiply<S: Simd>(
         return;
     }
     assert!((left.rows - 1) * left.stride + depth <= left.values.len(), "a left matrix of {}", left.values.len());
-    let last = (columns.div_ceil(width) - 1) * panels.lines + depth;
-    assert!(last * width <= panels.values.len(), "panels of {}", panels.values.len());
+    right.check(columns, depth, width);
     assert!(start + (left.rows - 1) * stride + columns <= target.length, "a target of {}", target.length);
     if let Begin::Rows(values) = begin {
         assert!(values.len() >= left.rows, "{} first values", values.len());
@@ -163,7 +222,8 @@ pub(crate) unsafe fn multiply<S: Simd>(
                     depth,
                     left: left.values.as_ptr().add(row * left.stride),
                     left_stride: left.stride,
-                    panel: panels.values.as_ptr().add(panel * panels.lines * width),
+                    right,
+                    panel,
                     begin: match begin {
                         Begin::Rows(values) => Begin::Rows(values.get_unchecked(row..)),
                         Begin::Zero | Begin::Output => begin,
@@ -186,18 +246,19 @@ pub(crate) unsafe fn multiply<S: Simd>(
 }
 
 /// A panel times up to [`ROWS`] rows.
-struct Turn<'a> {
+struct Turn<'a, R> {
     depth: usize,
     left: *const f32,
     left_stride: usize,
-    panel: *const f32,
+    right: R,
+    panel: usize,
     begin: Begin<'a>,
     output: *mut f32,
     output_stride: usize,
     columns: usize,
 }
 
-impl Turn<'_> {
+impl<R: Right> Turn<'_, R> {
     #[inline(always)]
     #[expect(unsafe_code, reason = "the caller's promise")]
     unsafe fn run<S: Simd, const COUNT: usize>(self, simd: S) {
@@ -235,7 +296,7 @@ impl Turn<'_> {
                 }
             }
             for term in 0..self.depth {
-                let line = self.panel.add(term * 2 * lanes).cast::<S::f32s>();
+                let line = self.right.term(self.panel, term, 2 * lanes).cast::<S::f32s>();
                 let right = [line.read_unaligned(), line.add(1).read_unaligned()];
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let factor = simd.splat_f32s(*self.left.add(row * self.left_stride + term));

@@ -43,11 +43,12 @@ struct Line {
     y: usize,
 }
 
-/// Whether it is worth it and can be: a tile too few, and the transformed weights cost more than they save.
+/// Whether it is worth it and can be: with few channels, transforming pixels costs more than is saved, and with few tiles
+/// transforming weights.
 pub(crate) fn pays(job: &Convolution<'_>) -> bool {
     let keeps_or_doubles = job.stride == 1 && job.padding == 1 && job.repeat <= 2;
     let tiles: usize = job.output_size().into_iter().map(|side| side.div_ceil(SIDE)).product();
-    keeps_or_doubles && job.channels >= 16 && job.bias.len() >= 16 && tiles >= 16
+    keeps_or_doubles && job.channels >= 32 && job.bias.len() >= 32 && tiles >= 16
 }
 
 fn tiles_across(job: &Convolution<'_>) -> usize {

@@ -1,0 +1,201 @@
+//! 3×3 convolutions as they are written: pixels are multiplied where they stand, in lines with a zero before each.
+//!
+//! A line's end and the next one's beginning stand side by side, and the zero between them serves both. So vectors run on
+//! from line to line, and only the sum at each zero is nobody's. Where pixels are skipped, those of one remainder stand
+//! together. What each weight is multiplied by are then consecutive values that begin at an offset of its own, which is all
+//! that a product needs to know: XNNPACK calls it indirect convolution (Dukhan, "The Indirect Convolution Algorithm", 2019).
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::convolution::{Convolution, TAPS};
+use super::scratch::Scratch;
+use super::tile::{self, Begin, Left, Lines, ROWS, Target, WIDTH_MAX, processor};
+
+/// Channels whose pixels are there at once, and values of these: they stay in the second cache.
+const CHANNELS: usize = 32;
+const VALUES_MAX: usize = 48 << 10;
+
+/// How the pixels of a channel stand for some lines of the output.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    /// Pixels from one output pixel to the next: so many remainders there are in each direction.
+    stride: usize,
+    /// From one line of the output to the next.
+    pitch: usize,
+    /// Lines of the output at most.
+    lines: usize,
+}
+
+impl Layout {
+    /// Lines of one remainder for `lines` of the output: the last of these need some more.
+    fn lines_for(self, lines: usize) -> usize {
+        lines + 2 / self.stride
+    }
+
+    /// Values of one pair of remainders. The last line has its zero behind it.
+    fn plane(self) -> usize {
+        self.lines_for(self.lines) * self.pitch + 1
+    }
+
+    /// Values of a channel.
+    fn channel(self) -> usize {
+        self.stride * self.stride * self.plane()
+    }
+
+    /// Where the pixel stands that a tap of the first output needs.
+    fn offset(self, tap: usize) -> usize {
+        let (down, right) = (tap / 3, tap % 3);
+        (down % self.stride * self.stride + right % self.stride) * self.plane()
+            + down / self.stride * self.pitch
+            + right / self.stride
+    }
+}
+
+/// Computes a convolution of any kind, into memory of its own: `(b, outputs, h', w')`.
+///
+/// # Panics
+/// If there are not as many values as there should be.
+pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
+    let outputs = job.bias.len();
+    assert_eq!(job.input.len(), job.batch * job.channels * job.height * job.width, "pixels");
+    assert_eq!(job.weight.len(), outputs * job.channels * TAPS, "weights");
+    assert!(job.stride > 1 || job.padding == 1, "a zero before each line");
+    let [down, across] = job.output_size();
+    let mut output = vec![0.0; job.batch * outputs * down * across];
+    if output.is_empty() {
+        return output;
+    }
+    let target = Target::new(&mut output);
+    let pitch = across + 1;
+    let line = job.channels.min(CHANNELS) * job.stride * job.stride * pitch;
+    let strips = down.div_ceil((VALUES_MAX / line).saturating_sub(2).max(1));
+    let layout = Layout { stride: job.stride, pitch, lines: down.div_ceil(strips) };
+    let strips = down.div_ceil(layout.lines);
+    // A task lays out its pixels for itself, so outputs are only divided where there are few strips.
+    let wanted = 2 * rayon::current_num_threads();
+    let parts = wanted.div_ceil(strips * job.batch).clamp(1, outputs.div_ceil(ROWS));
+    let part = outputs.div_ceil(parts).next_multiple_of(ROWS);
+    let parts = outputs.div_ceil(part);
+    let processor = processor();
+    (0..job.batch * strips * parts).into_par_iter().for_each_init(
+        || {
+            let pixels = Scratch::new(job.channels.min(CHANNELS) * layout.channel() + WIDTH_MAX);
+            (pixels, Scratch::new(part.min(outputs) * layout.lines * pitch))
+        },
+        |(pixels, sums), index| {
+            let (index, part_index) = (index / parts, index % parts);
+            let (row, strip) = (index / strips, index % strips);
+            let lines = strip * layout.lines..down.min((strip + 1) * layout.lines);
+            let outputs = part_index * part..outputs.min((part_index + 1) * part);
+            processor.dispatch(Task { job, layout, row, lines, outputs, pixels, sums, target });
+        },
+    );
+    output
+}
+
+/// Some outputs of some lines.
+struct Task<'a> {
+    job: &'a Convolution<'a>,
+    layout: Layout,
+    row: usize,
+    lines: Range<usize>,
+    outputs: Range<usize>,
+    pixels: &'a mut [f32],
+    /// For each output its lines, with one value between them.
+    sums: &'a mut [f32],
+    target: Target,
+}
+
+impl Task<'_> {
+    /// Lays out the pixels of some channels.
+    #[inline(always)]
+    fn lay_out(&mut self, channels: Range<usize>) {
+        let (job, layout) = (self.job, self.layout);
+        let Layout { stride, pitch, .. } = layout;
+        let size = job.height * job.width;
+        for (channel, pixels) in channels.zip(self.pixels.chunks_exact_mut(layout.channel())) {
+            let input = &job.input[(self.row * job.channels + channel) * size..][..size];
+            for (remainder_y, planes) in pixels.chunks_exact_mut(stride * layout.plane()).enumerate() {
+                for (remainder_x, plane) in planes.chunks_exact_mut(layout.plane()).enumerate() {
+                    let count = layout.lines_for(self.lines.len());
+                    for (index, line) in plane.chunks_exact_mut(pitch).take(count).enumerate() {
+                        let y = ((self.lines.start + index) * stride + remainder_y).wrapping_sub(job.padding);
+                        if y < job.height * job.repeat {
+                            let from = &input[y / job.repeat * job.width..][..job.width];
+                            fill(line, from, job, remainder_x);
+                        } else {
+                            line.fill(0.0);
+                        }
+                    }
+                    plane[count * pitch] = 0.0;
+                }
+            }
+        }
+    }
+}
+
+/// The pixels of a line that have a remainder, with zeros where there are none.
+#[inline(always)]
+fn fill(line: &mut [f32], from: &[f32], job: &Convolution<'_>, remainder: usize) {
+    match (job.stride, job.repeat, job.padding) {
+        (1, 1, 1) => {
+            line[0] = 0.0;
+            line[1..].copy_from_slice(from);
+        }
+        (1, 2, 1) => {
+            line[0] = 0.0;
+            for (pair, pixel) in line[1..].as_chunks_mut::<2>().0.iter_mut().zip(from) {
+                *pair = [*pixel; 2];
+            }
+        }
+        (stride, repeat, padding) => {
+            for (x, value) in line.iter_mut().enumerate() {
+                let x = (x * stride + remainder).wrapping_sub(padding);
+                *value = if x < from.len() * repeat { from[x / repeat] } else { 0.0 };
+            }
+        }
+    }
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "tasks write to places of their own")]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let (job, layout) = (self.job, self.layout);
+        let [down, across] = job.output_size();
+        let terms = job.channels * TAPS;
+        let columns = self.lines.len() * layout.pitch;
+        let mut offsets = [0; CHANNELS * TAPS];
+        for (term, offset) in offsets.iter_mut().enumerate() {
+            *offset = term / TAPS * layout.channel() + layout.offset(term % TAPS);
+        }
+        for first in (0..job.channels).step_by(CHANNELS) {
+            let channels = first..job.channels.min(first + CHANNELS);
+            self.lay_out(channels.clone());
+            let left = Left {
+                values: &job.weight[self.outputs.start * terms + first * TAPS..],
+                stride: terms,
+                rows: self.outputs.len(),
+                depth: channels.len() * TAPS,
+            };
+            let lines = Lines { values: self.pixels, offsets: &offsets };
+            let begin = if first > 0 { Begin::Output } else { Begin::Rows(&job.bias[self.outputs.clone()]) };
+            let sums = Target::new(self.sums);
+            // SAFETY: the sums are this task's own.
+            unsafe { tile::multiply(simd, left, lines, columns, begin, (sums, 0, columns)) };
+        }
+        for (output, sums) in self.outputs.clone().zip(self.sums.chunks_exact(columns)) {
+            let plane = (self.row * job.bias.len() + output) * down * across;
+            for (y, line) in self.lines.clone().zip(sums.chunks_exact(layout.pitch)) {
+                let start = plane + y * across;
+                // SAFETY: only this task has these lines of these outputs, and the output outlives all tasks.
+                unsafe { self.target.slice(start..start + across) }.copy_from_slice(&line[..across]);
+            }
+        }
+    }
+}
