@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use candle_core::{Result, Tensor};
 use darkroom::engine::{Engine, LoadOptions, Pipeline, RgbImage, RowId, StartingPictures, encode, load, operations};
-use darkroom::job::{ImageSpec, OutputFormat};
+use darkroom::job::{FeatureCache, ImageSpec, OutputFormat};
 
 use turns::{median, milliseconds, print, timed, wave};
 
@@ -84,6 +84,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let each = milliseconds(took) / f64::from(images);
         print(&format!("{:44} {:10.2}, {each:.2} each", format!("shapes, a step of {images}"), milliseconds(took)));
     }
+    keeping(&mut model)?;
     let (row, spec) = (RowId(0), request(&model, 0));
     for _ in 0..model.admit(row, &spec, &StartingPictures::default())?.steps {
         model.step(&[row])?;
@@ -115,6 +116,34 @@ fn step(model: &mut Pipeline, images: u32) -> std::result::Result<Duration, Box<
     let took = repeated(|| model.step(&rows))?;
     rows.iter().for_each(|row| model.release(*row));
     Ok(took)
+}
+
+/// All steps of an image where only every n-th is a whole one, and how far the picture is from the plain one.
+fn keeping(model: &mut Pipeline) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let row = RowId(0);
+    let mut plain: Option<(Duration, RgbImage)> = None;
+    for interval in [None, Some(2), Some(3), Some(5), Some(10)] {
+        let spec = ImageSpec { cache: interval.map(|interval| FeatureCache { interval }), ..request(model, 0) };
+        let mut times = Vec::new();
+        for _ in 0..TURNS {
+            let steps = model.admit(row, &spec, &StartingPictures::default())?.steps;
+            times.push(timed(|| (0..steps).try_for_each(|_| model.step(&[row])))?.1);
+        }
+        let (took, picture) = (median(times), model.decode(row)?);
+        let name = interval.map_or("shapes, all 20 steps".to_owned(), |n| format!("shapes, one of {n} steps whole"));
+        match &plain {
+            None => print(&format!("{name:44} {:10.2}", milliseconds(took))),
+            Some((all, whole)) => {
+                let ratio = took.as_secs_f64() / all.as_secs_f64();
+                let off: u64 = picture.pixels.iter().zip(&whole.pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+                let off = off as f64 / picture.pixels.len() as f64;
+                print(&format!("{name:44} {:10.2}, {ratio:.2} of all, off by {off:.2} of 255", milliseconds(took)));
+            }
+        }
+        plain.get_or_insert((took, picture));
+    }
+    model.release(row);
+    Ok(())
 }
 
 fn compare(

@@ -16,8 +16,8 @@ use darkroom::engine::{
     RowId, StartingPictures, encode, load, read_manifest,
 };
 use darkroom::job::{
-    Defaults, FaultClass, FaultCode, ImageSpec, LongPrompt, LoraChoice, OutputFormat, PromptOptions, SamplerKind,
-    SigmaSpacing, Start,
+    Defaults, FaultClass, FaultCode, FeatureCache, ImageSpec, LongPrompt, LoraChoice, OutputFormat, PromptOptions,
+    SamplerKind, SigmaSpacing, Start,
 };
 use serde_json::{Value, json};
 
@@ -275,7 +275,7 @@ fn lora(name: &str, weight: f32) -> LoraChoice {
 }
 
 /// Images that differ in all that can differ within a batch.
-fn mixed(kinds: &[SamplerKind], loras: &[Vec<LoraChoice>]) -> Vec<ImageSpec> {
+fn mixed(kinds: &[SamplerKind], loras: &[Vec<LoraChoice>], features: bool) -> Vec<ImageSpec> {
     let mut specs: Vec<ImageSpec> = kinds
         .iter()
         .enumerate()
@@ -287,6 +287,8 @@ fn mixed(kinds: &[SamplerKind], loras: &[Vec<LoraChoice>]) -> Vec<ImageSpec> {
                 spec.guidance_scale = if index % 2 == 0 { 1.0 } else { 2.0 + index as f32 };
                 spec.prompt = ["a red star", "and", "a star and a star"][index % 3].into();
                 spec.loras = loras.get(index % (loras.len() + 1)).cloned().unwrap_or_default();
+                let interval = 1 + index as u32 % 4;
+                spec.cache = (features && interval > 1).then_some(FeatureCache { interval });
             })
         })
         .collect();
@@ -310,7 +312,7 @@ fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
         let mut model = load(directory.path(), &options).unwrap();
         let mut kinds = model.manifest().schedulers.clone();
         kinds.resize(kinds.len().max(6), kinds[0]);
-        let specs = mixed(&kinds, loras);
+        let specs = mixed(&kinds, loras, model.unet().is_some());
         let alone: Vec<RgbImage> = specs.iter().map(|spec| picture(&mut model, spec)).collect();
 
         // Row n joins at step n; each leaves when it is done; the order within the batch changes at every step.
@@ -629,6 +631,37 @@ fn colours(image: &RgbImage) -> (&'static str, &'static str) {
     });
     let background = most_common(border.map(|(_, name)| *name));
     (background, most_common(named.iter().copied().filter(|name| *name != background)))
+}
+
+#[test]
+fn steps_that_keep_features_draw_nearly_the_same() {
+    let mut model = load(Path::new(SHAPES), &LoadOptions::default()).unwrap();
+    let asked = ImageSpec {
+        seed: 1,
+        ..ImageSpec::with_defaults("a red star on a white background", &model.manifest().defaults)
+    };
+    let plain = picture(&mut model, &asked);
+    let mut before = 0.0;
+    // (interval, mean difference of a channel, of 255, at most)
+    for (interval, most) in [(2, 1.5), (3, 2.5), (5, 5.0)] {
+        let other = picture(&mut model, &ImageSpec { cache: Some(FeatureCache { interval }), ..asked.clone() });
+        let differences = plain.pixels.iter().zip(&other.pixels).map(|(a, b)| f64::from(a.abs_diff(*b)));
+        let mean = differences.sum::<f64>() / plain.pixels.len() as f64;
+        assert!(mean > before && mean < most, "every {interval} steps: {mean}");
+        assert_eq!(colours(&other), ("white", "red"), "every {interval} steps");
+        before = mean;
+    }
+}
+
+#[test]
+fn models_without_deep_features_refuse_to_keep_them() {
+    let directory = tiny::model("sd3");
+    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
+    let asked =
+        spec(|spec| (spec.scheduler, spec.cache) = (SamplerKind::FlowMatchEuler, Some(FeatureCache { interval: 2 })));
+    let refused = model.admit(RowId(0), &asked, &StartingPictures::default()).unwrap_err();
+    assert_eq!(refused.code, FaultCode::InvalidRequest);
+    assert!(refused.message.contains("cache: this model has no UNet"), "{refused}");
 }
 
 #[test]

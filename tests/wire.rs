@@ -7,8 +7,8 @@ use std::path::Path;
 
 use darkroom::job::limits::REQUEST_BYTES_MAX;
 use darkroom::job::{
-    Deadline, Defaults, JobId, LongPrompt, ModelLimits, ModelManifest, OnLate, PictureSource, Priority, Rng,
-    SamplerKind, Start, Task, Tenant, WebhookEvent, Weighting,
+    Deadline, Defaults, FeatureCache, JobId, LongPrompt, ModelLimits, ModelManifest, OnLate, PictureSource, Priority,
+    Rng, SamplerKind, Start, Task, Tenant, WebhookEvent, Weighting,
 };
 use darkroom::wire::request::{Context, Refusal, Request, id_in_body, parse, webhook_in_body};
 use darkroom::wire::{manifest, schema};
@@ -64,7 +64,7 @@ fn every_field_arrives() {
         "loras":[{"name":"one","weight":-0.5},{"name":"two"}],"long_prompt":"chunk","prompt_weighting":true,
         "original_size":[1,2],"crops_coords_top_left":[3,4],"target_size":[5,6],
         "deadline":"2030-01-31T13:00:00+01:00","on_late":"continue",
-        "webhook":{"url":"https://example.com/hook","events":["started","failed"]}}"#;
+        "webhook":{"url":"https://example.com/hook","events":["started","failed"]},"cache":{"interval":3}}"#;
     let Request { spec, metadata, .. } = read(body).unwrap();
     let image = spec.image(0);
     assert_eq!((image.width, image.height, image.num_inference_steps, spec.num_images), (64, 96, 7, 3));
@@ -80,7 +80,7 @@ fn every_field_arrives() {
     assert_eq!((image.prompt_options.long, image.prompt_options.weighting), (LongPrompt::Chunk, Weighting::On));
     let sizes = image.sizes;
     assert_eq!((sizes.original, sizes.crops_coords_top_left, sizes.target), ([1, 2], [3, 4], [5, 6]));
-    assert_eq!(spec.output_format.extension(), "webp");
+    assert_eq!((spec.output_format.extension(), image.cache), ("webp", Some(FeatureCache { interval: 3 })));
     assert_eq!(spec.deadline, Some(Deadline { unix_ms: 1_896_091_200_000, on_late: OnLate::Continue }));
     let webhook = spec.webhook.unwrap();
     assert_eq!(webhook.url.as_str(), "https://example.com/hook");
@@ -106,6 +106,9 @@ fn each_mistake_names_its_field() {
         ("prompt", br#"{"prompt":null}"#.to_vec()),
         ("prompt", prompt_of(2001).into_bytes()),
         ("negative_prompt", br#"{"prompt":"p","negative_prompt":[]}"#.to_vec()),
+        ("cache", br#"{"prompt":"p","cache":3}"#.to_vec()),
+        ("cache", br#"{"prompt":"p","cache":{"interval":3,"threshold":1}}"#.to_vec()),
+        ("cache.interval", br#"{"prompt":"p","cache":{"interval":1}}"#.to_vec()),
         ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":0}"#.to_vec()),
         ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":101}"#.to_vec()),
         ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":1.5}"#.to_vec()),

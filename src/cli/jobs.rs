@@ -14,7 +14,7 @@ use darkroom::shell::records::{self, Found};
 use darkroom::shell::{outlook, store, topology};
 use darkroom::wire::cancel::CancelOutcome;
 use darkroom::wire::event::{EventKind, StoredImage};
-use darkroom::wire::request::{LoraDocument, RequestDocument, WebhookDocument};
+use darkroom::wire::request::{CacheDocument, LoraDocument, RequestDocument, WebhookDocument};
 use darkroom::wire::time::rfc3339;
 use serde_json::{Value, json};
 
@@ -81,6 +81,9 @@ pub(crate) struct SubmitOptions {
     /// How much of guidance's growth in contrast is taken back, 0 to 1
     #[arg(long, value_name = "X")]
     guidance_rescale: Option<f32>,
+    /// Only every N-th step is a whole one, 2 to 10: quicker, and a somewhat other picture
+    #[arg(long, value_name = "N")]
+    cache_interval: Option<u32>,
     /// Whose random numbers the seed gives: torch-cpu or torch-cuda
     #[arg(long, value_name = "NAME")]
     rng: Option<String>,
@@ -226,6 +229,7 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
             original_size: None,
             crops_coords_top_left: None,
             target_size: None,
+            cache: submit.cache_interval.map(|interval| CacheDocument { interval }),
             webhook: webhook(submit.webhook, submit.webhook_event),
             metadata,
         },

@@ -1,9 +1,10 @@
 //! What a row has become, as bytes that another process with the same model goes on from.
 //!
 //! A safetensors file. Its tensors are the row's state: `latents`, `estimate` and `memory.0`, `memory.1`, … in f32, all
-//! `(1, c, h, w)`, and `random`, the generator in u8. Its metadata say what they belong to, each as text: `format`,
-//! `model`, `loras`, `placement`, `sampler`, `steps`, `step`, `image`, and `sha256` over all the rest. The same row gives the
-//! same bytes.
+//! `(1, c, h, w)`, and `random`, the generator in u8. Where the next step takes features from the last whole one, they are
+//! worked out again from the latents that that one had: `whole`, of the same shape. Its metadata say what they belong to,
+//! each as text: `format`, `model`, `loras`, `placement`, `sampler`, `steps`, `step`, `image`, and `sha256` over all the
+//! rest. The same row gives the same bytes.
 //!
 //! What follows from specification, pictures and model is not in it; nor is it decided here when a row is saved, or where
 //! that is kept. The bytes may come from anywhere: nothing is made of them that is larger than they are.
@@ -20,11 +21,11 @@ use sha2::{Digest, Sha256};
 use super::digest::hexadecimal;
 use super::random::Generator;
 use super::sampler::{MEMORY_SLOTS_MAX, SamplerState};
-use crate::job::{Fault, ImageSpec, Sizes, Start, Weighting};
+use crate::job::{Fault, FeatureCache, ImageSpec, Sizes, Start, Weighting};
 
 /// To be raised with every change of the layout, and of what a step computes: a picture is made by one rule from its
 /// beginning to its end.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 /// More than the metadata and the generator of any row.
 const REST_BYTES_MAX: usize = 64 << 10;
 
@@ -32,6 +33,7 @@ const METADATA: &str = "__metadata__";
 const SHA256: &str = "sha256";
 const LATENTS: &str = "latents";
 const ESTIMATE: &str = "estimate";
+const WHOLE: &str = "whole";
 const RANDOM: &str = "random";
 
 /// Why a row cannot go on from saved bytes.
@@ -144,6 +146,8 @@ pub(crate) struct Checkpoint {
     /// Steps taken, up to `facts.steps`.
     pub(crate) step: usize,
     pub(crate) state: SamplerState,
+    /// The latents before the last whole step, where the next one takes features from it.
+    pub(crate) whole: Option<Tensor>,
     pub(crate) random: Generator,
 }
 
@@ -209,6 +213,9 @@ impl Checkpoint {
         for (slot, tensor) in memory.iter().enumerate() {
             tensors.insert(slot_name(slot).into(), Part::of_tensor(tensor)?);
         }
+        if let Some(whole) = &self.whole {
+            tensors.insert(WHOLE.into(), Part::of_tensor(whole)?);
+        }
         let random = self.random.to_bytes();
         tensors.insert(RANDOM.into(), Part { dtype: Dtype::U8, shape: vec![random.len()], data: random.into() });
 
@@ -235,7 +242,7 @@ impl Checkpoint {
     /// `Damaged` and `OtherFormat`.
     pub(crate) fn from_bytes(bytes: &[u8], shape: &[usize]) -> Result<Self, ResumeError> {
         let tensor = shape.iter().fold(size_of::<f32>(), |bytes, side| bytes.saturating_mul(*side));
-        let bytes_max = tensor.saturating_mul(2 + MEMORY_SLOTS_MAX).saturating_add(REST_BYTES_MAX);
+        let bytes_max = tensor.saturating_mul(3 + MEMORY_SLOTS_MAX).saturating_add(REST_BYTES_MAX);
         if bytes.len() > bytes_max {
             return Err(damaged(format!("it has {} bytes, more than {bytes_max}", bytes.len())));
         }
@@ -278,6 +285,7 @@ impl Checkpoint {
         };
         let missing = || damaged("it has no latents");
         let (first, estimate) = (latents(LATENTS)?.ok_or_else(missing)?, latents(ESTIMATE)?.ok_or_else(missing)?);
+        let whole = latents(WHOLE)?;
         let mut memory = Vec::new();
         while let Some(slot) = latents(&slot_name(memory.len()))? {
             memory.push(slot);
@@ -285,7 +293,7 @@ impl Checkpoint {
         if let Some(name) = tensors.keys().next() {
             return Err(damaged(format!("it has a tensor {:?}", shortened(name))));
         }
-        Ok(Self { facts, step, state: SamplerState { latents: first, estimate, memory }, random })
+        Ok(Self { facts, step, state: SamplerState { latents: first, estimate, memory }, whole, random })
     }
 }
 
@@ -353,6 +361,7 @@ pub(crate) fn image_digest(spec: &ImageSpec, pictures: Option<&str>) -> String {
         start,
         loras,
         sizes: Sizes { original, crops_coords_top_left, target },
+        cache,
     } = spec;
     let bits = |fraction: &f32| format!("{:08x}", fraction.to_bits());
     let pair = |[one, other]: &[u32; 2]| format!("{one} {other}");
@@ -391,6 +400,9 @@ pub(crate) fn image_digest(spec: &ImageSpec, pictures: Option<&str>) -> String {
     add("original_size", &pair(original));
     add("crops_coords_top_left", &pair(crops_coords_top_left));
     add("target_size", &pair(target));
+    if let Some(FeatureCache { interval }) = cache {
+        add("cache_interval", &interval.to_string());
+    }
     hash.digest()
 }
 
@@ -419,7 +431,7 @@ mod tests {
         };
         let state =
             SamplerState { latents: tensor(1.0), estimate: tensor(-2.0), memory: vec![tensor(0.5), tensor(7.0)] };
-        Checkpoint { facts, step: 3, state, random: Generator::new(Rng::TorchCuda, 5) }
+        Checkpoint { facts, step: 3, state, whole: Some(tensor(60.0)), random: Generator::new(Rng::TorchCuda, 5) }
     }
 
     fn why(bytes: &[u8]) -> String {
@@ -522,15 +534,15 @@ mod tests {
         }
         let header = r#"{"latents":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#;
         why(&with_header(header, header.len() as u64));
-        let why = why(&vec![0; 6 * 6 * 4 + REST_BYTES_MAX + 1]);
+        let why = why(&vec![0; 7 * 6 * 4 + REST_BYTES_MAX + 1]);
         assert!(why.contains("more than"), "{why}");
     }
 
     #[test]
     fn another_format_is_told_from_damage() {
-        let bytes = forged(|metadata, _| drop(metadata.insert("format", "2".into())));
+        let bytes = forged(|metadata, _| drop(metadata.insert("format", "1".into())));
         let refused = Checkpoint::from_bytes(&bytes, &SHAPE).unwrap_err();
-        assert_eq!(refused, ResumeError::OtherFormat { found: "2".into() });
+        assert_eq!(refused, ResumeError::OtherFormat { found: "1".into() });
     }
 
     #[test]
@@ -544,7 +556,7 @@ mod tests {
         };
         let base = ImageSpec::with_defaults("a star", &defaults);
         let lora = |name: &str, weight: f32| LoraChoice { name: name.parse().unwrap(), weight };
-        let changes: [&dyn Fn(&mut ImageSpec); 23] = [
+        let changes: [&dyn Fn(&mut ImageSpec); 25] = [
             &|spec| spec.prompt = "a star ".into(),
             &|spec| (spec.prompt, spec.negative_prompt) = (String::new(), "a star".into()),
             &|spec| spec.negative_prompt = "red".into(),
@@ -568,6 +580,8 @@ mod tests {
             &|spec| spec.sizes.original = [64, 65],
             &|spec| spec.sizes.crops_coords_top_left = [0, 1],
             &|spec| spec.sizes.target = [65, 64],
+            &|spec| spec.cache = Some(FeatureCache { interval: 2 }),
+            &|spec| spec.cache = Some(FeatureCache { interval: 3 }),
         ];
         let mut seen = std::collections::BTreeSet::from([
             image_digest(&base, None),

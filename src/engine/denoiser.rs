@@ -37,19 +37,30 @@ impl Denoiser {
         }
     }
 
-    /// The output for latents `x (b, c, h, w)`, each row at its own timestep: `(b, c, h, w)`.
+    /// Whether it has deep features that a step may take from another.
+    pub(crate) fn keeps_features(&self) -> bool {
+        matches!(self, Self::Unet(_))
+    }
+
+    /// The output for latents `x (b, c, h, w)`, each row at its own timestep: `(b, c, h, w)`, and the deep features
+    /// `(b, c', h, w)` of models that have some. Those that are `kept` from another step are not worked out again.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         timesteps: &[f32],
         context: &Tensor,
         vector: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        match (self, vector) {
-            (Self::Unet(unet), vector) => unet.forward(x, timesteps, context, vector),
+        kept: Option<&Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let output = match (self, vector) {
+            (Self::Unet(unet), vector) => {
+                let (output, deep) = unet.forward_keeping(x, timesteps, context, vector, kept)?;
+                return Ok((output, Some(deep)));
+            }
             (Self::Sd3(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
             (Self::Flux(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
             (Self::Sd3(_) | Self::Flux(_), None) => candle_core::bail!("the transformer needs the pooled prompt"),
-        }
+        };
+        Ok((output?, None))
     }
 }

@@ -61,7 +61,7 @@ pub struct Pipeline {
 }
 
 /// One image on its way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Row {
     model: Arc<Weighted>,
     trajectory: Trajectory,
@@ -76,15 +76,36 @@ struct Row {
     guidance_scale: f64,
     guidance_rescale: f64,
     inpainting: Option<Inpainting>,
+    /// Where some steps do without most of the model.
+    features: Option<Features>,
     sampler: SamplerKind,
     /// The digest of its specification and starting pictures.
     image: String,
+}
+
+/// What a row keeps from one whole step to the next.
+#[derive(Clone, Debug)]
+struct Features {
+    /// Every n-th step is a whole one.
+    interval: usize,
+    /// None before the first.
+    kept: Option<Kept>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    /// The latents before the last whole step.
+    latents: Tensor,
+    /// What the denoiser's deep layers made of them: `(g, c', h, w)`.
+    deep: Tensor,
 }
 
 /// A row after a step.
 struct Moved {
     state: SamplerState,
     random: Generator,
+    /// Of a whole step.
+    kept: Option<Kept>,
 }
 
 /// A picture made by [`Pipeline::render`].
@@ -285,6 +306,9 @@ impl Pipeline {
         if takes_mask && !matches!(spec.start, Start::Inpaint { .. }) {
             return Err(invalid("this model needs init_image and mask_image"));
         }
+        if spec.cache.is_some() && !self.base.denoiser.keeps_features() {
+            return Err(invalid("cache: this model has no UNet; leave it out"));
+        }
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
@@ -403,6 +427,7 @@ impl Pipeline {
             guidance_scale: f64::from(spec.guidance_scale),
             guidance_rescale: f64::from(spec.guidance_rescale),
             inpainting,
+            features: spec.cache.map(|cache| Features { interval: cache.interval as usize, kept: None }),
             sampler: spec.scheduler,
             image: image_digest(spec, pictures.map(|pictures| pictures.digest.as_str())),
         };
@@ -410,12 +435,13 @@ impl Pipeline {
     }
 
     /// What the denoiser says of the next step of `rows`, in one forward pass over all of them: `(g of all rows, c, h, w)`
-    /// f32. They share their weights and the length of their prompts.
-    fn denoise(&self, rows: &[&Row]) -> candle_core::Result<Tensor> {
+    /// f32, and its deep features, if it has some. They share their weights, the length of their prompts, and whether the step
+    /// is a whole one.
+    fn denoise(&self, rows: &[&Row]) -> candle_core::Result<(Tensor, Option<Tensor>)> {
         let dtype = self.source.placements.denoiser.dtype;
         let mut inputs = Vec::new();
         let mut timesteps = Vec::new();
-        let (mut contexts, mut vectors) = (Vec::new(), Vec::new());
+        let (mut contexts, mut vectors, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
             let plan = row.plan()?;
             let mut input = (&row.state.latents * plan.input_scale)?;
@@ -429,25 +455,45 @@ impl Pipeline {
             }
             contexts.push(&row.context);
             vectors.extend(&row.vector);
+            kept.extend(row.kept_for_next().map(|kept| &kept.deep));
         }
         // (rows of all images, c, h, w), (rows of all images, d, t), (rows of all images, v)
         let (inputs, contexts) = (Tensor::cat(&inputs, 0)?, Tensor::cat(&contexts, 0)?);
         let vectors = if vectors.is_empty() { None } else { Some(Tensor::cat(&vectors, 0)?) };
+        let kept = if kept.is_empty() { None } else { Some(Tensor::cat(&kept, 0)?) };
         let Some(first) = rows.first() else { candle_core::bail!("a step of no rows") };
-        first.model.denoiser.forward(&inputs, &timesteps, &contexts, vectors.as_ref())?.to_dtype(DType::F32)
+        let denoiser = &first.model.denoiser;
+        let (output, deep) = denoiser.forward(&inputs, &timesteps, &contexts, vectors.as_ref(), kept.as_ref())?;
+        Ok((output.to_dtype(DType::F32)?, deep))
     }
 
     /// `rows` after their next step.
     fn advance(&self, rows: &[&Row]) -> candle_core::Result<Vec<Moved>> {
-        let outputs = self.denoise(rows)?;
+        let (outputs, deep) = self.denoise(rows)?;
         let mut moved = Vec::with_capacity(rows.len());
         let mut start = 0;
         for row in rows {
             let width = row.context.dim(0)?;
-            moved.push(row.moved(&outputs.narrow(0, start, width)?)?);
+            let kept = match &deep {
+                // In memory of its own: what the others of the batch need is not held with it.
+                Some(deep) if row.features.is_some() && row.kept_for_next().is_none() => {
+                    let deep = deep.narrow(0, start, width)?.copy()?;
+                    Some(Kept { latents: row.state.latents.clone(), deep })
+                }
+                Some(_) | None => None,
+            };
+            moved.push(Moved { kept, ..row.moved(&outputs.narrow(0, start, width)?)? });
             start += width;
         }
         Ok(moved)
+    }
+
+    /// What a row kept since its `step`, worked out again from the latents that it had.
+    fn keep_again(&self, row: &Row, step: usize, latents: Tensor) -> candle_core::Result<Kept> {
+        let state = SamplerState { latents: latents.clone(), ..row.state.clone() };
+        let (_, deep) = self.denoise(&[&Row { step, state, ..row.clone() }])?;
+        let Some(deep) = deep else { candle_core::bail!("the model keeps no features") };
+        Ok(Kept { latents, deep })
     }
 }
 
@@ -473,7 +519,18 @@ impl Row {
             let next = self.trajectory.steps.get(self.step + 1).map(|next| next.noising);
             state.latents = inpainting.blend(&state.latents, next)?;
         }
-        Ok(Moved { state, random })
+        Ok(Moved { state, random, kept: None })
+    }
+
+    /// Since which whole step features are kept for the next one; `None` when that is a whole one itself, or there is none.
+    fn whole_step(&self) -> Option<usize> {
+        let since = self.step - self.step % self.features.as_ref()?.interval;
+        (since < self.step && self.step < self.trajectory.steps.len()).then_some(since)
+    }
+
+    fn kept_for_next(&self) -> Option<&Kept> {
+        self.whole_step()?;
+        self.features.as_ref()?.kept.as_ref()
     }
 
     /// Whether the row could have got into this state.
@@ -489,8 +546,8 @@ impl Row {
     }
 
     /// What must agree for two rows to share a forward pass.
-    fn company(&self) -> (*const Weighted, usize) {
-        (Arc::as_ptr(&self.model), self.context.dims()[2])
+    fn company(&self) -> (*const Weighted, usize, bool) {
+        (Arc::as_ptr(&self.model), self.context.dims()[2], self.kept_for_next().is_some())
     }
 }
 
@@ -564,7 +621,8 @@ impl Engine for Pipeline {
     fn save(&mut self, row: RowId) -> Result<Vec<u8>, Fault> {
         let row = self.row(row)?;
         let (state, random) = (row.state.clone(), row.random.clone());
-        Checkpoint { facts: self.facts(row)?, step: row.step, state, random }.to_bytes().map_err(failed)
+        let whole = row.kept_for_next().map(|kept| kept.latents.clone());
+        Checkpoint { facts: self.facts(row)?, step: row.step, state, whole, random }.to_bytes().map_err(failed)
     }
 
     fn resume(
@@ -575,13 +633,30 @@ impl Engine for Pipeline {
         saved: &[u8],
     ) -> Result<Admitted, ResumeError> {
         let (b, c, h, w) = self.latent_shape(spec);
-        let Checkpoint { facts, step, state, random } = Checkpoint::from_bytes(saved, &[b, c, h, w])?;
+        let Checkpoint { facts, step, state, whole, random } = Checkpoint::from_bytes(saved, &[b, c, h, w])?;
         let (first, warnings) = self.first(spec, pictures, None)?;
         facts.check(self.facts(&first)?)?;
         first.fits(&state, &random)?;
         let state = state.to_device(self.device()).map_err(failed)?;
         let steps = first.trajectory.steps.len() as u32;
-        self.rows.insert(row, Row { step, state, random, ..first });
+        let mut resumed = Row { step, state, random, ..first };
+        match (resumed.whole_step(), whole) {
+            (Some(since), Some(latents)) => {
+                let latents = latents.to_device(self.device()).map_err(failed)?;
+                let kept = self.keep_again(&resumed, since, latents).map_err(failed)?;
+                resumed.features = resumed.features.map(|features| Features { kept: Some(kept), ..features });
+            }
+            (None, None) => {}
+            (Some(_), None) => {
+                return Err(ResumeError::Damaged { why: "it lacks the latents of the last whole step".into() });
+            }
+            (None, Some(_)) => {
+                return Err(ResumeError::Damaged {
+                    why: "it has latents of a whole step that nothing is kept of".into(),
+                });
+            }
+        }
+        self.rows.insert(row, resumed);
         Ok(Admitted { steps, step: step as u32, warnings })
     }
 
@@ -612,6 +687,9 @@ impl Engine for Pipeline {
             row.state = moved.state;
             row.random = moved.random;
             row.step += 1;
+            if let (Some(features), Some(kept)) = (&mut row.features, moved.kept) {
+                features.kept = Some(kept);
+            }
         }
         Ok(())
     }
@@ -653,7 +731,7 @@ impl Engine for Pipeline {
 impl Pipeline {
     /// What the denoiser says of a row's next step.
     pub(crate) fn outputs(&self, row: RowId) -> candle_core::Result<Tensor> {
-        self.denoise(&[self.row(row).map_err(candle_core::Error::wrap)?])
+        self.denoise(&[self.row(row).map_err(candle_core::Error::wrap)?]).map(|(output, _)| output)
     }
 
     /// A row's latents as its VAE gets them.

@@ -49,6 +49,15 @@ impl Level {
             .transpose()?;
         Ok(Self { residuals, transformers, resize })
     }
+
+    /// One residual block, and the transformer after it.
+    fn layer(&self, index: usize, x: &Tensor, time: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let x = self.residuals[index].forward(x, Some(time))?;
+        match self.transformers.get(index) {
+            Some(transformer) => transformer.forward(&x, context),
+            None => Ok(x),
+        }
+    }
 }
 
 fn residual_shape(config: &UnetConfig) -> ResidualShape {
@@ -203,6 +212,40 @@ impl Unet {
     /// The model's output for latents `x (b, c, h, w)`, each row at its own timestep, with the prompts' embeddings
     /// `context (b, d, t)` and what [`Unet::vector`] returned; all in the model's number format, and so is the result.
     pub fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor, vector: Option<&Tensor>) -> Result<Tensor> {
+        self.forward_keeping(x, timesteps, context, vector, None).map(|(output, _)| output)
+    }
+
+    /// The same, with what the last residual block on the way up gets from below it, `(b, c, h, w)`. Where that is `kept` from
+    /// another step, only that block is computed, with its transformer and what stands before and behind all blocks.
+    ///
+    /// Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free" (2023), with the outermost of its branches.
+    pub(crate) fn forward_keeping(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        context: &Tensor,
+        vector: Option<&Tensor>,
+        kept: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        let time = self.time(timesteps, vector)?;
+        let first = self.input.forward(x)?;
+        let below = match kept {
+            Some(kept) => kept.clone(),
+            None => self.deep(&first, &time, context)?,
+        };
+        let mut x = Tensor::cat(&[&below, &first], 1)?;
+        if let Some(level) = self.up.last() {
+            x = level.layer(level.residuals.len() - 1, &x, &time, context)?;
+            if let Some(resize) = &level.resize {
+                x = resize.forward(&x)?;
+            }
+        }
+        Ok((self.output.forward(&self.norm.forward(&x, None)?)?, below))
+    }
+
+    /// The embedding of timesteps and of what else the model is told, after the SiLU that every residual block wants:
+    /// `(b, d, 1)`.
+    fn time(&self, timesteps: &[f32], vector: Option<&Tensor>) -> Result<Tensor> {
         let mut time = self.embed(timesteps, self.config.levels[0].channels)?.unsqueeze(2)?; // (b, c, 1)
         let vector = vector.map(|vector| vector.unsqueeze(2)).transpose()?;
         let mut used = 0;
@@ -214,17 +257,17 @@ impl Unet {
         if let (Some(_), Some(vector)) = (&self.addition, &vector) {
             time = (&time + vector.narrow(1, used, time.dim(1)?)?)?;
         }
-        // Every residual block wants it after a SiLU.
-        let time = silu(&time)?;
+        silu(&time)
+    }
 
-        let mut x = self.input.forward(x)?;
-        let mut skips = vec![x.clone()];
+    /// From the latents' features `x (b, c, h, w)` down and up again, to what the last residual block gets from below.
+    fn deep(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        // What came in first meets the last residual block.
+        let mut skips = Vec::new();
         for level in &self.down {
-            for (index, residual) in level.residuals.iter().enumerate() {
-                x = residual.forward(&x, Some(&time))?;
-                if let Some(transformer) = level.transformers.get(index) {
-                    x = transformer.forward(&x, context)?;
-                }
+            for index in 0..level.residuals.len() {
+                x = level.layer(index, &x, time, context)?;
                 skips.push(x.clone());
             }
             if let Some(resize) = &level.resize {
@@ -232,24 +275,19 @@ impl Unet {
                 skips.push(x.clone());
             }
         }
-        x = self.mid.0.forward(&x, Some(&time))?;
+        x = self.mid.0.forward(&x, Some(time))?;
         x = self.mid.1.forward(&x, context)?;
-        x = self.mid.2.forward(&x, Some(&time))?;
+        x = self.mid.2.forward(&x, Some(time))?;
         for level in &self.up {
-            for (index, residual) in level.residuals.iter().enumerate() {
-                if let Some(skip) = skips.pop() {
-                    x = Tensor::cat(&[&x, &skip], 1)?;
-                }
-                x = residual.forward(&x, Some(&time))?;
-                if let Some(transformer) = level.transformers.get(index) {
-                    x = transformer.forward(&x, context)?;
-                }
+            for index in 0..level.residuals.len() {
+                let Some(skip) = skips.pop() else { return Ok(x) };
+                x = level.layer(index, &Tensor::cat(&[&x, &skip], 1)?, time, context)?;
             }
             if let Some(resize) = &level.resize {
                 x = resize.forward(&x)?;
             }
         }
-        self.output.forward(&self.norm.forward(&x, None)?)
+        Ok(x)
     }
 
     /// Sines and cosines of numbers: `(n, width)`.

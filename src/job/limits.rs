@@ -9,6 +9,8 @@ pub const REQUEST_BYTES_MAX: usize = 768 * 1024;
 pub const PROMPT_CHARACTERS_MAX: usize = 2000;
 /// Denoising steps of one image.
 pub const STEPS_MAX: u32 = 100;
+/// From one whole step to the next where features are kept between: beyond it pictures fall apart.
+pub const CACHE_INTERVAL_MAX: u32 = 10;
 /// Guidance below 1 has no meaning; above 20 it only saturates.
 pub const GUIDANCE_MAX: f32 = 20.0;
 /// Images of one job; each is a unit of scheduling of its own.

@@ -17,7 +17,7 @@ pub use fault::{Fault, FaultClass, FaultCode};
 pub use id::{InvalidToken, JobId, LoraName, ModelName, Tenant, WorkerId};
 pub use model::{Defaults, ModelLimits, ModelManifest, Task};
 pub use options::{
-    Deadline, LongPrompt, LoraChoice, OnLate, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting,
+    Deadline, FeatureCache, LongPrompt, LoraChoice, OnLate, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting,
 };
 pub use spec::{Draft, ImageSpec, JobSpec, OutputFormat, SamplerKind, SigmaSpacing, Violation};
 pub use state::{IllegalStep, JobState, JobStep, Pool, Priority, Status};

@@ -84,6 +84,13 @@ pub struct Deadline {
     pub on_late: OnLate,
 }
 
+/// Steps that do without most of the model: what its deep layers said is kept from the last whole step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FeatureCache {
+    /// Every n-th step is a whole one, 2 to 10; the first always is.
+    pub interval: u32,
+}
+
 /// How the text of a prompt is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PromptOptions {

@@ -6,11 +6,12 @@ use std::fmt;
 
 use super::id::by_name;
 use super::limits::{
-    GUIDANCE_MAX, IMAGES_MAX, LORA_WEIGHT_MAX, LORAS_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX, STEPS_MAX, TOLD_SIZE_MAX,
+    CACHE_INTERVAL_MAX, GUIDANCE_MAX, IMAGES_MAX, LORA_WEIGHT_MAX, LORAS_MAX, PROMPT_CHARACTERS_MAX, SEED_MAX,
+    STEPS_MAX, TOLD_SIZE_MAX,
 };
 use super::model::{Defaults, ModelManifest, Task};
 use super::options::{
-    Deadline, LongPrompt, LoraChoice, OnLate, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting,
+    Deadline, FeatureCache, LongPrompt, LoraChoice, OnLate, PictureSource, PromptOptions, Rng, Sizes, Start, Weighting,
 };
 use super::webhook::Webhook;
 
@@ -284,6 +285,8 @@ pub struct Draft {
     pub on_late: Option<OnLate>,
     /// Whom to tell of it.
     pub webhook: Option<Webhook>,
+    /// Which steps do without most of the model.
+    pub cache: Option<FeatureCache>,
 }
 
 /// A job that can be done.
@@ -338,6 +341,8 @@ pub struct ImageSpec {
     pub loras: Vec<LoraChoice>,
     /// What SDXL is told of sizes.
     pub sizes: Sizes,
+    /// Which steps do without most of the model: less time for another picture. None when absent.
+    pub cache: Option<FeatureCache>,
 }
 
 impl ImageSpec {
@@ -359,6 +364,7 @@ impl ImageSpec {
             start: Start::Noise,
             loras: Vec::new(),
             sizes: Sizes { original: size, crops_coords_top_left: [0, 0], target: size },
+            cache: None,
         }
     }
 }
@@ -432,6 +438,9 @@ impl JobSpec {
         if !(0.0..=1.0).contains(&guidance_rescale) {
             violations.push(Violation::new("guidance_rescale", guidance_rescale, "0 to 1"));
         }
+        if let Some(cache) = draft.cache.filter(|cache| !(2..=CACHE_INTERVAL_MAX).contains(&cache.interval)) {
+            violations.push(Violation::new("cache.interval", cache.interval, format!("2 to {CACHE_INTERVAL_MAX}")));
+        }
         let scheduler = draft.scheduler.unwrap_or(defaults.scheduler);
         if !manifest.schedulers.contains(&scheduler) {
             let names: Vec<&str> = manifest.schedulers.iter().map(|kind| kind.as_str()).collect();
@@ -482,6 +491,7 @@ impl JobSpec {
                 start,
                 loras: draft.loras.clone(),
                 sizes,
+                cache: draft.cache,
             },
             num_images,
             output_format: draft.output_format.unwrap_or(OutputFormat::Png),
@@ -636,6 +646,8 @@ mod tests {
             ("loras[0].weight", draft(|d| d.loras = vec![lora("a", f32::INFINITY)])),
             ("loras[1].name", draft(|d| d.loras = vec![lora("a", 1.0), lora("a", 0.5)])),
             ("target_size", draft(|d| d.target_size = Some([0, 64]))),
+            ("cache.interval", draft(|d| d.cache = Some(FeatureCache { interval: 1 }))),
+            ("cache.interval", draft(|d| d.cache = Some(FeatureCache { interval: 11 }))),
         ];
         for (field, draft) in cases {
             let mut violations = Vec::new();

@@ -31,7 +31,7 @@ pub struct Wanted {
 }
 
 /// Fields that are ours, and that the packages pass on when told to (`extra_body`).
-const OURS: [&str; 16] = [
+const OURS: [&str; 17] = [
     "model",
     "negative_prompt",
     "num_inference_steps",
@@ -48,6 +48,7 @@ const OURS: [&str; 16] = [
     "long_prompt",
     "prompt_weighting",
     "guidance_rescale",
+    "cache",
 ];
 /// Fields of theirs that change nothing here.
 const WITHOUT_MEANING: [&str; 8] = [

@@ -12,8 +12,8 @@ use super::time::parse_rfc3339;
 use crate::job::limits::{METADATA_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::job::options::InvalidPictureSource;
 use crate::job::{
-    Draft, InvalidWebhookUrl, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OnLate, OutputFormat,
-    PictureSource, Priority, Rng, SamplerKind, Tenant, Violation, Webhook, WebhookEvent, WebhookFormat,
+    Draft, FeatureCache, InvalidWebhookUrl, JobId, JobSpec, LongPrompt, LoraChoice, ModelManifest, OnLate,
+    OutputFormat, PictureSource, Priority, Rng, SamplerKind, Tenant, Violation, Webhook, WebhookEvent, WebhookFormat,
 };
 
 /// What a deadline may be, for people.
@@ -121,12 +121,24 @@ pub struct RequestDocument {
     /// SDXL is told this height and width of the crop; those of the picture when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_size: Option<[u32; 2]>,
+    /// Steps that do without most of the model, for a quicker and somewhat other picture; of models with a UNet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheDocument>,
     /// Who is told of the job by HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookDocument>,
     /// Anything that fits in 4096 bytes of JSON; comes back with every durable event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, Value>>,
+}
+
+/// The value of `cache`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CacheDocument {
+    /// Every n-th step is a whole one; the others take what the model's deep layers said then.
+    #[schemars(range(min = 2, max = 10))]
+    pub interval: u32,
 }
 
 /// One entry of `loras`.
@@ -258,6 +270,10 @@ pub fn parse(body: &[u8], context: &Context<'_>) -> Result<Request, Refusal> {
         }),
         on_late: take_name(&mut fields, "on_late", OnLate::ALL, OnLate::as_str, &mut violations),
         webhook: take_webhook(&mut fields, &mut violations),
+        cache: take(&mut fields, "cache", r#"an object as {"interval": 3}"#, &mut violations, |value| {
+            let CacheDocument { interval } = CacheDocument::deserialize(value).ok()?;
+            Some(FeatureCache { interval })
+        }),
     };
     let priority = take_name(&mut fields, "priority", Priority::ALL, Priority::as_str, &mut violations);
     if let Some(priority) = priority.filter(|priority| *priority != context.priority) {

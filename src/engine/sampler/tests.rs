@@ -182,7 +182,7 @@ fn a_row_that_is_written_down_after_every_step_ends_the_same() {
             let through_bytes = |state: SamplerState| {
                 let shape = state.latents.dims().to_vec();
                 let random = Generator::new(Rng::TorchCuda, 0);
-                let checkpoint = Checkpoint { facts: Facts::default(), step: 0, state, random };
+                let checkpoint = Checkpoint { facts: Facts::default(), step: 0, state, whole: None, random };
                 let bytes = checkpoint.to_bytes().unwrap();
                 let read = Checkpoint::from_bytes(&bytes, &shape).unwrap();
                 assert_eq!(read.to_bytes().unwrap(), bytes, "{kind}");

@@ -36,7 +36,7 @@ pub(super) const EDIT_BYTES_MAX: usize = 64 << 20;
 /// A side of a mask: what no model makes, and what still fits in memory.
 const MASK_SIDE_MAX: u32 = 4096;
 /// Form fields that are not texts.
-const NOT_TEXTS: [&str; 11] = [
+const NOT_TEXTS: [&str; 12] = [
     "n",
     "seed",
     "num_inference_steps",
@@ -47,6 +47,7 @@ const NOT_TEXTS: [&str; 11] = [
     "stream",
     "prompt_weighting",
     "loras",
+    "cache",
     "output_compression",
 ];
 
