@@ -130,7 +130,10 @@ fn keeping(model: &mut Pipeline) -> std::result::Result<(), Box<dyn std::error::
             times.push(timed(|| (0..steps).try_for_each(|_| model.step(&[row])))?.1);
         }
         let (took, picture) = (median(times), model.decode(row)?);
-        let name = interval.map_or("shapes, all 20 steps".to_owned(), |n| format!("shapes, one of {n} steps whole"));
+        let name = match interval {
+            None => "shapes, all 20 steps".to_owned(),
+            Some(interval) => format!("shapes, one of {interval} steps whole"),
+        };
         match &plain {
             None => print(&format!("{name:44} {:10.2}", milliseconds(took))),
             Some((all, whole)) => {
