@@ -6,7 +6,8 @@ use candle_core::{Device, Result, Tensor};
 
 use super::config::{ClipConfig, TextActivation};
 use super::error::LoadError;
-use super::layers::{Attention, LayerNorm, Linear};
+use super::kernels::Gelu;
+use super::layers::{Attention, LayerNorm, Linear, gelu};
 use super::weights::{Table, Weights};
 
 /// What the encoder makes of one prompt.
@@ -120,8 +121,8 @@ impl Clip {
             x = (layer.attention.forward(&y, &y, Some(&self.mask))? + x)?;
             let y = layer.widen.forward(&layer.norm_2.forward(&x)?)?;
             let y = match self.activation {
-                TextActivation::QuickGelu => (&y * candle_nn::ops::sigmoid(&(&y * 1.702)?)?)?,
-                TextActivation::Gelu => y.gelu_erf()?,
+                TextActivation::QuickGelu => gelu(y, Gelu::Quick)?,
+                TextActivation::Gelu => gelu(y, Gelu::Erf)?,
             };
             x = (layer.narrow.forward(&y)? + x)?;
         }

@@ -7,8 +7,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::error::LoadError;
-use super::kernels;
-use super::layers::{Linear, accumulate, attention, on_cpu, silu};
+use super::kernels::{self, Gelu};
+use super::layers::{Linear, accumulate, attention, gelu, on_cpu, silu};
 use super::weights::Weights;
 
 /// Of all normalisations.
@@ -350,11 +350,7 @@ impl Projections {
 
 /// GELU, in its approximation with a hyperbolic tangent. `x` must not be used otherwise: it may change.
 pub(super) fn gelu_tanh(x: Tensor) -> Result<Tensor> {
-    if on_cpu(&x) {
-        x.inplace_op1(&kernels::GeluTanh)?;
-        return Ok(x);
-    }
-    x.gelu()
+    gelu(x, Gelu::Tanh)
 }
 
 /// The feed-forward part of a block, four times as wide as its tokens.

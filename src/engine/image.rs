@@ -3,7 +3,7 @@
 //! It writes no metadata: no dates, no prompts, no program names.
 
 use ::image::codecs::jpeg::JpegEncoder;
-use ::image::codecs::png::PngEncoder;
+use ::image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use ::image::codecs::webp::WebPEncoder;
 use ::image::{ExtendedColorType, ImageEncoder};
 
@@ -20,7 +20,10 @@ const JPEG_QUALITY: u8 = 95;
 pub fn encode(image: &RgbImage, format: OutputFormat) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
     match format {
-        OutputFormat::Png => write(image, PngEncoder::new(&mut bytes))?,
+        // Said, so that no file changes with the package's defaults.
+        OutputFormat::Png => {
+            write(image, PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive))?;
+        }
         OutputFormat::Jpeg => return jpeg(image, JPEG_QUALITY),
         OutputFormat::Webp => write(image, WebPEncoder::new_lossless(&mut bytes))?,
     }

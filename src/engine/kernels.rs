@@ -24,6 +24,8 @@ const TOKENS: usize = 256;
 const VALUES: usize = 1 << 15;
 /// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
 const LANES: usize = 16;
+/// The slope with which a logistic function comes closest to the normal distribution's.
+pub(super) const QUICK_SLOPE: f32 = 1.702;
 
 pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
@@ -81,6 +83,12 @@ fn gelu_tanh(x: f32) -> f32 {
     // The square root of 8 / π.
     const SLOPE: f32 = 1.595_769;
     x / (1.0 + exp(-SLOPE * (x + 0.044_715 * x * x * x)))
+}
+
+/// The approximation of `gelu` with a logistic function.
+#[inline(always)]
+fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + exp(-QUICK_SLOPE * x))
 }
 
 #[inline(always)]
@@ -558,20 +566,31 @@ impl InplaceOp3 for GatedAccumulate {
     }
 }
 
-/// [`gelu_tanh`] of every value, in place.
-pub(super) struct GeluTanh;
+/// A Gaussian error linear unit of every value, in place.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Gelu {
+    /// As it is defined, by the error function.
+    Erf,
+    /// Approximated with a hyperbolic tangent.
+    Tanh,
+    /// Approximated as `x / (1 + e^(-1.702 x))`.
+    Quick,
+}
 
-impl InplaceOp1 for GeluTanh {
+impl InplaceOp1 for Gelu {
     fn name(&self) -> &'static str {
-        "gelu-tanh"
+        "gelu"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let width = layout.dims().last().copied().unwrap_or(1);
-        values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
+        values_mut(storage, layout)?.par_chunks_mut(VALUES).for_each(|values| {
             dispatch(
                 #[inline(always)]
-                || line.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+                || match self {
+                    Self::Erf => values.iter_mut().for_each(|x| *x = gelu(*x)),
+                    Self::Tanh => values.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+                    Self::Quick => values.iter_mut().for_each(|x| *x = quick_gelu(*x)),
+                },
             );
         });
         Ok(())
@@ -613,11 +632,19 @@ mod tests {
             x.apply_op2_no_bwd(&wide_bias, &Convolution { weight: &wide, stride: 1, repeat, padding: 1 })
         };
         let flat = |x: &Tensor| x.flatten_from(2);
-        let operations: [(&str, &Operation<'_>); 9] = [
+        let gelu = |x: &Tensor, kind: Gelu| {
+            let x = x.copy()?;
+            x.inplace_op1(&kind)?;
+            Ok(x)
+        };
+        let operations: [(&str, &Operation<'_>); 12] = [
             ("winograd", &|x| winograd(x, 1)),
             ("winograd, doubled", &|x| winograd(x, 2)),
             ("direct", &|x| convolve(x, 1, 1)),
             ("direct, some pixels", &|x| convolve(x, 2, 1)),
+            ("gelu", &|x| gelu(x, Gelu::Erf)),
+            ("gelu by tanh", &|x| gelu(x, Gelu::Tanh)),
+            ("quick gelu", &|x| gelu(x, Gelu::Quick)),
             ("product", &|x| flat(x)?.apply_op1_no_bwd(&Product { weight: &tall, outputs: 22 })),
             ("attention", &|x| flat(x)?.apply_op3_no_bwd(&flat(x)?, &flat(x)?, &Attention { scale: 0.3 })),
             ("group norm", &|x| x.apply_op2_no_bwd(&affine, &GroupNorm { groups: 17, eps: 1e-5, silu: true })),
@@ -651,6 +678,7 @@ mod tests {
             assert!(close(exp(x), wide.exp()), "exp({x}) = {}", exp(x));
             assert!(close(silu(x), wide / (1.0 + (-wide).exp())), "silu({x}) = {}", silu(x));
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+            assert!(close(quick_gelu(x), wide / (1.0 + (-1.702 * wide).exp())), "quick_gelu({x}) = {}", quick_gelu(x));
             assert!(close(gelu_tanh(x), 0.5 * wide * (1.0 + inner.tanh())), "gelu_tanh({x}) = {}", gelu_tanh(x));
         }
         assert!((gelu(1.0) - 0.841_344_7).abs() < 1e-6 && (gelu(-2.0) + 0.045_500_26).abs() < 1e-6);

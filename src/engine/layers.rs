@@ -7,7 +7,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::error::LoadError;
-use super::kernels;
+use super::kernels::{self, Gelu};
 use super::weights::{Matrix, Weights};
 
 /// Attention scores up to this size are computed at once; more of them query by query.
@@ -50,6 +50,19 @@ fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// SiLU of a small tensor.
 pub(super) fn silu(x: &Tensor) -> Result<Tensor> {
     candle_nn::ops::silu(x)
+}
+
+/// A kind of GELU. `x` must not be used otherwise: it may change.
+pub(super) fn gelu(x: Tensor, kind: Gelu) -> Result<Tensor> {
+    if on_cpu(&x) {
+        x.inplace_op1(&kind)?;
+        return Ok(x);
+    }
+    match kind {
+        Gelu::Erf => x.gelu_erf(),
+        Gelu::Tanh => x.gelu(),
+        Gelu::Quick => &x * candle_nn::ops::sigmoid(&(&x * f64::from(kernels::QUICK_SLOPE))?)?,
+    }
 }
 
 /// The wavelengths of embedded numbers go up to this, as in "Attention is all you need".
