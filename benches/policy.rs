@@ -56,6 +56,7 @@ fn busy() -> (Scheduler, Mono) {
             previews: None,
             // Nobody ends while it is measured.
             steps: 1_000_000,
+            whole_every: 1,
             tenant: TenantKey(ticket % 3),
             deadline: None,
         };

@@ -107,6 +107,7 @@ fn each_mistake_names_its_field() {
         ("prompt", prompt_of(2001).into_bytes()),
         ("negative_prompt", br#"{"prompt":"p","negative_prompt":[]}"#.to_vec()),
         ("cache", br#"{"prompt":"p","cache":3}"#.to_vec()),
+        ("cache", br#"{"prompt":"p","cache":[3]}"#.to_vec()),
         ("cache", br#"{"prompt":"p","cache":{"interval":3,"threshold":1}}"#.to_vec()),
         ("cache.interval", br#"{"prompt":"p","cache":{"interval":1}}"#.to_vec()),
         ("num_inference_steps", br#"{"prompt":"p","num_inference_steps":0}"#.to_vec()),

@@ -243,7 +243,7 @@ pub(crate) async fn submit(options: &BusOptions, submit: SubmitOptions, output: 
     let Submitted { stream_sequence, pool, pending, estimate } = submitted;
     let (job, tenant) = (submission.job.as_str(), submission.tenant.as_str());
     let mut value = json!({
-        "job": job, "tenant": tenant, "pool": pool.as_str(), "stream_sequence": stream_sequence, "pending": pending,
+        "job": job, "tenant": tenant, "pool": pool.map(Pool::as_str), "stream_sequence": stream_sequence, "pending": pending,
     });
     add_estimate(&mut value, estimate.as_ref());
     output.line(job, &value);

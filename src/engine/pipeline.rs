@@ -477,7 +477,7 @@ impl Pipeline {
             let kept = match &deep {
                 // In memory of its own: what the others of the batch need is not held with it.
                 Some(deep) if row.features.is_some() && row.kept_for_next().is_none() => {
-                    let deep = deep.narrow(0, start, width)?.copy()?;
+                    let deep = deep.narrow(0, start, width)?.force_contiguous()?;
                     Some(Kept { latents: row.state.latents.clone(), deep })
                 }
                 Some(_) | None => None,
@@ -687,8 +687,9 @@ impl Engine for Pipeline {
             row.state = moved.state;
             row.random = moved.random;
             row.step += 1;
-            if let (Some(features), Some(kept)) = (&mut row.features, moved.kept) {
-                features.kept = Some(kept);
+            let is_needed = row.whole_step().is_some();
+            if let Some(features) = &mut row.features {
+                features.kept = moved.kept.or_else(|| features.kept.take()).filter(|_| is_needed);
             }
         }
         Ok(())

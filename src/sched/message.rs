@@ -36,6 +36,8 @@ pub struct Offer {
     pub previews: Option<u32>,
     /// Denoising steps of each image, as asked for.
     pub steps: u32,
+    /// Of so many steps one is whole, and the others take a share of it; 1 where all are.
+    pub whole_every: u32,
     /// Whose it is.
     pub tenant: TenantKey,
     /// When it should be done.

@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::Operation;
-use async_nats::jetstream::message::StreamMessage;
 use async_nats::{HeaderMap, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::Value;
 
-use crate::job::{Fault, FaultCode, JobId, JobState, ModelManifest, ModelName, Pool, Priority, Tenant};
+use crate::job::{Fault, FaultCode, JobId, JobState, ModelManifest, ModelName, OnLate, Pool, Priority, Tenant};
 use crate::sched::Lane;
 use crate::sched::estimate::Estimate;
 use crate::wire::cancel::{CancelAnswer, CancelRequest};
@@ -123,8 +122,8 @@ fn list(names: &[String]) -> String {
 pub struct Submitted {
     /// Its place in the request stream; `None` when the job was there before.
     pub stream_sequence: Option<u64>,
-    /// The pool that it is in.
-    pub pool: Pool,
+    /// The pool that it is in; `None` when the job was there before.
+    pub pool: Option<Pool>,
     /// Requests of all tenants that wait before it in its consumer.
     pub pending: u64,
     /// When it will be made, as far as one could tell before it was published.
@@ -145,7 +144,7 @@ pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result
             Ok(stored) => stored,
             Err(error) => return Err(refused(bus, Access::Tenant, tenant, error).await),
         };
-        return Ok(Submitted { stream_sequence: Some(stored.sequence), pool: *pool, pending: 0, estimate: None });
+        return Ok(Submitted { stream_sequence: Some(stored.sequence), pool: Some(*pool), pending: 0, estimate: None });
     }
     let Some(manifest) = topology::manifest_of(bus, model).await? else {
         let served = topology::served(bus).await?;
@@ -175,23 +174,32 @@ pub async fn submit_to(
     let fresh = fresh.telling(parsed.spec.webhook.clone());
     let made = match record_to_publish(bus, bucket, submission, fresh).await? {
         Recorded::ToPublish(owned) => owned,
-        Recorded::Published => return Ok(Submitted { stream_sequence: None, pool: *pool, pending: 0, estimate: None }),
+        Recorded::Published => return Ok(Submitted { stream_sequence: None, pool: None, pending: 0, estimate: None }),
     };
 
     let lane = Lane { priority: *priority, pool: *pool };
     let waiting = outlook::Waiting { model, lane, megapixel_steps: outlook::megapixel_steps(&parsed.spec) };
-    let left_ms = parsed.spec.deadline.map(|deadline| deadline.unix_ms.saturating_sub(clock.unix_ms()));
+    // What goes on when it is late is better off wherever somebody takes it.
+    let deadline = parsed.spec.deadline.filter(|deadline| deadline.on_late == OnLate::Fail);
+    let left_ms = deadline.map(|deadline| deadline.unix_ms.saturating_sub(clock.unix_ms()));
     let left = left_ms.map(|left_ms| Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()));
     let new = outlook::of_new(bus, &waiting, left).await;
     let (estimate, pending) = new.map(|new| (new.estimate, new.pending)).unzip();
-    let pool = new.map_or(*pool, |new| new.pool);
-    let to = subject::request(model, *priority, pool, tenant);
+    let asked = *pool;
+    let mut pool = new.map_or(asked, |new| new.pool);
+    let to = |pool: Pool| subject::request(model, *priority, pool, tenant);
     if let Some(start_ms) = estimate.and_then(|estimate| i64::try_from(estimate.start_ms?).ok()) {
         headers.insert(header::ESTIMATED_START, clock.unix_ms().saturating_add(start_ms).to_string());
     }
     let mut with_id = headers.clone();
     with_id.insert(header::MESSAGE_ID, header::message_id(tenant, job));
-    let mut stored = match publish_surely(bus, &to, &with_id, body.clone()).await {
+    let mut outcome = publish_surely(bus, &to(pool), &with_id, body.clone()).await;
+    if pool != asked && matches!(outcome, Err(PublishError::QuotaReached { .. })) {
+        // It was not the client who wanted this one.
+        pool = asked;
+        outcome = publish_surely(bus, &to(pool), &with_id, body.clone()).await;
+    }
+    let mut stored = match outcome {
         Ok(stored) => stored,
         Err(error) => {
             let error = refused(bus, Access::Platform, tenant, error).await;
@@ -205,12 +213,15 @@ pub async fn submit_to(
             return Err(error);
         }
     };
-    // Its first copy may have been put into another pool.
-    let own: Vec<String> = Pool::ALL.iter().map(|pool| subject::request(model, *priority, *pool, tenant)).collect();
-    let is_there = |message: &StreamMessage| own.iter().any(|own| message.subject.as_str() == own);
-    if stored.duplicate && !outlook::request(bus, stored.sequence).await?.as_ref().is_some_and(is_there) {
-        // Somebody else was there with this id, or it was ours and is done: then the record absorbs it.
-        stored = publish_surely(bus, &to, &headers, body).await?;
+    if stored.duplicate {
+        let first = outlook::request(bus, stored.sequence).await?;
+        // Its first copy may have been put into another pool.
+        let is_in = |pool: &Pool| first.as_ref().is_some_and(|first| first.subject.as_str() == to(*pool));
+        match Pool::ALL.iter().copied().find(is_in) {
+            Some(found) => pool = found,
+            // Somebody else was there with this id, or it was ours and is done: then the record absorbs it.
+            None => stored = publish_surely(bus, &to(pool), &headers, body).await?,
+        }
     }
     // So that its place can be told later. A worker that was quicker has recorded it, and has the record.
     if let Some(owned) = made {
@@ -219,7 +230,12 @@ pub async fn submit_to(
             tracing::debug!(%fault, "job.record");
         }
     }
-    Ok(Submitted { stream_sequence: Some(stored.sequence), pool, pending: pending.unwrap_or_default(), estimate })
+    Ok(Submitted {
+        stream_sequence: Some(stored.sequence),
+        pool: Some(pool),
+        pending: pending.unwrap_or_default(),
+        estimate,
+    })
 }
 
 /// A request as it is published.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{Fault, ModelName, Pool, Priority, WorkerId};
+use crate::job::{Capacity, Fault, ModelName, Pool, Priority, WorkerId};
 use crate::sched::estimate::{Fleet, Pace, PriorityLoad, Remembered, WorkerLoad};
 use crate::wire::worker::{self, ModelReport, PaceReport, PriorityReport, WorkerReport, WorkerState};
 use crate::wire::{header, subject};
@@ -161,6 +161,12 @@ pub struct Known {
     pub remembered: Remembered,
 }
 
+/// What a worker runs on, by what it pulls: spot never takes what must not be interrupted.
+pub fn capacity_of(report: &WorkerReport) -> Capacity {
+    let takes_all = report.pools.iter().any(|pool| pool == Pool::OnDemand.as_str());
+    if takes_all { Capacity::OnDemand } else { Capacity::Spot }
+}
+
 /// What the bus has of a model's workers.
 #[derive(Clone, Debug)]
 pub struct Reports {
@@ -196,6 +202,12 @@ impl Reports {
         }
         known.fleet = Fleet::of(&loads);
         known
+    }
+
+    /// How many take jobs, and may be taken away.
+    pub fn spot_workers(&self) -> u32 {
+        let count = self.ready().filter(|report| capacity_of(report) == Capacity::Spot).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     fn ready(&self) -> impl Iterator<Item = &WorkerReport> {

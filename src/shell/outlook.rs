@@ -30,11 +30,18 @@ pub struct Waiting<'a> {
     pub megapixel_steps: f64,
 }
 
-/// Millions of pixels, times steps, over all images: engine time is about in proportion to it.
+/// What a step between whole ones takes of one, about.
+const SHARE_BETWEEN: f64 = 0.125;
+
+/// Millions of pixels, times steps, over all images: engine time is about in proportion to it. Steps that keep features
+/// count as the share of a step that they take.
 pub fn megapixel_steps(spec: &JobSpec) -> f64 {
     let image = &spec.image;
+    let interval = image.cache.map_or(1.0, |cache| f64::from(cache.interval));
+    let share = (1.0 + (interval - 1.0) * SHARE_BETWEEN) / interval;
     f64::from(image.width) * f64::from(image.height) / 1e6
         * f64::from(image.num_inference_steps)
+        * share
         * f64::from(spec.num_images)
 }
 
@@ -102,12 +109,11 @@ async fn estimate_new(bus: &Bus, waiting: &Waiting<'_>, left: Option<Duration>) 
         let known = reports.known(pool);
         (New { pool, estimate: estimated(&served, &known, &waiting, pending), pending }, known.fleet.workers)
     };
-    let (own, workers) = in_pool(waiting.lane.pool);
+    let (own, _) = in_pool(waiting.lane.pool);
     let Some(left) = left.filter(|_| own.pool == Pool::Any) else { return Ok(own) };
     let (on_demand, on_demand_workers) = in_pool(Pool::OnDemand);
     let choice = Choice {
-        // Whoever takes what must not be interrupted takes the rest, too.
-        spot_workers: workers.saturating_sub(on_demand_workers),
+        spot_workers: reports.spot_workers(),
         on_demand_workers,
         any: own.estimate,
         on_demand: on_demand.estimate,

@@ -442,7 +442,7 @@ impl Looker {
         let mut look = Look { demand, ..Look::default() };
         look.loading = Duration::from_millis(remembered.as_ref().map_or(0, |report| report.loading_ms));
         for report in &reports {
-            let nth = index(capacity_of(report));
+            let nth = index(fleet::capacity_of(report));
             if report.state == WorkerState::Draining {
                 look.draining[nth] += 1;
                 continue;
@@ -480,12 +480,6 @@ impl Looker {
         }
         self.metrics.backlog(model.as_str(), backlog_ms / 1e3);
     }
-}
-
-/// What a worker runs on, by what it pulls: spot never takes what must not be interrupted.
-fn capacity_of(report: &WorkerReport) -> Capacity {
-    let takes_all = report.pools.iter().any(|pool| pool == Pool::OnDemand.as_str());
-    if takes_all { Capacity::OnDemand } else { Capacity::Spot }
 }
 
 /// How the jobs of a model are: as those who run say, or as it was when somebody did.

@@ -106,7 +106,7 @@ pub struct Config {
     pub interruptions: Interruptions,
     /// End when there was nothing to do for so long.
     pub exit_when_idle: Option<Duration>,
-    /// But not the last so many workers of the model; its plan may say more.
+    /// But not so many workers of this capacity, idle ones and others; the model's plan may say more.
     pub workers_min: u32,
     /// Where pictures may be fetched from besides the public internet.
     pub fetch_allow: AddressGuard,
@@ -463,6 +463,7 @@ impl Worker {
             model: self.manifest.name.clone(),
             worker: self.config.worker.clone(),
             ready_unix_ms: self.cold_start.ready_unix_ms(),
+            capacity: self.config.capacity,
             workers_min: self.config.workers_min,
         }
     }
@@ -738,6 +739,7 @@ impl Worker {
             key: BatchKey { width: spec.image.width, height: spec.image.height },
             previews: spec.previews,
             steps: spec.image.num_inference_steps,
+            whole_every: spec.image.cache.map_or(1, |cache| cache.interval),
             tenant: delivery.tenant.as_ref().map(tenant_key).unwrap_or_default(),
             deadline: spec
                 .deadline

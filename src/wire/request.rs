@@ -271,7 +271,7 @@ pub fn parse(body: &[u8], context: &Context<'_>) -> Result<Request, Refusal> {
         on_late: take_name(&mut fields, "on_late", OnLate::ALL, OnLate::as_str, &mut violations),
         webhook: take_webhook(&mut fields, &mut violations),
         cache: take(&mut fields, "cache", r#"an object as {"interval": 3}"#, &mut violations, |value| {
-            let CacheDocument { interval } = CacheDocument::deserialize(value).ok()?;
+            let CacheDocument { interval } = CacheDocument::deserialize(value.as_object()?).ok()?;
             Some(FeatureCache { interval })
         }),
     };

@@ -153,15 +153,23 @@ async fn of_idle_workers_as_many_stay_as_the_floor_says() {
             stack.publish("$KV.darkroom_scale.plan.shapes", None, plan.to_string()).await;
         }
         let workers_min = if planned { "0" } else { "1" };
-        let worker = async |name: &str| {
+        let worker = async |name: &str, capacity: &str| {
             let mut command = stack.worker_command();
             command.args(["--exit-when-idle", "2s", "--workers-min", workers_min, "--worker", name]);
-            started(&mut command).await
+            started(command.args(["--capacity", capacity])).await
         };
-        let (mut first, mut second) = (worker("first").await, worker("second").await);
+        let (mut first, mut spot) = (worker("first", "on-demand").await, worker("spot", "spot").await);
+        let mut second = worker("second", "on-demand").await;
         assert!(second.wait(PATIENCE).await.success());
-        // It was idle for longer than the other one.
+        // They were idle for longer.
         assert!(first.is_running(), "planned: {planned}\n{}", first.stderr());
+        if planned {
+            assert!(spot.wait(PATIENCE).await.success(), "a plan speaks of all");
+        } else {
+            assert!(spot.is_running(), "a setting speaks of its capacity\n{}", spot.stderr());
+            spot.terminate();
+            assert!(spot.wait(PATIENCE).await.success());
+        }
         stack.request("job", &json!({"prompt": "a ring", "num_inference_steps": 2, "width": 64, "height": 64})).await;
         assert_eq!(stack.end_of("job").await.state.status, Status::Completed);
         first.terminate();

@@ -49,7 +49,15 @@ impl Body {
     /// One picture of four steps.
     pub(crate) fn plain(job: u32, poison: Poison) -> Self {
         let key = BatchKey { width: 64, height: 64 };
-        let offer = Some(Offer { images: 1, key, previews: None, steps: 4, tenant: TenantKey(0), deadline: None });
+        let offer = Some(Offer {
+            images: 1,
+            key,
+            previews: None,
+            steps: 4,
+            whole_every: 1,
+            tenant: TenantKey(0),
+            deadline: None,
+        });
         Self { job, digest: u64::from(job) << 8, lane: 0, offer, steps: 4, poison, poison_at: 1, unstorable: false }
     }
 
@@ -70,6 +78,7 @@ impl Body {
                 key,
                 previews,
                 steps,
+                whole_every: 1,
                 tenant: TenantKey(random.between(0, 2)),
                 deadline: None,
             }),

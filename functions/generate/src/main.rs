@@ -66,7 +66,8 @@ struct Options {
     /// Exit with 0 when there was nothing to do for so long, as `30s`; never when absent
     #[arg(long, env = "DARKROOM_EXIT_WHEN_IDLE", value_parser = parse_duration, value_name = "DURATION")]
     exit_when_idle: Option<Duration>,
-    /// Idle workers of the model that stay all the same, those that were there first; a plan of `darkroom scale` may say more
+    /// Workers of the model and this capacity that stay even if they are idle, those that were there first; a plan of
+    /// `darkroom scale` may say more
     #[arg(long, env = "DARKROOM_WORKERS_MIN", default_value_t = 0, value_name = "COUNT")]
     workers_min: u32,
     #[command(flatten)]

@@ -70,7 +70,7 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
     }
     let target = Target::new(&mut output);
     let pitch = across + 1;
-    let line = job.channels.min(CHANNELS) * job.stride * job.stride * pitch;
+    let line = job.channels.clamp(1, CHANNELS) * job.stride * job.stride * pitch;
     let strips = down.div_ceil((VALUES_MAX / line).saturating_sub(2).max(1));
     let layout = Layout { stride: job.stride, pitch, lines: down.div_ceil(strips) };
     let strips = down.div_ceil(layout.lines);

@@ -48,7 +48,7 @@ impl Scheduler {
         let malformed = offer.is_none();
         let key = BatchKey { width: 0, height: 0 };
         let tenant = TenantKey::default();
-        let nothing = Offer { images: 0, key, previews: None, steps: 0, tenant, deadline: None };
+        let nothing = Offer { images: 0, key, previews: None, steps: 0, whole_every: 1, tenant, deadline: None };
         let offer = offer.unwrap_or(nothing);
         self.orders += 1;
         self.shares.came(offer.tenant);

@@ -73,7 +73,14 @@ impl Scheduler {
     fn observe_step(&mut self, rows: &[RowKey], took: Duration) {
         let images = u32::try_from(rows.len()).unwrap_or(u32::MAX);
         if let Some(key) = rows.first().and_then(|row| self.rows.get(row)).map(|row| row.group.key) {
-            self.costs.observed_step(key, images, took);
+            let is_whole = |row: &RowKey| {
+                let held = self.rows.get(row).and_then(|row| self.held.get(row.ticket));
+                held.is_none_or(|held| held.offer.whole_every <= 1)
+            };
+            // One that is not whole says nothing of the others.
+            if rows.iter().all(is_whole) {
+                self.costs.observed_step(key, images, took);
+            }
             self.fits.stepped(key, images);
             self.forget_useful(key);
         }

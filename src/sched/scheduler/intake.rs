@@ -289,7 +289,9 @@ impl Scheduler {
 
     /// What a job still takes if the engine does nothing else, at least.
     fn alone_ms(&self, held: &Held) -> f64 {
-        let steps = f64::from(held.steps_left().div_ceil(held.offer.images.max(1)));
+        let steps = held.steps_left().div_ceil(held.offer.images.max(1));
+        // What steps between whole ones take, nobody has measured.
+        let steps = f64::from(steps.div_ceil(held.offer.whole_every.max(1)));
         steps * self.costs.step_ms(held.offer.key, 1) + self.costs.decode_ms(held.offer.key)
     }
 

@@ -1,5 +1,5 @@
-//! Finds out whether this worker stays though it has nothing to do: the floor is a setting or the model's plan, whichever is
-//! higher, and [`scale::stays`] says who makes it up.
+//! Finds out whether this worker stays though it has nothing to do: a setting says how many of its capacity do, and the model's
+//! plan how many of all. [`scale::stays`] says which.
 //!
 //! It starts nobody, and it ends nobody that has something to do.
 
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::job::{ModelName, WorkerId};
+use crate::job::{Capacity, ModelName, WorkerId};
 use crate::sched::Mono;
 use crate::sched::scale::{self, Seniority};
 use crate::wire::scale::{ScalePlan, hour_of_week};
-use crate::wire::worker::WorkerState;
+use crate::wire::worker::{WorkerReport, WorkerState};
 
 use super::super::bus::Bus;
 use super::super::clock::Clock;
@@ -31,7 +31,8 @@ pub(super) struct Floor {
     pub(super) worker: WorkerId,
     /// Since when the worker is ready.
     pub(super) ready_unix_ms: i64,
-    /// Workers that are kept whatever the plan says.
+    pub(super) capacity: Capacity,
+    /// Workers of this capacity that are kept whatever the plan says.
     pub(super) workers_min: u32,
 }
 
@@ -43,17 +44,16 @@ impl Floor {
         loop {
             let now = self.clock.now();
             if plan_at.is_none_or(|at| now >= at) {
-                plan_at = Some(now.after(PLAN_EVERY));
                 match scaler::plan(&self.bus, &self.model).await {
-                    Ok(found) => plan = found,
-                    // The old one is as good as any.
+                    Ok(found) => (plan, plan_at) = (found, Some(now.after(PLAN_EVERY))),
+                    // The old one is as good as any, until the next look.
                     Err(fault) => tracing::debug!(%fault, "worker.plan"),
                 }
             }
             let hour = hour_of_week(self.clock.unix_ms());
             let planned = plan.as_ref().and_then(|plan| plan.hours.get(hour)).map_or(0, |hour| hour.workers_min);
-            let floor = self.workers_min.max(planned);
-            let stays_now = if floor == 0 { false } else { self.is_of(floor).await.unwrap_or(stays) };
+            let is_asked = planned > 0 || self.workers_min > 0;
+            let stays_now = is_asked && self.is_among(planned).await.unwrap_or(stays);
             if stays_now != stays {
                 stays = stays_now;
                 if facts.send(Fact::Stay(stays)).is_err() {
@@ -64,15 +64,19 @@ impl Floor {
         }
     }
 
-    /// `None` when nobody answers.
-    async fn is_of(&self, floor: u32) -> Option<bool> {
+    /// Whether it is among those that stay, of its capacity or of the `planned` of all; `None` when nobody answers.
+    async fn is_among(&self, planned: u32) -> Option<bool> {
         let reports = fleet::worker_reports(&self.bus, &self.model).await;
         let reports = reports.inspect_err(|fault| tracing::debug!(%fault, "worker.floor")).ok()?;
-        let ready: Vec<Seniority<'_>> = reports
-            .iter()
-            .filter(|report| report.state == WorkerState::Ready)
-            .map(|report| (report.since_unix_ms, report.worker.as_str()))
-            .collect();
-        Some(scale::stays((self.ready_unix_ms, self.worker.as_str()), &ready, floor))
+        let own = (self.ready_unix_ms, self.worker.as_str());
+        let ready = || reports.iter().filter(|report| report.state == WorkerState::Ready);
+        let all: Vec<_> = ready().map(seniority).collect();
+        let alike: Vec<_> =
+            ready().filter(|report| fleet::capacity_of(report) == self.capacity).map(seniority).collect();
+        Some(scale::stays(own, &all, planned) || scale::stays(own, &alike, self.workers_min))
     }
+}
+
+fn seniority(report: &WorkerReport) -> Seniority<'_> {
+    (report.since_unix_ms, report.worker.as_str())
 }

@@ -55,6 +55,7 @@ fn offer(job: &Job) -> Offer {
         key: job.key,
         previews: None,
         steps: job.steps,
+        whole_every: 1,
         tenant: TenantKey(u64::from(job.tenant)),
         deadline: None,
     }
