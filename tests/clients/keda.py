@@ -20,6 +20,7 @@ import grpc
 from grpc_tools import protoc
 
 POLL_S = 0.25
+SAYING = threading.Lock()
 
 
 def stubs(protocol):
@@ -38,7 +39,9 @@ def stubs(protocol):
 
 
 def say(**fields):
-    print(json.dumps(fields), flush=True)
+    # Threads speak at once: `print` would write the end of the line by itself.
+    with SAYING:
+        print(json.dumps(fields), flush=True)
 
 
 def main():

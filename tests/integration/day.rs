@@ -1,5 +1,7 @@
-//! A day of requests in a few minutes under `darkroom up`: `cargo bench -p darkroom-integration --bench day [-- MINUTES]`,
+//! A day of requests in a few minutes under `darkroom up`: `cargo bench -p darkroom-integration --bench day [-- MINUTES [calm]]`,
 //! after `cargo build --release --workspace --bins`.
+//!
+//! A calm day has half as many requests, longer ones, and no bursts: what the two cores of a small machine bear.
 //!
 //! Says how long processes ran for how long engines worked, how long jobs waited for their first step, and whether scaling in
 //! disturbed any. Judges only the last.
@@ -34,12 +36,21 @@ use support::{eventually, nats};
 
 const SEED: u64 = 7;
 const INSTANCE_TYPE: &str = "g5.xlarge";
-/// Requests in a minute when the day is quietest and busiest, and those of a burst.
-const QUIET_PER_MINUTE: f64 = 2.0;
-const BUSY_PER_MINUTE: f64 = 14.0;
+/// What a day is like.
+struct Day {
+    /// Requests in a minute when it is quietest and busiest.
+    per_minute: [f64; 2],
+    /// Bursts, at random times.
+    bursts: usize,
+    /// Steps of the shortest requests; others have up to twice as many more as [`STEPS_MORE`].
+    steps: usize,
+}
+
+const USUAL: Day = Day { per_minute: [2.0, 14.0], bursts: 6, steps: 20 };
+const CALM: Day = Day { per_minute: [1.0, 7.0], bursts: 0, steps: 80 };
+const STEPS_MORE: usize = 10;
+/// Requests of a burst.
 const BURST: usize = 4;
-/// Bursts in a day, at random times.
-const BURSTS: usize = 6;
 
 /// A generator that gives the same numbers for the same seed: SplitMix64.
 struct Random(u64);
@@ -55,23 +66,24 @@ impl Random {
 }
 
 /// When requests come: two peaks, chance in between, and bursts.
-fn arrivals(day: Duration) -> Vec<Duration> {
+fn arrivals(kind: &Day, day: Duration) -> Vec<Duration> {
+    let [quiet, busy] = kind.per_minute;
     let mut random = Random(SEED);
     let day_s = day.as_secs_f64();
     let rate = |at_s: f64| {
         let of_day = at_s / day_s * std::f64::consts::TAU;
         let curve = (0.5 - 0.4 * of_day.cos() + 0.2 * (2.0 * of_day).sin()).clamp(0.0, 1.0);
-        (QUIET_PER_MINUTE + (BUSY_PER_MINUTE - QUIET_PER_MINUTE) * curve) / 60.0
+        (quiet + (busy - quiet) * curve) / 60.0
     };
     let (mut at_s, mut times) = (0.0, Vec::new());
     // Candidates at the highest rate, of which as many stay as the rate at that time says.
     while at_s < day_s {
-        at_s += -(1.0 - random.unit()).ln() * 60.0 / BUSY_PER_MINUTE;
-        if random.unit() < rate(at_s) * 60.0 / BUSY_PER_MINUTE {
+        at_s += -(1.0 - random.unit()).ln() * 60.0 / busy;
+        if random.unit() < rate(at_s) * 60.0 / busy {
             times.push(at_s);
         }
     }
-    for _ in 0..BURSTS {
+    for _ in 0..kind.bursts {
         let begin_s = random.unit() * day_s * 0.95;
         times.extend((0..BURST).map(|nth| begin_s + nth as f64 * 0.01));
     }
@@ -83,6 +95,7 @@ fn arrivals(day: Duration) -> Vec<Duration> {
 #[tokio::main]
 async fn main() {
     let minutes = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(10_u64);
+    let day = if std::env::args().any(|argument| argument == "calm") { CALM } else { USUAL };
     let data = tempfile::tempdir().unwrap();
     let (port, http) = (nats::free_port_pair(), nats::free_port_pair());
     let mut command = Command::new(program("darkroom"));
@@ -100,7 +113,7 @@ async fn main() {
     let bus = bus::connect(&BusOptions::open(format!("nats://127.0.0.1:{port}")), "day").await.unwrap();
     let mut events = bus.client.subscribe("darkroom.ev.t.>").await.unwrap();
 
-    let arrivals = arrivals(Duration::from_secs(60 * minutes));
+    let arrivals = arrivals(&day, Duration::from_secs(60 * minutes));
     println!("{} requests in {minutes} minutes, seed {SEED}, 2 workers at most", arrivals.len());
     let count = arrivals.len() as u64;
     let following = tokio::spawn(async move {
@@ -133,7 +146,7 @@ async fn main() {
         let job = format!("job-{nth}");
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, job.as_str());
-        let body = json!({"prompt": "a red circle", "num_inference_steps": 20 + nth % 3 * 10, "seed": nth});
+        let body = json!({"prompt": "a red circle", "num_inference_steps": day.steps + nth % 3 * STEPS_MORE, "seed": nth});
         published.insert(format!("t/{job}"), clock.unix_ms());
         bus.publish("darkroom.req.shapes.normal.any.t", headers, body.to_string().into()).await.unwrap();
     }
