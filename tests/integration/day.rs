@@ -146,7 +146,8 @@ async fn main() {
         let job = format!("job-{nth}");
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, job.as_str());
-        let body = json!({"prompt": "a red circle", "num_inference_steps": day.steps + nth % 3 * STEPS_MORE, "seed": nth});
+        let body =
+            json!({"prompt": "a red circle", "num_inference_steps": day.steps + nth % 3 * STEPS_MORE, "seed": nth});
         published.insert(format!("t/{job}"), clock.unix_ms());
         bus.publish("darkroom.req.shapes.normal.any.t", headers, body.to_string().into()).await.unwrap();
     }
