@@ -44,10 +44,12 @@ struct Day {
     bursts: usize,
     /// Steps of the shortest requests; others have up to twice as many more as [`STEPS_MORE`].
     steps: usize,
+    /// How long an idle worker stays.
+    idle: &'static str,
 }
 
-const USUAL: Day = Day { per_minute: [2.0, 14.0], bursts: 6, steps: 20 };
-const CALM: Day = Day { per_minute: [1.0, 7.0], bursts: 0, steps: 80 };
+const USUAL: Day = Day { per_minute: [2.0, 14.0], bursts: 6, steps: 20, idle: "500ms" };
+const CALM: Day = Day { per_minute: [1.0, 7.0], bursts: 0, steps: 80, idle: "300ms" };
 const STEPS_MORE: usize = 10;
 /// Requests of a burst.
 const BURST: usize = 4;
@@ -100,7 +102,7 @@ async fn main() {
     let (port, http) = (nats::free_port_pair(), nats::free_port_pair());
     let mut command = Command::new(program("darkroom"));
     command.args(["up", "--nats-port", &port.to_string(), "--http-port", &http.to_string(), "--workers", "2"]);
-    command.args(["--idle", "500ms", "--target-wait", "1s", "--nats-server"]).arg(nats::program());
+    command.args(["--idle", day.idle, "--target-wait", "1s", "--nats-server"]).arg(nats::program());
     // So that there is a bill: this machine has no price.
     command
         .env("DARKROOM_INSTANCE_TYPE", INSTANCE_TYPE)
