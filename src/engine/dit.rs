@@ -348,11 +348,6 @@ impl Projections {
     }
 }
 
-/// GELU, in its approximation with a hyperbolic tangent. `x` must not be used otherwise: it may change.
-pub(super) fn gelu_tanh(x: Tensor) -> Result<Tensor> {
-    gelu(x, Gelu::Tanh)
-}
-
 /// The feed-forward part of a block, four times as wide as its tokens.
 #[derive(Debug)]
 struct FeedForward {
@@ -369,7 +364,7 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.narrow.forward(&gelu_tanh(self.widen.forward(x)?)?)
+        self.narrow.forward(&gelu(self.widen.forward(x)?, Gelu::Tanh)?)
     }
 }
 

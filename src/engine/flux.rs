@@ -6,11 +6,10 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::config::FluxConfig;
-use super::dit::{
-    BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, Modulation, Projections, gelu_tanh, patches,
-};
+use super::dit::{BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, Modulation, Projections, patches};
 use super::error::LoadError;
-use super::layers::Linear;
+use super::kernels::Gelu;
+use super::layers::{Linear, gelu};
 use super::weights::Weights;
 
 /// Latent pixels along a side of what becomes a token.
@@ -44,7 +43,7 @@ impl SingleBlock {
         let adaptation = self.modulation.one(embedding)?;
         let normed = adaptation.apply(x)?;
         let attended = self.projections.forward(&normed)?.attend(x.dim(0)?, Some(turns))?;
-        let widened = gelu_tanh(self.widen.forward(&normed)?)?;
+        let widened = gelu(self.widen.forward(&normed)?, Gelu::Tanh)?;
         adaptation.add(x, self.output.forward(&Tensor::cat(&[attended, widened], 1)?)?)
     }
 }

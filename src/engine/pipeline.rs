@@ -482,7 +482,7 @@ impl Pipeline {
                 }
                 Some(_) | None => None,
             };
-            moved.push(Moved { kept, ..row.moved(&outputs.narrow(0, start, width)?)? });
+            moved.push(row.moved(&outputs.narrow(0, start, width)?, kept)?);
             start += width;
         }
         Ok(moved)
@@ -505,8 +505,8 @@ impl Row {
         }
     }
 
-    /// The row after the step for which the denoiser said `outputs (g, c, h, w)`.
-    fn moved(&self, outputs: &Tensor) -> candle_core::Result<Moved> {
+    /// The row after the step for which the denoiser said `outputs (g, c, h, w)`, with what it has to keep of it.
+    fn moved(&self, outputs: &Tensor, kept: Option<Kept>) -> candle_core::Result<Moved> {
         let plan = self.plan()?;
         let output = guide(outputs, self.guidance_scale, self.guidance_rescale)?;
         let mut random = self.random.clone();
@@ -519,7 +519,7 @@ impl Row {
             let next = self.trajectory.steps.get(self.step + 1).map(|next| next.noising);
             state.latents = inpainting.blend(&state.latents, next)?;
         }
-        Ok(Moved { state, random, kept: None })
+        Ok(Moved { state, random, kept })
     }
 
     /// Since which whole step features are kept for the next one; `None` when that is a whole one itself, or there is none.

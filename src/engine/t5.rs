@@ -9,9 +9,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use tokenizers::{Encoding, PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
 use super::config::{T5Activation, T5Config};
-use super::dit::{RmsNorm, gelu_tanh};
+use super::dit::RmsNorm;
 use super::error::LoadError;
-use super::layers::{Linear, accumulate, attention};
+use super::kernels::Gelu;
+use super::layers::{Linear, accumulate, attention, gelu};
 use super::weights::{Table, Weights};
 
 /// What short prompts are filled up with.
@@ -112,7 +113,7 @@ impl FeedForward {
         match self {
             Self::Relu { widen, narrow } => narrow.forward(&widen.forward(x)?.relu()?),
             Self::GatedGelu { gate, widen, narrow } => {
-                narrow.forward(&(gelu_tanh(gate.forward(x)?)? * widen.forward(x)?)?)
+                narrow.forward(&(gelu(gate.forward(x)?, Gelu::Tanh)? * widen.forward(x)?)?)
             }
         }
     }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::convolution::{Convolution, TAPS};
 use super::scratch::Scratch;
-use super::tile::{self, Begin, Left, Lines, ROWS, Target, WIDTH_MAX, processor};
+use super::tile::{self, Begin, Division, Left, Lines, Target, WIDTH_MAX, processor};
 
 /// Channels whose pixels are there at once, and values of these: they stay in the second cache.
 const CHANNELS: usize = 32;
@@ -73,23 +73,16 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
     let line = job.channels.clamp(1, CHANNELS) * job.stride * job.stride * pitch;
     let strips = down.div_ceil((VALUES_MAX / line).saturating_sub(2).max(1));
     let layout = Layout { stride: job.stride, pitch, lines: down.div_ceil(strips) };
-    let strips = down.div_ceil(layout.lines);
-    // A task lays out its pixels for itself, so outputs are only divided where there are few strips.
-    let wanted = 2 * rayon::current_num_threads();
-    let parts = wanted.div_ceil(strips * job.batch).clamp(1, outputs.div_ceil(ROWS));
-    let part = outputs.div_ceil(parts).next_multiple_of(ROWS);
-    let parts = outputs.div_ceil(part);
+    let division = Division::new(job.batch, down.div_ceil(layout.lines), outputs);
     let processor = processor();
-    (0..job.batch * strips * parts).into_par_iter().for_each_init(
+    (0..division.tasks()).into_par_iter().for_each_init(
         || {
             let pixels = Scratch::new(job.channels.min(CHANNELS) * layout.channel() + WIDTH_MAX);
-            (pixels, Scratch::new(part.min(outputs) * layout.lines * pitch))
+            (pixels, Scratch::new(division.outputs_max() * layout.lines * pitch))
         },
         |(pixels, sums), index| {
-            let (index, part_index) = (index / parts, index % parts);
-            let (row, strip) = (index / strips, index % strips);
+            let (row, strip, outputs) = division.task(index);
             let lines = strip * layout.lines..down.min((strip + 1) * layout.lines);
-            let outputs = part_index * part..outputs.min((part_index + 1) * part);
             processor.dispatch(Task { job, layout, row, lines, outputs, pixels, sums, target });
         },
     );

@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
-use super::tile::{self, Begin, COLUMNS, DEPTH, Left, Panels, ROWS, Target, WIDTH_MAX, dispatch};
+use super::tile::{self, Begin, COLUMNS, DEPTH, Division, Left, Panels, Target, WIDTH_MAX, dispatch};
 
 /// `weight (outputs, terms) @ right (b, terms, columns)`, plus a bias `(outputs)` if there is one: `(b, outputs, columns)`.
 #[derive(Debug)]
@@ -34,20 +34,13 @@ impl Product<'_> {
             return output;
         }
         let target = Target::new(&mut output);
-        // A task packs the columns of a strip for itself, so rows are only divided where there are few strips.
-        let strips = self.columns.div_ceil(COLUMNS);
-        let wanted = 2 * rayon::current_num_threads();
-        let parts = wanted.div_ceil(strips * self.batch).clamp(1, self.outputs.div_ceil(ROWS));
-        let part = self.outputs.div_ceil(parts).next_multiple_of(ROWS);
-        let parts = self.outputs.div_ceil(part);
+        let division = Division::new(self.batch, self.columns.div_ceil(COLUMNS), self.outputs);
         let packed = DEPTH.min(self.terms) * COLUMNS.min(self.columns.next_multiple_of(WIDTH_MAX));
-        (0..self.batch * strips * parts).into_par_iter().for_each_init(
+        (0..division.tasks()).into_par_iter().for_each_init(
             || Scratch::new(packed),
             |panels, index| {
-                let (index, part_index) = (index / parts, index % parts);
-                let (row, strip) = (index / strips, index % strips);
+                let (row, strip, rows) = division.task(index);
                 let columns = strip * COLUMNS..self.columns.min((strip + 1) * COLUMNS);
-                let rows = part_index * part..self.outputs.min((part_index + 1) * part);
                 dispatch(Task { product: self, row, columns, rows, panels, target });
             },
         );

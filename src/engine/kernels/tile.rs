@@ -155,6 +155,44 @@ unsafe impl Right for Lines<'_> {
     }
 }
 
+/// How an operation is divided into tasks: each has some outputs of a strip of a row of the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Division {
+    batch: usize,
+    strips: usize,
+    outputs: usize,
+    /// Outputs of a task, and tasks of a strip.
+    part: usize,
+    parts: usize,
+}
+
+impl Division {
+    /// Tasks make what they need of a strip for themselves, so its outputs are only divided where there are few strips.
+    pub(crate) fn new(batch: usize, strips: usize, outputs: usize) -> Self {
+        let wanted = 2 * rayon::current_num_threads();
+        let parts = wanted.div_ceil(strips * batch).clamp(1, outputs.div_ceil(ROWS));
+        let part = outputs.div_ceil(parts).next_multiple_of(ROWS);
+        Self { batch, strips, outputs, part, parts: outputs.div_ceil(part) }
+    }
+
+    /// How many tasks there are.
+    pub(crate) fn tasks(self) -> usize {
+        self.batch * self.strips * self.parts
+    }
+
+    /// Outputs of a task at most.
+    pub(crate) fn outputs_max(self) -> usize {
+        self.part.min(self.outputs)
+    }
+
+    /// The row, the strip and the outputs of a task.
+    pub(crate) fn task(self, index: usize) -> (usize, usize, Range<usize>) {
+        let (index, part) = (index / self.parts, index % self.parts);
+        let outputs = part * self.part..self.outputs.min((part + 1) * self.part);
+        (index / self.strips, index % self.strips, outputs)
+    }
+}
+
 /// Where the tasks of one operation write, each to places of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
