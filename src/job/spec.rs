@@ -346,6 +346,11 @@ pub struct ImageSpec {
 }
 
 impl ImageSpec {
+    /// Of so many steps one is whole; 1 where all are.
+    pub fn whole_every(&self) -> u32 {
+        self.cache.map_or(1, |cache| cache.interval)
+    }
+
     /// What a request asks for that names nothing but `prompt`, with seed 0.
     pub fn with_defaults(prompt: impl Into<String>, defaults: &Defaults) -> Self {
         let size = [defaults.height, defaults.width];

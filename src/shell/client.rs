@@ -47,6 +47,13 @@ pub struct Submission {
     pub request: RequestDocument,
 }
 
+impl Submission {
+    /// Where it is published, in the pool that it is put into.
+    fn subject(&self, pool: Pool) -> String {
+        subject::request(&self.model, self.priority, pool, &self.tenant)
+    }
+}
+
 /// Why a request was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
@@ -139,7 +146,7 @@ pub struct Submitted {
 pub async fn submit(bus: &Bus, clock: &Clock, submission: &Submission) -> Result<Submitted, SubmitError> {
     let Submission { tenant, model, pool, .. } = submission;
     if bus.access().await? == Access::Tenant {
-        let Message { to, headers, body } = Message::of(submission);
+        let (to, Message { headers, body }) = (submission.subject(*pool), Message::of(submission));
         let stored = match publish_surely(bus, &to, &headers, body).await {
             Ok(stored) => stored,
             Err(error) => return Err(refused(bus, Access::Tenant, tenant, error).await),
@@ -166,7 +173,7 @@ pub async fn submit_to(
     submission: &Submission,
 ) -> Result<Submitted, SubmitError> {
     let Submission { tenant, job, model, priority, pool, .. } = submission;
-    let Message { mut headers, body, .. } = Message::of(submission);
+    let Message { mut headers, body } = Message::of(submission);
     let context = Context { manifest, tenant, priority: *priority, message_id: Some(job.as_str()), stream_sequence: 0 };
     let parsed = parse(&body, &context).map_err(|refusal| SubmitError::Invalid { violations: refusal.violations })?;
 
@@ -187,17 +194,16 @@ pub async fn submit_to(
     let (estimate, pending) = new.map(|new| (new.estimate, new.pending)).unzip();
     let asked = *pool;
     let mut pool = new.map_or(asked, |new| new.pool);
-    let to = |pool: Pool| subject::request(model, *priority, pool, tenant);
     if let Some(start_ms) = estimate.and_then(|estimate| i64::try_from(estimate.start_ms?).ok()) {
         headers.insert(header::ESTIMATED_START, clock.unix_ms().saturating_add(start_ms).to_string());
     }
     let mut with_id = headers.clone();
     with_id.insert(header::MESSAGE_ID, header::message_id(tenant, job));
-    let mut outcome = publish_surely(bus, &to(pool), &with_id, body.clone()).await;
+    let mut outcome = publish_surely(bus, &submission.subject(pool), &with_id, body.clone()).await;
     if pool != asked && matches!(outcome, Err(PublishError::QuotaReached { .. })) {
         // It was not the client who wanted this one.
         pool = asked;
-        outcome = publish_surely(bus, &to(pool), &with_id, body.clone()).await;
+        outcome = publish_surely(bus, &submission.subject(pool), &with_id, body.clone()).await;
     }
     let mut stored = match outcome {
         Ok(stored) => stored,
@@ -216,11 +222,12 @@ pub async fn submit_to(
     if stored.duplicate {
         let first = outlook::request(bus, stored.sequence).await?;
         // Its first copy may have been put into another pool.
-        let is_in = |pool: &Pool| first.as_ref().is_some_and(|first| first.subject.as_str() == to(*pool));
+        let is_in =
+            |pool: &Pool| first.as_ref().is_some_and(|first| first.subject.as_str() == submission.subject(*pool));
         match Pool::ALL.iter().copied().find(is_in) {
             Some(found) => pool = found,
             // Somebody else was there with this id, or it was ours and is done: then the record absorbs it.
-            None => stored = publish_surely(bus, &to(pool), &headers, body).await?,
+            None => stored = publish_surely(bus, &submission.subject(pool), &headers, body).await?,
         }
     }
     // So that its place can be told later. A worker that was quicker has recorded it, and has the record.
@@ -240,19 +247,18 @@ pub async fn submit_to(
 
 /// A request as it is published.
 struct Message {
-    to: String,
     headers: HeaderMap,
     body: Bytes,
 }
 
 impl Message {
-    fn of(Submission { tenant, job, model, priority, pool, request }: &Submission) -> Self {
+    fn of(Submission { job, request, .. }: &Submission) -> Self {
         // The job's id is in the body too: the stream's memory of message ids is shared with all tenants.
         let named = RequestDocument { id: Some(job.to_string()), ..request.clone() };
         let body = Bytes::from(serde_json::to_vec(&named).unwrap_or_default());
         let mut headers = HeaderMap::new();
         super::telemetry::inject(&mut headers);
-        Self { to: subject::request(model, *priority, *pool, tenant), headers, body }
+        Self { headers, body }
     }
 }
 

@@ -37,7 +37,7 @@ const SHARE_BETWEEN: f64 = 0.125;
 /// count as the share of a step that they take.
 pub fn megapixel_steps(spec: &JobSpec) -> f64 {
     let image = &spec.image;
-    let interval = image.cache.map_or(1.0, |cache| f64::from(cache.interval));
+    let interval = f64::from(image.whole_every());
     let share = (1.0 + (interval - 1.0) * SHARE_BETWEEN) / interval;
     f64::from(image.width) * f64::from(image.height) / 1e6
         * f64::from(image.num_inference_steps)

@@ -401,11 +401,10 @@ where
         previews: HashMap::new(),
         work: None,
     };
-    let floor = worker.floor();
     let mut beside = JoinSet::new();
     beside.spawn(listen(hints, worker.facts.clone()));
     if worker.config.exit_when_idle.is_some() {
-        beside.spawn(floor.watch(worker.facts.clone()));
+        beside.spawn(worker.floor().watch(worker.facts.clone()));
     }
     let outcome = worker.drive(Scheduler::new(sched_config, clock.now()), &mut inbox, &stop).await;
     beside.shutdown().await;
@@ -739,7 +738,7 @@ impl Worker {
             key: BatchKey { width: spec.image.width, height: spec.image.height },
             previews: spec.previews,
             steps: spec.image.num_inference_steps,
-            whole_every: spec.image.cache.map_or(1, |cache| cache.interval),
+            whole_every: spec.image.whole_every(),
             tenant: delivery.tenant.as_ref().map(tenant_key).unwrap_or_default(),
             deadline: spec
                 .deadline

@@ -13,6 +13,12 @@ use crate::knobs::{Chaos, Kind, Knobs, Trap, Trouble};
 use crate::random::Random;
 use crate::world::World;
 
+/// Small images of one tenant, in no hurry.
+fn offer(images: u32, steps: u32) -> Offer {
+    let key = BatchKey { width: 64, height: 64 };
+    Offer { images, key, previews: None, steps, whole_every: 1, tenant: TenantKey(0), deadline: None }
+}
+
 /// A job, the actions on its way, and its end.
 struct Way {
     name: &'static str,
@@ -135,9 +141,7 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
     let now = Mono::from_micros(1_000_000);
     let mut scheduler = Scheduler::new(Knobs::quiet().config, now);
     while scheduler.poll_effect().is_some() {}
-    let key = BatchKey { width: 64, height: 64 };
-    let offer =
-        Offer { images: 1, key, previews: None, steps: 4, whole_every: 1, tenant: TenantKey(0), deadline: None };
+    let offer = offer(1, 4);
     let mut tell = |input| {
         scheduler.handle(now, input);
         let effects = std::iter::from_fn(|| scheduler.poll_effect());
@@ -199,9 +203,7 @@ fn who_had_nothing_to_do_for_ten_seconds_asks_behind_those_that_just_had() {
         let expired = || Input::PullEnded { lane, outcome: PullOutcome::Expired };
         assert_eq!(places(9, expired()), [idle]);
         assert_eq!(places(10, expired()), [idle + 1]);
-        let key = BatchKey { width: 64, height: 64 };
-        let offer =
-            Offer { images: 1, key, previews: None, steps: 4, whole_every: 1, tenant: TenantKey(0), deadline: None };
+        let offer = offer(1, 4);
         let come = Input::Delivered { ticket: Ticket(1), lane: 0, offer: Some(offer), pending: 0, deliveries: 1 };
         let busy = places(11, come);
         assert!(busy.iter().all(|place| *place > idle + 1), "{busy:?}");
@@ -235,16 +237,7 @@ fn who_is_to_stay_does_so_until_it_is_not_to_any_more() {
 #[test]
 fn preemptions_are_no_failures() {
     // The job takes longer than the grace.
-    let key = BatchKey { width: 64, height: 64 };
-    let offer = Some(Offer {
-        images: 4,
-        key,
-        previews: None,
-        steps: 100,
-        whole_every: 1,
-        tenant: TenantKey(0),
-        deadline: None,
-    });
+    let offer = Some(offer(4, 100));
     let body = Body { steps: 100, poison_at: 100, offer, ..Body::plain(1, Poison::None) };
     let deeds = vec![(Mono::from_micros(1_000_000), Deed::Publish(body))];
     let chaos = Chaos { drains: 30, ..Chaos::default() };
@@ -295,9 +288,7 @@ fn what_alone_cannot_be_stored_fails() {
 
 #[test]
 fn a_lost_worker_costs_no_more_steps_than_lie_between_two_checkpoints() {
-    let key = BatchKey { width: 64, height: 64 };
-    let offer =
-        Some(Offer { images: 1, key, previews: None, steps: 20, whole_every: 1, tenant: TenantKey(0), deadline: None });
+    let offer = Some(offer(1, 20));
     let body = Body { steps: 20, poison_at: 20, offer, ..Body::plain(1, Poison::None) };
     for killed_at_ms in (1_000..1_900).step_by(25) {
         let deeds = vec![
@@ -317,16 +308,7 @@ fn a_lost_worker_costs_no_more_steps_than_lie_between_two_checkpoints() {
 
 #[test]
 fn what_is_stopped_keeps_what_is_there() {
-    let key = BatchKey { width: 64, height: 64 };
-    let offer = Some(Offer {
-        images: 2,
-        key,
-        previews: None,
-        steps: 100,
-        whole_every: 1,
-        tenant: TenantKey(0),
-        deadline: None,
-    });
+    let offer = Some(offer(2, 100));
     let body = Body { steps: 100, poison_at: 100, offer, ..Body::plain(1, Poison::None) };
     for stopped_at_ms in [900, 1_200, 1_400, 1_500, 3_000, 60_000] {
         let deeds = vec![
