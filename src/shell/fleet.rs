@@ -1,6 +1,7 @@
 //! Workers' reports: publishing one's own, reading those of all workers of a model.
 //!
-//! They are for estimates alone. A report that cannot be published is logged, and is missed by nobody else.
+//! Estimates, scaling and the choice of a pool go by them; no job's end does. A report that cannot be published is logged, and is
+//! missed by nobody else.
 
 use std::time::Duration;
 

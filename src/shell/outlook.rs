@@ -1,4 +1,4 @@
-//! What a client is told of a job that waits: its place, and when it will begin and end.
+//! What a client is told of a job that waits: its place, when it will begin and end, and which pool it is put into.
 //!
 //! What is said here is an estimate of what others do; a job's record and events are the truth.
 
