@@ -7,10 +7,10 @@ import { newVisitor, screenshot, startBrowser, startGuardedGateway, startPlatfor
 
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const PROMPT = "a red star on a white background";
-/** Small enough to be done in a second, in several, and so much work that it can be watched and is then cancelled. */
+/** Small enough to be done in a second, in several, and as much work as can be asked for, to be watched and then cancelled. */
 const QUICK = { width: 128, height: 128, steps: 10 };
-const MIDDLING = { width: 128, height: 128, steps: 100, images: 4 };
-const SLOW = { width: 256, height: 256, steps: 100, images: 8 };
+const MIDDLING = { width: 256, height: 256, steps: 100, images: 4 };
+const SLOW = { width: 512, height: 512, steps: 100, images: 8 };
 
 let platform;
 let browser;
