@@ -3,6 +3,7 @@
 //! What it is told besides latents, timestep and prompt is one vector for each row, worked out once for each image.
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use super::config::TIME_IDS;
 use super::flux::FluxTransformer;
@@ -44,7 +45,33 @@ impl Denoiser {
 
     /// The output for latents `x (b, c, h, w)`, each row at its own timestep: `(b, c, h, w)`, and the deep features
     /// `(b, c', h, w)` of models that have some. Those that are `kept` from another step are not worked out again.
+    ///
+    /// On the CPU each row is worked out alone, beside the others: its operations are divided among the threads that have
+    /// no row, and where all have one, none waits for another at the end of every operation.
     pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        context: &Tensor,
+        vector: Option<&Tensor>,
+        kept: Option<&Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        if !x.device().is_cpu() || timesteps.len() == 1 {
+            return self.forward_together(x, timesteps, context, vector, kept);
+        }
+        let row = |index: usize| {
+            let row = |tensor: &Tensor| tensor.narrow(0, index, 1);
+            let (vector, kept) = (vector.map(row).transpose()?, kept.map(row).transpose()?);
+            let timestep = &timesteps[index..=index];
+            self.forward_together(&row(x)?, timestep, &row(context)?, vector.as_ref(), kept.as_ref())
+        };
+        let rows = (0..timesteps.len()).into_par_iter().map(row).collect::<Result<Vec<_>>>()?;
+        let (outputs, deep): (Vec<Tensor>, Vec<Option<Tensor>>) = rows.into_iter().unzip();
+        let deep = deep.into_iter().collect::<Option<Vec<Tensor>>>();
+        Ok((Tensor::cat(&outputs, 0)?, deep.map(|deep| Tensor::cat(&deep, 0)).transpose()?))
+    }
+
+    fn forward_together(
         &self,
         x: &Tensor,
         timesteps: &[f32],

@@ -7,6 +7,8 @@
 mod attention;
 mod convolution;
 mod direct;
+mod function;
+mod group_norm;
 mod matrix;
 mod scratch;
 mod tile;
@@ -59,11 +61,6 @@ fn exp(x: f32) -> f32 {
     let series = series * rest + 5e-1;
     let value = series * rest * rest + rest + 1.0;
     f32::from_bits(value.to_bits().wrapping_add(rounded.to_bits() << 23))
-}
-
-#[inline(always)]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
 }
 
 /// `x` times the normal distribution's cumulative function, with the error function of Abramowitz and Stegun 7.1.26
@@ -213,46 +210,10 @@ pub(super) struct GroupNorm {
 
 impl GroupNorm {
     fn run(&self, input: &[f32], shape: &Shape, affine: &[f32], shift: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let Self { groups, eps, silu } = *self;
         let channels = shape.dims()[1];
-        let plane = shape.elem_count() / shape.dims()[0] / channels;
-        let width = channels / self.groups;
-        let (weight, bias) = affine.split_at(channels);
-        let mut output = vec![0.0; input.len()];
-        let size = width * plane;
-        output.par_chunks_mut(size).zip(input.par_chunks(size)).enumerate().for_each(|(index, (output, input))| {
-            dispatch(
-                #[inline(always)]
-                || {
-                    let first = index % self.groups * width;
-                    let offset = |channel: usize| {
-                        shift.map_or(0.0, |shift| shift[index / self.groups * channels + first + channel])
-                    };
-                    let count = (width * plane) as f32;
-                    let planes = || input.chunks_exact(plane).enumerate();
-                    let mean = planes().map(|(c, x)| sum(x, |x| x) + offset(c) * plane as f32).sum::<f32>() / count;
-                    let squares: f32 = planes()
-                        .map(|(channel, plane)| {
-                            let centre = mean - offset(channel);
-                            sum(plane, |x| (x - centre) * (x - centre))
-                        })
-                        .sum();
-                    let inverse = 1.0 / (squares / count + self.eps).sqrt();
-                    for ((channel, input), output) in planes().zip(output.chunks_exact_mut(plane)) {
-                        let scale = weight[first + channel] * inverse;
-                        let constant = bias[first + channel] + (offset(channel) - mean) * scale;
-                        if self.silu {
-                            for (output, x) in output.iter_mut().zip(input) {
-                                *output = silu(x * scale + constant);
-                            }
-                        } else {
-                            for (output, x) in output.iter_mut().zip(input) {
-                                *output = x * scale + constant;
-                            }
-                        }
-                    }
-                },
-            );
-        });
+        let plane = shape.dims()[2..].iter().product();
+        let output = group_norm::GroupNorm { input, affine, shift, channels, plane, groups, eps, silu }.run();
         Ok((CpuStorage::F32(output), shape.clone()))
     }
 }
@@ -676,13 +637,12 @@ mod tests {
             let wide = f64::from(x);
             let close = |ours: f32, exact: f64| (f64::from(ours) - exact).abs() <= 1e-6 * exact.abs().max(0.3);
             assert!(close(exp(x), wide.exp()), "exp({x}) = {}", exp(x));
-            assert!(close(silu(x), wide / (1.0 + (-wide).exp())), "silu({x}) = {}", silu(x));
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
             assert!(close(quick_gelu(x), wide / (1.0 + (-1.702 * wide).exp())), "quick_gelu({x}) = {}", quick_gelu(x));
             assert!(close(gelu_tanh(x), 0.5 * wide * (1.0 + inner.tanh())), "gelu_tanh({x}) = {}", gelu_tanh(x));
         }
         assert!((gelu(1.0) - 0.841_344_7).abs() < 1e-6 && (gelu(-2.0) + 0.045_500_26).abs() < 1e-6);
-        assert!(exp(f32::NAN).is_nan() && silu(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());
+        assert!(exp(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());
         assert!(gelu_tanh(f32::NAN).is_nan() && gelu_tanh(-1e9).abs() < 1e-20 && gelu_tanh(1e9) == 1e9);
         assert!(exp(-1000.0) < 1e-37 && exp(1000.0) > 1e38);
     }

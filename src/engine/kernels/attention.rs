@@ -10,6 +10,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::function::exp2;
 use super::scratch::Scratch;
 use super::tile::{self, Begin, Left, Panels, Target, dispatch, load, store};
 
@@ -36,14 +37,15 @@ impl Attention<'_> {
     ///
     /// # Panics
     /// If there are not as many values as there should be.
+    #[expect(unsafe_code, reason = "every value is written once, by tasks")]
     pub(crate) fn run(&self) -> Vec<f32> {
         let Self { heads, width, queries, keys, .. } = *self;
         assert_eq!(self.query.len(), heads * width * queries, "queries");
         assert_eq!(self.key.len(), heads * width * keys, "keys");
         assert_eq!(self.value.len(), heads * width * keys, "values");
-        let mut output = vec![0.0; heads * width * queries];
-        if output.is_empty() || keys == 0 {
-            return output;
+        let length = heads * width * queries;
+        if length == 0 || keys == 0 {
+            return vec![0.0; length];
         }
         // Every key as a row.
         let mut rows = Scratch::new(heads * keys * width);
@@ -54,15 +56,17 @@ impl Attention<'_> {
                 }
             }
         });
-        let target = Target::new(&mut output);
         let groups = queries.div_ceil(QUERIES);
-        (0..heads * groups).into_par_iter().for_each(|index| {
-            let (head, group) = (index / groups, index % groups);
-            let queries = group * QUERIES..queries.min((group + 1) * QUERIES);
-            let keys = &rows[head * keys * width..][..keys * width];
-            dispatch(Task { job: self, head, queries, keys, target });
-        });
-        output
+        let compute = |target| {
+            (0..heads * groups).into_par_iter().for_each(|index| {
+                let (head, group) = (index / groups, index % groups);
+                let queries = group * QUERIES..queries.min((group + 1) * QUERIES);
+                let keys = &rows[head * keys * width..][..keys * width];
+                dispatch(Task { job: self, head, queries, keys, target });
+            });
+        };
+        // SAFETY: the tasks are all queries of all heads.
+        unsafe { tile::written(length, compute) }
     }
 }
 
@@ -73,24 +77,6 @@ struct Task<'a> {
     /// `(s, d)`
     keys: &'a [f32],
     target: Target,
-}
-
-/// `2^x` for `x` up to 0, within 2 units in the last place; 0 or next to it far below.
-#[inline(always)]
-fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let splat = |value: f32| simd.splat_f32s(value);
-    // Adding it rounds to an integer, which then stands in the lowest bits.
-    let round = splat(12_582_912.0);
-    // In this order what is not a number stays so.
-    let x = simd.max_f32s(splat(-126.0), x);
-    let rounded = simd.add_f32s(x, round);
-    let rest = simd.sub_f32s(x, simd.sub_f32s(rounded, round));
-    let mut series = splat(1.540_353e-4);
-    for coefficient in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0] {
-        series = simd.mul_add_f32s(series, rest, splat(coefficient));
-    }
-    let power = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
-    simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(series), power))
 }
 
 impl WithSimd for Task<'_> {
@@ -164,14 +150,14 @@ impl WithSimd for Task<'_> {
         }
         for dimension in 0..width {
             let start = (head * width + dimension) * job.queries + queries.start;
-            // SAFETY: only this task has these queries of this head, and the output outlives all tasks.
-            let line = unsafe { target.slice(start..start + count) };
-            for (index, line) in line.chunks_mut(panel).enumerate() {
-                let sums = &all_sums[(index * width + dimension) * panel..][..line.len()];
-                let weights = &all_weights[index * panel..];
-                for ((value, sum), weight) in line.iter_mut().zip(sums).zip(weights) {
-                    *value = sum / weight;
+            for index in 0..panels {
+                let sums = &mut all_sums[(index * width + dimension) * panel..][..panel];
+                for (sum, weight) in sums.iter_mut().zip(&all_weights[index * panel..]) {
+                    *sum /= weight;
                 }
+                let (first, rest) = (start + index * panel, panel.min(count - index * panel));
+                // SAFETY: only this task has these queries of this head, and the output outlives all tasks.
+                unsafe { target.write(first, &sums[..rest]) };
             }
         }
     }

@@ -58,35 +58,38 @@ impl Layout {
 ///
 /// # Panics
 /// If there are not as many values as there should be.
+#[expect(unsafe_code, reason = "every value is written once, by tasks")]
 pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
     let outputs = job.bias.len();
     assert_eq!(job.input.len(), job.batch * job.channels * job.height * job.width, "pixels");
     assert_eq!(job.weight.len(), outputs * job.channels * TAPS, "weights");
     assert!(job.stride > 1 || job.padding == 1, "a zero before each line");
     let [down, across] = job.output_size();
-    let mut output = vec![0.0; job.batch * outputs * down * across];
-    if output.is_empty() {
-        return output;
+    let length = job.batch * outputs * down * across;
+    if length == 0 {
+        return Vec::new();
     }
-    let target = Target::new(&mut output);
     let pitch = across + 1;
     let line = job.channels.clamp(1, CHANNELS) * job.stride * job.stride * pitch;
     let strips = down.div_ceil((VALUES_MAX / line).saturating_sub(2).max(1));
     let layout = Layout { stride: job.stride, pitch, lines: down.div_ceil(strips) };
     let division = Division::new(job.batch, down.div_ceil(layout.lines), outputs);
     let processor = processor();
-    (0..division.tasks()).into_par_iter().for_each_init(
-        || {
-            let pixels = Scratch::new(job.channels.min(CHANNELS) * layout.channel() + WIDTH_MAX);
-            (pixels, Scratch::new(division.outputs_max() * layout.lines * pitch))
-        },
-        |(pixels, sums), index| {
-            let (row, strip, outputs) = division.task(index);
-            let lines = strip * layout.lines..down.min((strip + 1) * layout.lines);
-            processor.dispatch(Task { job, layout, row, lines, outputs, pixels, sums, target });
-        },
-    );
-    output
+    let compute = |target| {
+        (0..division.tasks()).into_par_iter().for_each_init(
+            || {
+                let pixels = Scratch::new(job.channels.min(CHANNELS) * layout.channel() + WIDTH_MAX);
+                (pixels, Scratch::new(division.outputs_max() * layout.lines * pitch))
+            },
+            |(pixels, sums), index| {
+                let (row, strip, outputs) = division.task(index);
+                let lines = strip * layout.lines..down.min((strip + 1) * layout.lines);
+                processor.dispatch(Task { job, layout, row, lines, outputs, pixels, sums, target });
+            },
+        );
+    };
+    // SAFETY: the tasks are all lines of all outputs.
+    unsafe { tile::written(length, compute) }
 }
 
 /// Some outputs of some lines.
@@ -187,7 +190,7 @@ impl WithSimd for Task<'_> {
             for (y, line) in self.lines.clone().zip(sums.chunks_exact(layout.pitch)) {
                 let start = plane + y * across;
                 // SAFETY: only this task has these lines of these outputs, and the output outlives all tasks.
-                unsafe { self.target.slice(start..start + across) }.copy_from_slice(&line[..across]);
+                unsafe { self.target.write(start, &line[..across]) };
             }
         }
     }

@@ -25,26 +25,29 @@ impl Product<'_> {
     ///
     /// # Panics
     /// If a matrix has not the values that it should have.
+    #[expect(unsafe_code, reason = "every value is written once, by tasks")]
     pub(crate) fn run(&self) -> Vec<f32> {
         assert_eq!(self.weight.len(), self.outputs * self.terms, "weights");
         assert_eq!(self.right.len(), self.batch * self.terms * self.columns, "a right matrix");
         assert!(self.bias.is_none_or(|bias| bias.len() == self.outputs), "a bias for each output");
-        let mut output = vec![0.0; self.batch * self.outputs * self.columns];
-        if self.terms == 0 || output.is_empty() {
-            return output;
+        let length = self.batch * self.outputs * self.columns;
+        if self.terms == 0 || length == 0 {
+            return vec![0.0; length];
         }
-        let target = Target::new(&mut output);
         let division = Division::new(self.batch, self.columns.div_ceil(COLUMNS), self.outputs);
         let packed = DEPTH.min(self.terms) * COLUMNS.min(self.columns.next_multiple_of(WIDTH_MAX));
-        (0..division.tasks()).into_par_iter().for_each_init(
-            || Scratch::new(packed),
-            |panels, index| {
-                let (row, strip, rows) = division.task(index);
-                let columns = strip * COLUMNS..self.columns.min((strip + 1) * COLUMNS);
-                dispatch(Task { product: self, row, columns, rows, panels, target });
-            },
-        );
-        output
+        let compute = |target| {
+            (0..division.tasks()).into_par_iter().for_each_init(
+                || Scratch::new(packed),
+                |panels, index| {
+                    let (row, strip, rows) = division.task(index);
+                    let columns = strip * COLUMNS..self.columns.min((strip + 1) * COLUMNS);
+                    dispatch(Task { product: self, row, columns, rows, panels, target });
+                },
+            );
+        };
+        // SAFETY: the tasks are all rows of all columns.
+        unsafe { tile::written(length, compute) }
     }
 }
 

@@ -193,6 +193,19 @@ impl Division {
     }
 }
 
+/// `length` values that `write` writes, which gets where: memory that is fresh or was cleared would be touched twice.
+///
+/// # Safety
+/// `write` writes every value.
+#[expect(unsafe_code, reason = "the caller's promise")]
+pub(crate) unsafe fn written(length: usize, write: impl FnOnce(Target)) -> Vec<f32> {
+    let mut values = Vec::with_capacity(length);
+    write(Target { pointer: values.as_mut_ptr(), length });
+    // SAFETY: there is room for so many, and the rest is the caller's promise.
+    unsafe { values.set_len(length) };
+    values
+}
+
 /// Where the tasks of one operation write, each to places of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
@@ -212,16 +225,28 @@ impl Target {
         Self { pointer: values.as_mut_ptr(), length: values.len() }
     }
 
-    /// The places `range`.
+    /// Writes `values` to the places from `start` on.
     ///
     /// # Safety
     /// Nobody else uses them meanwhile, and what they are part of is still there.
     #[inline(always)]
     #[expect(unsafe_code, reason = "the caller's promise")]
-    pub(crate) unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [f32] {
-        assert!(range.start <= range.end && range.end <= self.length, "{range:?} of {}", self.length);
-        // SAFETY: within the slice that it was made of, as just checked; the rest is the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.len()) }
+    pub(crate) unsafe fn write(self, start: usize, values: &[f32]) {
+        assert!(start <= self.length && values.len() <= self.length - start, "{start} of {}", self.length);
+        // SAFETY: within what it was made of, as just checked; the rest is the caller's promise.
+        unsafe { self.pointer.add(start).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+    }
+
+    /// Writes a vector to the places from `start` on.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "the caller's promise")]
+    pub(crate) unsafe fn store<S: Simd>(self, start: usize, vector: S::f32s) {
+        assert!(start <= self.length && S::F32_LANES <= self.length - start, "{start} of {}", self.length);
+        // SAFETY: as above.
+        unsafe { self.pointer.add(start).cast::<S::f32s>().write_unaligned(vector) };
     }
 }
 

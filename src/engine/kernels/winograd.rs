@@ -22,8 +22,9 @@ const SIDE: usize = 4;
 const POINTS: usize = 36;
 /// Transformed pixels that are there at once; they are used again for each block of outputs.
 const PIXELS_BYTES_MAX: usize = 24 << 20;
-/// Tiles that are there at once.
+/// Tiles that are there at once, and of which one channel is transformed at once, in the first cache.
 const TILES_MAX: usize = 512;
+const TILES_TOGETHER: usize = 64;
 /// Outputs of a block, about, and channels: their transformed weights stay in a cache.
 const BLOCK: usize = 48;
 const CHANNELS: usize = 128;
@@ -59,13 +60,12 @@ fn tiles_across(job: &Convolution<'_>) -> usize {
 ///
 /// # Panics
 /// If there are not as many values as there should be.
+#[expect(unsafe_code, reason = "every value is written once, by tasks")]
 pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
     let outputs = job.bias.len();
     assert_eq!(job.input.len(), job.batch * job.channels * job.height * job.width, "pixels");
     assert_eq!(job.weight.len(), outputs * job.channels * 9, "weights");
     let [full_height, full_width] = job.output_size();
-    let mut output = vec![0.0; job.batch * outputs * full_height * full_width];
-    let target = Target::new(&mut output);
     let lines: Vec<Line> =
         (0..job.batch).flat_map(|row| (0..full_height).step_by(SIDE).map(move |y| Line { row, y })).collect();
     let across = tiles_across(job);
@@ -81,29 +81,32 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
     // Panels of every vector width have room in it.
     let tiles_max = (group * across).next_multiple_of(WIDTH_MAX);
     let mut pixels = Scratch::new(POINTS * (job.channels * tiles_max + GAP));
-    for lines in lines.chunks(group) {
-        let tiles = lines.len() * across;
-        let size = job.channels * tiles.next_multiple_of(WIDTH_MAX) + GAP;
-        let transformed = Target::new(&mut pixels);
-        (0..job.channels.div_ceil(chunks)).into_par_iter().for_each(|chunk| {
-            let channels = chunk * chunks..job.channels.min((chunk + 1) * chunks);
-            processor.dispatch(Pixels { job, lines, channels, size, transformed });
-        });
-        let pixels = &pixels[..];
-        (0..outputs.div_ceil(block)).into_par_iter().for_each_init(
-            || {
-                (
-                    Scratch::new(POINTS * (block * CHANNELS + GAP)),
-                    Scratch::new(POINTS * (block * (tiles_max + WIDTH_MAX) + GAP)),
-                )
-            },
-            |(weights, products), index| {
-                let outputs = index * block..outputs.min((index + 1) * block);
-                processor.dispatch(Outputs { job, lines, outputs, size, pixels, weights, products, target });
-            },
-        );
-    }
-    output
+    let compute = |target| {
+        for lines in lines.chunks(group) {
+            let tiles = lines.len() * across;
+            let size = job.channels * tiles.next_multiple_of(WIDTH_MAX) + GAP;
+            let transformed = Target::new(&mut pixels);
+            (0..job.channels.div_ceil(chunks)).into_par_iter().for_each(|chunk| {
+                let channels = chunk * chunks..job.channels.min((chunk + 1) * chunks);
+                processor.dispatch(Pixels { job, lines, channels, size, transformed });
+            });
+            let pixels = &pixels[..];
+            (0..outputs.div_ceil(block)).into_par_iter().for_each_init(
+                || {
+                    (
+                        Scratch::new(POINTS * (block * CHANNELS + GAP)),
+                        Scratch::new(POINTS * (block * (tiles_max + WIDTH_MAX) + GAP)),
+                    )
+                },
+                |(weights, products), index| {
+                    let outputs = index * block..outputs.min((index + 1) * block);
+                    processor.dispatch(Outputs { job, lines, outputs, size, pixels, weights, products, target });
+                },
+            );
+        }
+    };
+    // SAFETY: the groups are all lines, and each has all outputs.
+    unsafe { tile::written(job.batch * outputs * full_height * full_width, compute) }
 }
 
 /// The pixels of some channels, transformed: for each of the points, panels of tiles by channels.
@@ -179,49 +182,76 @@ fn transform_weights<S: Simd>(simd: S, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 6] 
 }
 
 impl Pixels<'_> {
-    /// Six lines of pixels of a channel, with zeros around, as `[line][x % 4][x / 4]`: `room` values for each remainder.
+    /// A line of pixels with a zero before it, as `[x % 4][x / 4]`: `room` values for each remainder.
     #[inline(always)]
-    fn gather(&self, source: &mut [f32], room: usize, line: Line, channel: usize) {
-        let job = self.job;
-        let plane = (line.row * job.channels + channel) * job.height * job.width;
-        for (offset, phases) in source.chunks_exact_mut(SIDE * room).enumerate() {
-            // What a line does not reach is zero since it was made.
-            match (line.y + offset).checked_sub(1).filter(|y| *y < job.height * job.repeat) {
-                None => phases.fill(0.0),
+    fn gather(&self, phases: &mut [f32], room: usize, from: &[f32]) {
+        // What the line does not reach is zero since it was made.
+        let [first, second, third, fourth] = {
+            let (first, rest) = phases.split_at_mut(room);
+            let (second, rest) = rest.split_at_mut(room);
+            let (third, fourth) = rest.split_at_mut(room);
+            // The first pixel stands at 1, after the zero.
+            [second, third, fourth, &mut first[1..]]
+        };
+        let mut places = first.iter_mut().zip(second).zip(third).zip(fourth);
+        // As many pixels as a tile has begin it; what is left begins the last tile.
+        if self.job.repeat == 2 {
+            let (pairs, rest) = from.as_chunks::<2>();
+            for (pixels, (((a, b), c), d)) in pairs.iter().zip(places.by_ref()) {
+                [*a, *b, *c, *d] = [pixels[0], pixels[0], pixels[1], pixels[1]];
+            }
+            if let ([pixel], Some((((a, b), _), _))) = (rest, places.next()) {
+                [*a, *b] = [*pixel; 2];
+            }
+        } else {
+            let (fours, rest) = from.as_chunks::<SIDE>();
+            for (pixels, (((a, b), c), d)) in fours.iter().zip(places.by_ref()) {
+                [*a, *b, *c, *d] = *pixels;
+            }
+            if let Some((((a, b), c), _)) = places.next() {
+                for (place, pixel) in [a, b, c].into_iter().zip(rest) {
+                    *place = *pixel;
+                }
+            }
+        }
+    }
+
+    /// Transforms the lines of pixels that some lines of tiles of a row need, as `[y % 4][point][y / 4][tile]`: `room`
+    /// values for each point.
+    #[inline(always)]
+    fn transform_lines<S: Simd>(&self, simd: S, lines: &[Line], channel: usize, room: usize, buffers: &mut Buffers) {
+        let (job, across) = (self.job, tiles_across(self.job));
+        let plane = (lines[0].row * job.channels + channel) * job.height * job.width;
+        let phase = buffers.phases.len() / SIDE;
+        for index in 0..SIDE * lines.len() + 2 {
+            let points = &mut buffers.points[index % SIDE * 6 * room..][..6 * room];
+            let at = index / SIDE * across;
+            match (lines[0].y + index).checked_sub(1).filter(|y| *y < job.height * job.repeat) {
+                None => points.chunks_exact_mut(room).for_each(|values| values[at..at + across].fill(0.0)),
                 Some(y) => {
                     let from = &job.input[plane + y / job.repeat * job.width..][..job.width];
-                    let [first, second, third, fourth] = {
-                        let (first, rest) = phases.split_at_mut(room);
-                        let (second, rest) = rest.split_at_mut(room);
-                        let (third, fourth) = rest.split_at_mut(room);
-                        // The first pixel stands at 1, after the zero.
-                        [second, third, fourth, &mut first[1..]]
-                    };
-                    let mut places = first.iter_mut().zip(second).zip(third).zip(fourth);
-                    // As many pixels as a tile has begin it; what is left begins the last tile.
-                    if job.repeat == 2 {
-                        let (pairs, rest) = from.as_chunks::<2>();
-                        for (pixels, (((a, b), c), d)) in pairs.iter().zip(places.by_ref()) {
-                            [*a, *b, *c, *d] = [pixels[0], pixels[0], pixels[1], pixels[1]];
-                        }
-                        if let ([pixel], Some((((a, b), _), _))) = (rest, places.next()) {
-                            [*a, *b] = [*pixel; 2];
-                        }
-                    } else {
-                        let (fours, rest) = from.as_chunks::<SIDE>();
-                        for (pixels, (((a, b), c), d)) in fours.iter().zip(places.by_ref()) {
-                            [*a, *b, *c, *d] = *pixels;
-                        }
-                        if let Some((((a, b), c), _)) = places.next() {
-                            for (place, pixel) in [a, b, c].into_iter().zip(rest) {
-                                *place = *pixel;
-                            }
+                    self.gather(&mut buffers.phases, phase, from);
+                    for first in (0..across).step_by(S::F32_LANES) {
+                        let pixels = each(
+                            simd,
+                            #[inline(always)]
+                            |x| load::<S>(&buffers.phases[x % SIDE * phase + first + x / SIDE..]),
+                        );
+                        for (point, values) in transform_pixels(simd, pixels).into_iter().enumerate() {
+                            // What is past the line's end makes room for the next one.
+                            store::<S>(&mut points[point * room + at + first..], values);
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// Memory of a task: one line of pixels, and lines of which the points across are known.
+struct Buffers {
+    phases: Vec<f32>,
+    points: Vec<f32>,
 }
 
 impl WithSimd for Pixels<'_> {
@@ -233,55 +263,47 @@ impl WithSimd for Pixels<'_> {
         let Self { job, size, transformed, .. } = self;
         let (lanes, panel) = (S::F32_LANES, tile::width::<S>());
         let (across, channels) = (tiles_across(job), job.channels);
-        // A tile has pixels of the next one, too.
-        let room = across.next_multiple_of(lanes) + lanes;
-        let mut source = vec![0.0; 6 * SIDE * room];
-        let mut vertical = vec![0.0; 6 * SIDE * room];
+        let together = (TILES_TOGETHER / across).max(1);
+        let room = (together + 1) * across + lanes;
+        let mut buffers = Buffers {
+            // A tile has pixels of the next one, too.
+            phases: vec![0.0; SIDE * (across.next_multiple_of(lanes) + lanes)],
+            points: vec![0.0; SIDE * 6 * room],
+        };
         for channel in self.channels.clone() {
-            for (index, line) in self.lines.iter().enumerate() {
-                self.gather(&mut source, room, *line, channel);
-                for x in (0..SIDE * room).step_by(lanes) {
-                    let column = each(
-                        simd,
-                        #[inline(always)]
-                        |offset| load::<S>(&source[offset * SIDE * room + x..]),
-                    );
-                    for (point, values) in transform_pixels(simd, column).into_iter().enumerate() {
-                        store::<S>(&mut vertical[point * SIDE * room + x..], values);
-                    }
-                }
-                for (point_y, phases) in vertical.chunks_exact(SIDE * room).enumerate() {
-                    for first in (0..across).step_by(lanes) {
-                        let pixels = each(
+            let mut tile = 0;
+            for lines in self.lines.chunk_by(|line, next| line.row == next.row).flat_map(|lines| lines.chunks(together))
+            {
+                self.transform_lines(simd, lines, channel, room, &mut buffers);
+                for first in (0..lines.len() * across).step_by(lanes) {
+                    let tile = tile + first;
+                    let place = |tile: usize| (tile / panel * channels + channel) * panel + tile % panel;
+                    for (point_x, start) in (0..6).map(|point| (point, point * room + first)) {
+                        let column = each(
                             simd,
                             #[inline(always)]
-                            |x| load::<S>(&phases[x % SIDE * room + first + x / SIDE..]),
+                            |y| load::<S>(&buffers.points[y % SIDE * 6 * room + start + y / SIDE * across..]),
                         );
-                        let points = transform_pixels(simd, pixels).into_iter();
-                        let place = |tile: usize| (tile / panel * channels + channel) * panel + tile % panel;
-                        let tile = index * across + first;
-                        let start = point_y * 6 * size;
-                        if first + lanes <= across && tile.is_multiple_of(lanes) {
-                            let at = place(tile) + start;
-                            for (point_x, values) in points.enumerate() {
-                                let at = at + point_x * size;
+                        for (point_y, values) in transform_pixels(simd, column).into_iter().enumerate() {
+                            let point = (point_y * 6 + point_x) * size;
+                            // Tiles past the last are the next ones', which come later, or nobody's.
+                            if tile % panel + lanes <= panel {
+                                let at = point + place(tile);
                                 // SAFETY: only this task has these channels, and all wait for it.
-                                store::<S>(unsafe { transformed.slice(at..at + lanes) }, values);
+                                unsafe { transformed.store::<S>(at, values) };
+                                continue;
                             }
-                            continue;
-                        }
-                        // Tiles of a line may end one panel and begin the next.
-                        for (point_x, values) in points.enumerate() {
                             let mut all = [0.0; LANES_MAX];
                             store::<S>(&mut all, values);
-                            for (tile, value) in (tile..).zip(&all[..lanes.min(across - first)]) {
-                                let at = place(tile) + start + point_x * size;
+                            for (tile, value) in (tile..).zip(&all[..lanes.min(lines.len() * across - first)]) {
+                                let at = point + place(tile);
                                 // SAFETY: as above.
-                                unsafe { transformed.slice(at..at + 1) }.fill(*value);
+                                unsafe { transformed.write(at, &[*value]) };
                             }
                         }
                     }
                 }
+                tile += lines.len() * across;
             }
         }
     }
@@ -369,17 +391,25 @@ impl Outputs<'_> {
                         store::<S>(phases, simd.add_f32s(values, bias));
                     }
                     let mut mixed = [0.0; LANES_MAX * SIDE];
-                    for (tile, mixed) in mixed.chunks_exact_mut(SIDE).take(lanes).enumerate() {
-                        for (pixel, phases) in mixed.iter_mut().zip(&phases) {
-                            *pixel = phases[tile];
-                        }
-                    }
+                    interleave(&phases, &mut mixed, lanes);
                     let start = plane + (line.y + y) * full_width + SIDE * first;
                     // SAFETY: only this task has these outputs, and the memory outlives all tasks.
-                    unsafe { self.target.slice(start..start + pixels) }.copy_from_slice(&mixed[..pixels]);
+                    unsafe { self.target.write(start, &mixed[..pixels]) };
                 }
             }
         }
+    }
+}
+
+/// Pixels of tiles, which stand by their places in these, one after the other. Four tiles at a time are so written that the
+/// compiler makes shuffles of it.
+#[inline(always)]
+fn interleave(phases: &[[f32; LANES_MAX]; SIDE], mixed: &mut [f32; LANES_MAX * SIDE], tiles: usize) {
+    let [a, b, c, d] = phases;
+    let (a, b, c, d) = (a.as_chunks::<4>().0, b.as_chunks::<4>().0, c.as_chunks::<4>().0, d.as_chunks::<4>().0);
+    let places = mixed.as_chunks_mut::<16>().0;
+    for ((((place, a), b), c), d) in places.iter_mut().zip(a).zip(b).zip(c).zip(d).take(tiles.div_ceil(4)) {
+        *place = [a[0], b[0], c[0], d[0], a[1], b[1], c[1], d[1], a[2], b[2], c[2], d[2], a[3], b[3], c[3], d[3]];
     }
 }
 
