@@ -6,6 +6,8 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+#[cfg(feature = "cudnn")]
+use super::cudnn::recommended;
 use super::error::LoadError;
 use super::kernels::{self, Gelu};
 use super::weights::{Matrix, Weights};
@@ -167,6 +169,12 @@ pub(super) enum Resize {
     Double,
 }
 
+/// Where cuDNN is not, nobody recommends an algorithm.
+#[cfg(not(feature = "cudnn"))]
+fn recommended(_: &Tensor, _: &Tensor, _: usize, _: usize) -> Option<candle_core::conv::CudnnFwdAlgo> {
+    None
+}
+
 /// A 3×3 convolution with padding of one pixel.
 #[derive(Debug)]
 pub(super) struct Convolution {
@@ -212,7 +220,7 @@ impl Convolution {
         let y = if narrow_on_cpu(&x) {
             widened(&x)?.conv2d(&widened(weight)?, padding, stride, 1, 1)?.to_dtype(dtype)?
         } else {
-            x.conv2d(weight, padding, stride, 1, 1)?
+            x.conv2d_with_algo(weight, padding, stride, 1, 1, recommended(&x, weight, padding, stride))?
         };
         accumulate(y, &self.bias)
     }

@@ -8,6 +8,8 @@ mod checkpoint;
 mod clip;
 mod condition;
 mod config;
+#[cfg(feature = "cudnn")]
+mod cudnn;
 mod denoiser;
 mod device;
 mod digest;
