@@ -275,7 +275,7 @@ fn lora(name: &str, weight: f32) -> LoraChoice {
 }
 
 /// Images that differ in all that can differ within a batch.
-fn mixed(kinds: &[SamplerKind], loras: &[Vec<LoraChoice>], features: bool) -> Vec<ImageSpec> {
+fn mixed(kinds: &[SamplerKind], loras: &[Vec<LoraChoice>]) -> Vec<ImageSpec> {
     let mut specs: Vec<ImageSpec> = kinds
         .iter()
         .enumerate()
@@ -288,7 +288,7 @@ fn mixed(kinds: &[SamplerKind], loras: &[Vec<LoraChoice>], features: bool) -> Ve
                 spec.prompt = ["a red star", "and", "a star and a star"][index % 3].into();
                 spec.loras = loras.get(index % (loras.len() + 1)).cloned().unwrap_or_default();
                 let interval = 1 + index as u32 % 4;
-                spec.cache = (features && interval > 1).then_some(FeatureCache { interval });
+                spec.cache = (interval > 1).then_some(FeatureCache { interval });
             })
         })
         .collect();
@@ -312,7 +312,7 @@ fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
         let mut model = load(directory.path(), &options).unwrap();
         let mut kinds = model.manifest().schedulers.clone();
         kinds.resize(kinds.len().max(6), kinds[0]);
-        let specs = mixed(&kinds, loras, model.unet().is_some());
+        let specs = mixed(&kinds, loras);
         let alone: Vec<RgbImage> = specs.iter().map(|spec| picture(&mut model, spec)).collect();
 
         // Row n joins at step n; each leaves when it is done; the order within the batch changes at every step.
@@ -651,17 +651,6 @@ fn steps_that_keep_features_draw_nearly_the_same() {
         assert_eq!(colours(&other), ("white", "red"), "every {interval} steps");
         before = mean;
     }
-}
-
-#[test]
-fn models_without_deep_features_refuse_to_keep_them() {
-    let directory = tiny::model("sd3");
-    let mut model = load(directory.path(), &LoadOptions::default()).unwrap();
-    let asked =
-        spec(|spec| (spec.scheduler, spec.cache) = (SamplerKind::FlowMatchEuler, Some(FeatureCache { interval: 2 })));
-    let refused = model.admit(RowId(0), &asked, &StartingPictures::default()).unwrap_err();
-    assert_eq!(refused.code, FaultCode::InvalidRequest);
-    assert!(refused.message.contains("cache: this model has no UNet"), "{refused}");
 }
 
 #[test]

@@ -38,13 +38,8 @@ impl Denoiser {
         }
     }
 
-    /// Whether it has deep features that a step may take from another.
-    pub(crate) fn keeps_features(&self) -> bool {
-        matches!(self, Self::Unet(_))
-    }
-
-    /// The output for latents `x (b, c, h, w)`, each row at its own timestep: `(b, c, h, w)`, and the deep features
-    /// `(b, c', h, w)` of models that have some. Those that are `kept` from another step are not worked out again.
+    /// The output for latents `x (b, c, h, w)`, each row at its own timestep: `(b, c, h, w)`, and the deep features, of which
+    /// the first dimension is `b`. Those that are `kept` from another step are not worked out again.
     ///
     /// On the CPU each row is worked out alone, beside the others: its operations are divided among the threads that have
     /// no row, and where all have one, none waits for another at the end of every operation.
@@ -55,7 +50,7 @@ impl Denoiser {
         context: &Tensor,
         vector: Option<&Tensor>,
         kept: Option<&Tensor>,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    ) -> Result<(Tensor, Tensor)> {
         if !x.device().is_cpu() || timesteps.len() == 1 {
             return self.forward_together(x, timesteps, context, vector, kept);
         }
@@ -66,9 +61,8 @@ impl Denoiser {
             self.forward_together(&row(x)?, timestep, &row(context)?, vector.as_ref(), kept.as_ref())
         };
         let rows = (0..timesteps.len()).into_par_iter().map(row).collect::<Result<Vec<_>>>()?;
-        let (outputs, deep): (Vec<Tensor>, Vec<Option<Tensor>>) = rows.into_iter().unzip();
-        let deep = deep.into_iter().collect::<Option<Vec<Tensor>>>();
-        Ok((Tensor::cat(&outputs, 0)?, deep.map(|deep| Tensor::cat(&deep, 0)).transpose()?))
+        let (outputs, deep): (Vec<Tensor>, Vec<Tensor>) = rows.into_iter().unzip();
+        Ok((Tensor::cat(&outputs, 0)?, Tensor::cat(&deep, 0)?))
     }
 
     fn forward_together(
@@ -78,16 +72,12 @@ impl Denoiser {
         context: &Tensor,
         vector: Option<&Tensor>,
         kept: Option<&Tensor>,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let output = match (self, vector) {
-            (Self::Unet(unet), vector) => {
-                let (output, deep) = unet.forward_keeping(x, timesteps, context, vector, kept)?;
-                return Ok((output, Some(deep)));
-            }
-            (Self::Sd3(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
-            (Self::Flux(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector),
+    ) -> Result<(Tensor, Tensor)> {
+        match (self, vector) {
+            (Self::Unet(unet), vector) => unet.forward_keeping(x, timesteps, context, vector, kept),
+            (Self::Sd3(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector, kept),
+            (Self::Flux(transformer), Some(vector)) => transformer.forward(x, timesteps, context, vector, kept),
             (Self::Sd3(_) | Self::Flux(_), None) => candle_core::bail!("the transformer needs the pooled prompt"),
-        };
-        Ok((output?, None))
+        }
     }
 }

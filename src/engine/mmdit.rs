@@ -75,21 +75,43 @@ impl Sd3Transformer {
     /// diffusers' scheduler and pipeline pass on as it is; with the prompts' embeddings `context (b, d, t)` of
     /// [`context`] and the `vector (b, v)` of [`Self::vector`]. All tensors are in the model's number format, and so is
     /// the result.
-    pub(crate) fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor, vector: &Tensor) -> Result<Tensor> {
+    ///
+    /// With it comes what all blocks changed in the image's tokens, `(b, d, t)`. Where that is `kept` from another step, no
+    /// block is computed: Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model" (2024), who
+    /// also say when, which is not decided here.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        context: &Tensor,
+        vector: &Tensor,
+        kept: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
         let (b, _, h, w) = x.dims4()?;
         let side = self.config.patch_size;
         let (rows, columns) = (h / side, w / side);
         let embedding = self.conditioning.forward(timesteps, vector)?;
         let mut image = self.patch_embedding.forward(&patches(x, side)?)?;
         image = accumulate(image, &self.positions(b, rows, columns)?)?;
-        let mut context = self.context_embedding.forward(context)?;
-        for block in &self.blocks {
-            (image, context) = block.forward(&image, context, &embedding, None)?;
-        }
+        let change = match kept {
+            Some(kept) => {
+                image = (image + kept)?;
+                kept.clone()
+            }
+            None => {
+                let before = image.clone();
+                let mut context = self.context_embedding.forward(context)?;
+                for block in &self.blocks {
+                    (image, context) = block.forward(&image, context, &embedding, None)?;
+                }
+                (&image - before)?
+            }
+        };
         let y = self.output.forward(&self.norm.forward(&image, &embedding)?)?;
         // Its channels are row and column in the patch, then the latents' channel.
         let y = y.reshape(&[b, side, side, self.config.out_channels, rows, columns][..])?;
-        y.permute(&[0, 3, 4, 1, 5, 2][..])?.reshape((b, self.config.out_channels, h, w))
+        let y = y.permute(&[0, 3, 4, 1, 5, 2][..])?.reshape((b, self.config.out_channels, h, w))?;
+        Ok((y, change))
     }
 
     /// The embeddings of the places of `rows` by `columns` patches in the middle of the largest picture: `(b, d, t)`.
@@ -142,7 +164,7 @@ pub(crate) fn pooled(clip_l: &Tensor, clip_g: &Tensor) -> Result<Tensor> {
 mod tests {
     use candle_core::{DType, Device};
 
-    use super::super::dit::golden::{self, Part};
+    use super::super::dit::golden::{self, Inputs, Part};
     use super::super::tiny;
     use super::*;
 
@@ -154,6 +176,15 @@ mod tests {
         Sd3Transformer::new(&part.weights("transformer", dtype), &Sd3Config::read(part.directory())?)
     }
 
+    fn forward(
+        model: &Sd3Transformer,
+        inputs: &Inputs,
+        vector: &Tensor,
+        kept: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        model.forward(&inputs.latents, &inputs.timesteps, &inputs.context, vector, kept)
+    }
+
     #[test]
     fn the_transformer_computes_what_diffusers_computes() {
         for variant in ["sd3", "sd3.5"] {
@@ -163,9 +194,10 @@ mod tests {
                 let model = load_as(&part, dtype).unwrap();
                 let inputs = golden::inputs().to_dtype(dtype);
                 let vector = model.vector(&inputs.pooled, None).unwrap();
-                let output = model.forward(&inputs.latents, &inputs.timesteps, &inputs.context, &vector).unwrap();
+                let (output, change) = forward(&model, &inputs, &vector, None).unwrap();
                 assert_eq!(output.dims(), inputs.latents.dims());
                 part.check(variant, &output);
+                part.check(variant, &forward(&model, &inputs, &vector, Some(&change)).unwrap().0);
             }
         }
     }
@@ -191,7 +223,7 @@ mod tests {
         let model = load(&golden::transformer("sd3", "sd3.5")).unwrap();
         golden::rows_alone(|inputs| {
             let vector = model.vector(&inputs.pooled, None).unwrap();
-            model.forward(&inputs.latents, &inputs.timesteps, &inputs.context, &vector).unwrap()
+            forward(&model, inputs, &vector, None).unwrap().0
         });
     }
 
@@ -219,7 +251,7 @@ mod tests {
         let vector = model.vector(&inputs.pooled, None).unwrap();
         for (h, w, reason) in [(8, 14, "pos_embed_max_size"), (9, 8, "patches")] {
             let latents = Tensor::zeros((2, 4, h, w), DType::F32, &Device::Cpu).unwrap();
-            let error = model.forward(&latents, &inputs.timesteps, &inputs.context, &vector).unwrap_err();
+            let error = model.forward(&latents, &inputs.timesteps, &inputs.context, &vector, None).unwrap_err();
             assert!(error.to_string().contains(reason), "{error}");
         }
     }

@@ -306,9 +306,6 @@ impl Pipeline {
         if takes_mask && !matches!(spec.start, Start::Inpaint { .. }) {
             return Err(invalid("this model needs init_image and mask_image"));
         }
-        if spec.cache.is_some() && !self.base.denoiser.keeps_features() {
-            return Err(invalid("cache: this model has no UNet; leave it out"));
-        }
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
@@ -435,9 +432,9 @@ impl Pipeline {
     }
 
     /// What the denoiser says of the next step of `rows`, in one forward pass over all of them: `(g of all rows, c, h, w)`
-    /// f32, and its deep features, if it has some. They share their weights, the length of their prompts, and whether the step
+    /// f32, and its deep features. They share their weights, the length of their prompts, and whether the step
     /// is a whole one.
-    fn denoise(&self, rows: &[&Row]) -> candle_core::Result<(Tensor, Option<Tensor>)> {
+    fn denoise(&self, rows: &[&Row]) -> candle_core::Result<(Tensor, Tensor)> {
         let dtype = self.source.placements.denoiser.dtype;
         let mut inputs = Vec::new();
         let mut timesteps = Vec::new();
@@ -474,13 +471,12 @@ impl Pipeline {
         let mut start = 0;
         for row in rows {
             let width = row.context.dim(0)?;
-            let kept = match &deep {
+            let kept = if row.features.is_some() && row.kept_for_next().is_none() {
                 // In memory of its own: what the others of the batch need is not held with it.
-                Some(deep) if row.features.is_some() && row.kept_for_next().is_none() => {
-                    let deep = deep.narrow(0, start, width)?.force_contiguous()?;
-                    Some(Kept { latents: row.state.latents.clone(), deep })
-                }
-                Some(_) | None => None,
+                let deep = deep.narrow(0, start, width)?.force_contiguous()?;
+                Some(Kept { latents: row.state.latents.clone(), deep })
+            } else {
+                None
             };
             moved.push(row.moved(&outputs.narrow(0, start, width)?, kept)?);
             start += width;
@@ -492,7 +488,6 @@ impl Pipeline {
     fn keep_again(&self, row: &Row, step: usize, latents: Tensor) -> candle_core::Result<Kept> {
         let state = SamplerState { latents: latents.clone(), ..row.state.clone() };
         let (_, deep) = self.denoise(&[&Row { step, state, ..row.clone() }])?;
-        let Some(deep) = deep else { candle_core::bail!("the model keeps no features") };
         Ok(Kept { latents, deep })
     }
 }

@@ -121,7 +121,7 @@ pub struct RequestDocument {
     /// SDXL is told this height and width of the crop; those of the picture when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_size: Option<[u32; 2]>,
-    /// Steps that do without most of the model, for a quicker and somewhat other picture; of models with a UNet.
+    /// Steps that do without most of the model, for a quicker and somewhat other picture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheDocument>,
     /// Who is told of the job by HTTP.

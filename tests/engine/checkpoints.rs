@@ -71,9 +71,8 @@ fn finished(model: &mut Pipeline, spec: &ImageSpec, run: &Run, step: usize, mate
 /// Text to image with and without guidance, image to image and inpainting, as far as the model can.
 fn specs(model: &Pipeline, kind: SamplerKind, steps: u32) -> Vec<ImageSpec> {
     let strength = 0.7;
-    let features = model.unet().is_some();
     let all: [&dyn Fn(&mut ImageSpec); 4] = [
-        &|spec| spec.cache = features.then_some(FeatureCache { interval: 2 }),
+        &|spec| spec.cache = Some(FeatureCache { interval: 2 }),
         &|spec| (spec.guidance_scale, spec.rng) = (1.0, Rng::TorchCuda),
         &|spec| (spec.start, spec.guidance_rescale) = (Start::Picture { strength }, 0.5),
         &|spec| spec.start = Start::Inpaint { strength },
