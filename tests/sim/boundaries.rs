@@ -1,5 +1,6 @@
 //! Trouble at every boundary: whatever a worker was about to do or had just done, the job ends as it should.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use darkroom::job::{Capacity, Fault, FaultCode, Status};
@@ -142,10 +143,12 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
     let mut scheduler = Scheduler::new(Knobs::quiet().config, now);
     while scheduler.poll_effect().is_some() {}
     let offer = offer(1, 4);
+    let begun = Cell::new(0);
     let mut tell = |input| {
         scheduler.handle(now, input);
         let effects = std::iter::from_fn(|| scheduler.poll_effect());
         let acts = effects.filter_map(|effect| {
+            begun.set(begun.get() + u32::from(matches!(effect, Effect::Engine(_))));
             if let Effect::Act { ticket, action } = effect { Some((ticket.0, action)) } else { None }
         });
         acts.collect::<Vec<_>>()
@@ -164,6 +167,9 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
     assert_eq!(tell(come(2)), [(2, Action::Claim)]);
     assert_eq!(tell(acted(1, suspected())), []);
     assert_eq!(tell(acted(2, suspected())), [(2, Action::Record(Transition::GiveBack))], "they were claimed together");
+    assert_eq!(begun.get(), 0, "the other one would die with it");
+    assert!(matches!(tell(acted(2, Acted::Done))[..], [(2, Action::Settle(_))]));
+    assert_eq!((tell(acted(2, Acted::Done)), begun.get()), (vec![], 1));
     assert_eq!(tell(come(3)), [], "and nothing more is");
     let mut todo = tell(Input::Engine(Err(Fault::reject(FaultCode::NotFinite, "NaN"))));
     let mut done = Vec::new();

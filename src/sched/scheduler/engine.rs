@@ -249,9 +249,15 @@ impl Scheduler {
         Some(EngineWork::Admit { row, ticket, image })
     }
 
+    /// Whether it may have rows. A suspect waits until what was claimed beside it is given back: that would die with it, and
+    /// be given up for it in the end.
+    fn may_begin(&self, held: &Held) -> bool {
+        !held.is_suspect || !self.held.iter().any(|(_, other)| other.changes_hands())
+    }
+
     /// The most urgent of those jobs that wait for a row.
     fn most_urgent(&self, of: impl Fn(&Held) -> bool) -> Option<Ticket> {
-        let waiting = self.held.waiting().filter(|(_, held)| of(held));
+        let waiting = self.held.waiting().filter(|(_, held)| self.may_begin(held) && of(held));
         waiting.min_by_key(|(_, held)| self.rank(held)).map(|(ticket, _)| ticket)
     }
 
@@ -263,7 +269,7 @@ impl Scheduler {
         };
         let waits =
             |held: &Held| self.now.since(held.came_at) >= self.config.passed_over_max && !in_rows(held.priority);
-        let passed_over = self.held.waiting().filter(|(_, held)| waits(held));
+        let passed_over = self.held.waiting().filter(|(_, held)| self.may_begin(held) && waits(held));
         passed_over.min_by_key(|(_, held)| held.order).map(|(ticket, _)| ticket)
     }
 

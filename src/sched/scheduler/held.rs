@@ -7,7 +7,7 @@ use crate::job::{OnLate, Priority};
 
 use super::super::batch::Group;
 use super::super::lease::Lease;
-use super::super::message::{Action, Offer, Ticket};
+use super::super::message::{Action, Offer, Ticket, Transition};
 use super::super::time::Mono;
 
 /// What was held ahead for so long while nothing waited in the stream goes back to whoever is idle.
@@ -92,6 +92,16 @@ impl Held {
         match &self.phase {
             Phase::Ahead | Phase::Active => true,
             Phase::Acting(action) | Phase::Trying { action, .. } => *action == Action::Claim,
+        }
+    }
+
+    /// Whether it is being claimed or given back: its record may still name this worker, with which it would be taken for dead.
+    pub(super) fn changes_hands(&self) -> bool {
+        match &self.phase {
+            Phase::Acting(action) | Phase::Trying { action, .. } => {
+                matches!(action, Action::Claim | Action::Record(Transition::GiveBack))
+            }
+            Phase::Ahead | Phase::Active => false,
         }
     }
 
