@@ -65,14 +65,18 @@ impl DeviceChoice {
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library has no other way to be told")]
 fn keep_freed_pages() {
+    use std::sync::Once;
+
     /// The largest that glibc takes: larger tensors go back at once.
     const MAPPED_FROM_BYTES: i32 = 32 << 20;
+    /// At the end of the main heap; those of threads have 64 MiB at most.
     const KEPT_BYTES_MAX: i32 = 512 << 20;
-    // SAFETY: it may be called at any time. What it does not know it leaves as it is.
-    unsafe {
+    static TOLD: Once = Once::new();
+    // SAFETY: nobody else calls it, and who allocates meanwhile finds the old number or the new one.
+    TOLD.call_once(|| unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES);
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX);
-    }
+    });
 }
 
 #[cfg(not(target_env = "gnu"))]

@@ -431,9 +431,8 @@ impl Pipeline {
         Ok((row, conditioning.warnings))
     }
 
-    /// What the denoiser says of the next step of `rows`, in one forward pass over all of them: `(g of all rows, c, h, w)`
-    /// f32, and its deep features. They share their weights, the length of their prompts, and whether the step
-    /// is a whole one.
+    /// What the denoiser says of the next step of `rows`: `(g of all rows, c, h, w)` f32, and its deep features. They share
+    /// their weights, the length of their prompts, and whether the step is a whole one.
     fn denoise(&self, rows: &[&Row]) -> candle_core::Result<(Tensor, Tensor)> {
         let dtype = self.source.placements.denoiser.dtype;
         let mut inputs = Vec::new();

@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// What nobody uses at the moment; about as many as there are threads, of what their largest operation needed.
+/// What nobody uses at the moment; about as many as there are threads and rows, of what their largest operation needed.
 static UNUSED: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
 /// So many values, of which nothing is known.
