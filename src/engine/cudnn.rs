@@ -21,11 +21,11 @@ struct Question {
     device: DeviceId,
     dtype: DType,
     /// `(b, c, h, w)`
-    input: [i32; 4],
+    input: [usize; 4],
     /// `(out, c, h, w)`
-    weight: [i32; 4],
-    padding: i32,
-    stride: i32,
+    weight: [usize; 4],
+    padding: usize,
+    stride: usize,
 }
 
 static ANSWERS: LazyLock<Mutex<HashMap<Question, Option<CudnnFwdAlgo>>>> = LazyLock::new(Mutex::default);
@@ -42,16 +42,8 @@ pub(super) fn recommended(x: &Tensor, weight: &Tensor, padding: usize, stride: u
     if !x.is_contiguous() {
         return None;
     }
-    let sizes =
-        |tensor: &Tensor| tensor.dims().iter().map(|size| i32::try_from(*size).ok()).collect::<Option<Vec<_>>>();
-    let question = Question {
-        device: device.id(),
-        dtype: x.dtype(),
-        input: sizes(x)?.try_into().ok()?,
-        weight: sizes(weight)?.try_into().ok()?,
-        padding: i32::try_from(padding).ok()?,
-        stride: i32::try_from(stride).ok()?,
-    };
+    let (input, weight) = (x.dims4().ok()?.into(), weight.dims4().ok()?.into());
+    let question = Question { device: device.id(), dtype: x.dtype(), input, weight, padding, stride };
     let mut answers = ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(answer) = answers.get(&question) {
         return *answer;
@@ -81,7 +73,10 @@ pub(super) fn recommended(x: &Tensor, weight: &Tensor, padding: usize, stride: u
 
 /// Asks cuDNN, for values of the type `T` and sums of the type `Y`.
 fn ask<T: CudnnDataType, Y: CudnnDataType>(cudnn: &Arc<Cudnn>, question: Question) -> Result<Algorithm, CudnnError> {
-    let Question { input, weight, padding, stride, .. } = question;
+    let Question { padding, stride, .. } = question;
+    // No size of a picture comes near what is cut off.
+    let [padding, stride] = [padding, stride].map(|value| value as i32);
+    let [input, weight] = [question.input, question.weight].map(|sizes| sizes.map(|size| size as i32));
     let convolution = cudnn.create_conv2d::<Y>([padding; 2], [stride; 2], [1; 2], Mode::CUDNN_CROSS_CORRELATION)?;
     let side = |size: i32, taps: i32| (size + 2 * padding - taps) / stride + 1;
     let output = [input[0], weight[0], side(input[2], weight[2]), side(input[3], weight[3])];

@@ -18,6 +18,26 @@ const TIME_WIDTH: usize = 256;
 /// The wavelengths of the timestep embedding go up to this, as in "Attention is all you need".
 const PERIOD_MAX: f32 = 10_000.0;
 
+/// What all blocks make of the image's tokens `before`, `(b, d, t)`, and what they changed in them. Where the change is
+/// `kept` from another step, no block is computed.
+///
+/// Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model" (2024), who also say when, which is
+/// not decided here.
+pub(super) fn changed(
+    before: &Tensor,
+    kept: Option<&Tensor>,
+    blocks: impl FnOnce() -> Result<Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    match kept {
+        Some(change) => Ok(((before + change)?, change.clone())),
+        None => {
+            let after = blocks()?;
+            let change = (&after - before)?;
+            Ok((after, change))
+        }
+    }
+}
+
 /// `(b, c, h, w)` to `(b, c * side², h / side * w / side)`: patches as columns, row by row.
 pub(super) fn patches(x: &Tensor, side: usize) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;

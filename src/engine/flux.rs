@@ -6,7 +6,9 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::config::FluxConfig;
-use super::dit::{BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, Modulation, Projections, patches};
+use super::dit::{
+    BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, Modulation, Projections, changed, patches,
+};
 use super::error::LoadError;
 use super::kernels::Gelu;
 use super::layers::{Linear, gelu};
@@ -100,8 +102,7 @@ impl FluxTransformer {
     /// `context (b, d, t)`, which are the T5's output, and the `vector (b, v)` of [`Self::vector`]. All tensors are in
     /// the model's number format, and so is the result.
     ///
-    /// With it comes what all blocks changed in the image's tokens, `(b, d, t)`. Where that is `kept` from another step, no
-    /// block is computed, as in Stable Diffusion 3.
+    /// With it comes what all blocks changed, as [`changed`] says.
     ///
     /// In f16 the activations of the published models overflow: use bf16 or f32.
     pub(crate) fn forward(
@@ -120,24 +121,18 @@ impl FluxTransformer {
         let embedding = self.conditioning.forward(&timesteps, vector)?;
 
         let before = self.input.forward(&patches(x, PATCH_SIDE)?)?;
-        let (image, change) = match kept {
-            Some(kept) => ((before + kept)?, kept.clone()),
-            None => {
-                let turns = turns(&self.config.axes_dims_rope, tokens, rows, columns, x.device())?;
-                let mut image = before.clone();
-                let mut context = self.context_embedding.forward(context)?;
-                for block in &self.blocks {
-                    (image, context) = block.forward(&image, context, &embedding, Some(&turns))?;
-                }
-                let mut all = Tensor::cat(&[context, image], 2)?;
-                for block in &self.single_blocks {
-                    all = block.forward(&all, &embedding, &turns)?;
-                }
-                let image = all.narrow(2, tokens, rows * columns)?.contiguous()?;
-                let change = (&image - before)?;
-                (image, change)
+        let (image, change) = changed(&before, kept, || {
+            let turns = turns(&self.config.axes_dims_rope, tokens, rows, columns, x.device())?;
+            let (mut image, mut context) = (before.clone(), self.context_embedding.forward(context)?);
+            for block in &self.blocks {
+                (image, context) = block.forward(&image, context, &embedding, Some(&turns))?;
             }
-        };
+            let mut all = Tensor::cat(&[context, image], 2)?;
+            for block in &self.single_blocks {
+                all = block.forward(&all, &embedding, &turns)?;
+            }
+            all.narrow(2, tokens, rows * columns)?.contiguous()
+        })?;
         let y = self.output.forward(&self.norm.forward(&image, &embedding)?)?;
         // Its channels are the latents' channel, then row and column in the patch.
         let y = y.reshape(&[b, self.config.out_channels() / 4, PATCH_SIDE, PATCH_SIDE, rows, columns][..])?;

@@ -19,13 +19,12 @@ use candle_core::{
 };
 use rayon::prelude::*;
 
+use function::{LANES, sum};
 use tile::dispatch;
 
 /// Tokens whose statistics are made together, and values that one task adds.
 const TOKENS: usize = 256;
 const VALUES: usize = 1 << 15;
-/// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
-const LANES: usize = 16;
 /// The slope with which a logistic function comes closest to the normal distribution's.
 pub(super) const QUICK_SLOPE: f32 = 1.702;
 
@@ -86,19 +85,6 @@ fn gelu_tanh(x: f32) -> f32 {
 #[inline(always)]
 fn quick_gelu(x: f32) -> f32 {
     x / (1.0 + exp(-QUICK_SLOPE * x))
-}
-
-#[inline(always)]
-fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest: f32 = chunks.remainder().iter().map(|value| term(*value)).sum();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += term(*value);
-        }
-    }
-    lanes.iter().sum::<f32>() + rest
 }
 
 /// `weight (out, in) @ x (b, in, t)`, plus a bias `(out)` if there is one: `(b, out, t)`.

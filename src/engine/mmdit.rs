@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Sd3Config;
-use super::dit::{BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, patches};
+use super::dit::{BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, changed, patches};
 use super::error::LoadError;
 use super::layers::{Linear, accumulate};
 use super::weights::{Table, Weights};
@@ -76,9 +76,7 @@ impl Sd3Transformer {
     /// [`context`] and the `vector (b, v)` of [`Self::vector`]. All tensors are in the model's number format, and so is
     /// the result.
     ///
-    /// With it comes what all blocks changed in the image's tokens, `(b, d, t)`. Where that is `kept` from another step, no
-    /// block is computed: Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model" (2024), who
-    /// also say when, which is not decided here.
+    /// With it comes what all blocks changed, as [`changed`] says.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -91,22 +89,15 @@ impl Sd3Transformer {
         let side = self.config.patch_size;
         let (rows, columns) = (h / side, w / side);
         let embedding = self.conditioning.forward(timesteps, vector)?;
-        let mut image = self.patch_embedding.forward(&patches(x, side)?)?;
-        image = accumulate(image, &self.positions(b, rows, columns)?)?;
-        let change = match kept {
-            Some(kept) => {
-                image = (image + kept)?;
-                kept.clone()
+        let before = self.patch_embedding.forward(&patches(x, side)?)?;
+        let before = accumulate(before, &self.positions(b, rows, columns)?)?;
+        let (image, change) = changed(&before, kept, || {
+            let (mut image, mut context) = (before.clone(), self.context_embedding.forward(context)?);
+            for block in &self.blocks {
+                (image, context) = block.forward(&image, context, &embedding, None)?;
             }
-            None => {
-                let before = image.clone();
-                let mut context = self.context_embedding.forward(context)?;
-                for block in &self.blocks {
-                    (image, context) = block.forward(&image, context, &embedding, None)?;
-                }
-                (&image - before)?
-            }
-        };
+            Ok(image)
+        })?;
         let y = self.output.forward(&self.norm.forward(&image, &embedding)?)?;
         // Its channels are row and column in the patch, then the latents' channel.
         let y = y.reshape(&[b, side, side, self.config.out_channels, rows, columns][..])?;

@@ -1,8 +1,11 @@
-//! Functions of a vector of values, each with the same bytes in vectors of any width.
+//! Functions of many values, each with the same bytes in vectors of any width.
 
 use pulp::Simd;
 
 use super::tile::{LANES_MAX, Target, load, store};
+
+/// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
+pub(crate) const LANES: usize = 2 * LANES_MAX;
 
 /// Writes what `function` makes of `input`, to the places of `target` from `start` on.
 ///
@@ -29,6 +32,30 @@ pub(crate) unsafe fn map<S: Simd>(
         // SAFETY: as above.
         unsafe { target.write(start + input.len() - rest.len(), &values[..rest.len()]) };
     }
+}
+
+/// What `term` makes of all values, summed in an order that no vector's width changes.
+#[inline(always)]
+pub(crate) fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(*value);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += term(*value);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (near, far) = lanes.split_at_mut(half);
+        for (near, far) in near.iter_mut().zip(far) {
+            *near += *far;
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// `2^x` for `x` up to 127, within 2 units in the last place; 0 or next to it far below.

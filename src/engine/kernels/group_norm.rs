@@ -7,13 +7,11 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::function::{map, silu};
-use super::tile::{self, LANES_MAX, Target, dispatch};
+use super::function::{map, silu, sum};
+use super::tile::{self, Target, dispatch};
 
 /// Values of a piece at most.
 const PIECE: usize = 4096;
-/// Values that are summed side by side.
-const LANES: usize = 2 * LANES_MAX;
 
 /// Group normalisation of `(b, channels, plane)`, of the input plus a `shift (b, channels)` if there is one.
 #[derive(Debug)]
@@ -81,30 +79,6 @@ impl Moments {
     }
 }
 
-/// The sum of what `term` makes of the values.
-#[inline(always)]
-fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f64 {
-    let mut lanes = [0.0_f32; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += term(*value);
-        }
-    }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane += term(*value);
-    }
-    let mut half = LANES / 2;
-    while half > 0 {
-        let (near, far) = lanes.split_at_mut(half);
-        for (near, far) in near.iter_mut().zip(far) {
-            *near += *far;
-        }
-        half /= 2;
-    }
-    f64::from(lanes[0])
-}
-
 impl WithSimd for Task<'_> {
     type Output = ();
 
@@ -123,17 +97,19 @@ impl WithSimd for Task<'_> {
         for (channel, values) in input.chunks_exact(run).enumerate() {
             for piece in values.chunks(PIECE) {
                 let count = piece.len() as f64;
-                let mean = sum(
+                let total = sum(
                     piece,
                     #[inline(always)]
                     |x| x,
-                ) / count;
+                );
+                let mean = f64::from(total) / count;
                 let centre = mean as f32;
                 let squares = sum(
                     piece,
                     #[inline(always)]
                     |x| (x - centre) * (x - centre),
                 );
+                let squares = f64::from(squares);
                 moments = moments.merged(Moments { count, mean: mean + f64::from(shift(channel)), squares });
             }
         }
