@@ -278,18 +278,14 @@ fn counted(body: s3s::Body, path: String, start: u64, control: Arc<Control>) -> 
     StreamBody::new(frames).boxed_unsync()
 }
 
-impl AsyncHandler<Body> for Handler {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let part = part_start(&request).filter(|_| request.method() == Method::GET);
+impl Handler {
+    /// Serves a request unless everything fails now, and notes what came of it.
+    async fn serve(self, request: Request<Incoming>, failing: Option<StatusCode>) -> Response<s3s::Body> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let sha256 =
             request.headers().get("x-amz-content-sha256").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let trouble = *self.control.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        self.control.asked.fetch_add(1, Ordering::SeqCst);
         let mut response = Response::new(s3s::Body::empty());
-        if trouble == Some(Trouble::Hangs) {
-            std::future::pending::<()>().await;
-        } else if let Some(Trouble::Fails(status)) = trouble {
+        if let Some(status) = failing {
             *response.status_mut() = status;
         } else {
             let _one_at_a_time = if method == Method::PUT { Some(self.puts.lock().await) } else { None };
@@ -298,9 +294,33 @@ impl AsyncHandler<Body> for Handler {
                 Err(_) => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
             }
         }
-        let status = response.status();
-        let request = S3Request { method: method.clone(), path: path.clone(), status, sha256, at_ns: unix_ns() };
+        let request = S3Request { method, path, status: response.status(), sha256, at_ns: unix_ns() };
         self.control.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        response
+    }
+}
+
+impl AsyncHandler<Body> for Handler {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let part = part_start(&request).filter(|_| request.method() == Method::GET);
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let trouble = *self.control.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        self.control.asked.fetch_add(1, Ordering::SeqCst);
+        let failing = match trouble {
+            Some(Trouble::Hangs) => std::future::pending().await,
+            Some(Trouble::Fails(status)) => Some(status),
+            Some(Trouble::Late(_)) | None => None,
+        };
+        // The death of a client ends this future, not the task: what was stored for it is noted all the same.
+        let mut response = match tokio::spawn(self.clone().serve(request, failing)).await {
+            Ok(response) => response,
+            Err(_) => {
+                let mut response = Response::new(s3s::Body::empty());
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                response
+            }
+        };
+        let status = response.status();
         if let Some(Trouble::Late(delay)) = trouble {
             tokio::time::sleep(delay).await;
         }
