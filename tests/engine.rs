@@ -10,7 +10,7 @@ mod tiny;
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use darkroom::engine::{
     Engine, LoadError, LoadOptions, PictureFiles, Pipeline, Precision, Precisions, RenderError, Rendered, RgbImage,
     RowId, StartingPictures, encode, load, read_manifest,
@@ -308,36 +308,40 @@ fn an_image_is_the_same_bytes_alone_and_in_any_batch() {
     let sets = [vec![lora("one", 1.0)], vec![lora("two", -0.5), lora("one", 0.7)]];
     for (variant, loras) in [("sd1", &sets[..]), ("sd2", &[]), ("sdxl", &[]), ("sd3", &[]), ("flux-dev", &[])] {
         let directory = tiny::model(variant);
-        let options = LoadOptions { loras: Some(folder.path().into()), ..LoadOptions::default() };
-        let mut model = load(directory.path(), &options).unwrap();
-        let mut kinds = model.manifest().schedulers.clone();
-        kinds.resize(kinds.len().max(6), kinds[0]);
-        let specs = mixed(&kinds, loras);
-        let alone: Vec<RgbImage> = specs.iter().map(|spec| picture(&mut model, spec)).collect();
+        let load = |precision: Option<Precision>| {
+            let (precisions, loras) = (Precisions::all(precision), Some(folder.path().into()));
+            load(directory.path(), &LoadOptions { precisions, loras, ..LoadOptions::default() }).unwrap()
+        };
+        for mut model in [None, Some(Precision::F16), Some(Precision::Bf16)].map(load) {
+            let mut kinds = model.manifest().schedulers.clone();
+            kinds.resize(kinds.len().max(6), kinds[0]);
+            let specs = mixed(&kinds, loras);
+            let alone: Vec<RgbImage> = specs.iter().map(|spec| picture(&mut model, spec)).collect();
 
-        // Row n joins at step n; each leaves when it is done; the order within the batch changes at every step.
-        let mut left: Vec<(RowId, u32)> = Vec::new();
-        let mut done = vec![None; specs.len()];
-        let mut turn = 0;
-        while done.iter().any(Option::is_none) {
-            if let Some(spec) = specs.get(turn) {
-                let id = RowId(turn as u64);
-                left.push((id, admit(&mut model, id, spec)));
+            // Row n joins at step n; each leaves when it is done; the order within the batch changes at every step.
+            let mut left: Vec<(RowId, u32)> = Vec::new();
+            let mut done = vec![None; specs.len()];
+            let mut turn = 0;
+            while done.iter().any(Option::is_none) {
+                if let Some(spec) = specs.get(turn) {
+                    let id = RowId(turn as u64);
+                    left.push((id, admit(&mut model, id, spec)));
+                }
+                left.rotate_left(1);
+                model.step(&left.iter().map(|(id, _)| *id).collect::<Vec<_>>()).unwrap();
+                if turn == 4 {
+                    model.preview(left[0].0).unwrap();
+                }
+                left.iter_mut().for_each(|(_, steps)| *steps -= 1);
+                for (id, _) in left.extract_if(.., |(_, steps)| *steps == 0) {
+                    done[id.0 as usize] = Some(model.decode(id).unwrap());
+                    model.release(id);
+                }
+                turn += 1;
             }
-            left.rotate_left(1);
-            model.step(&left.iter().map(|(id, _)| *id).collect::<Vec<_>>()).unwrap();
-            if turn == 4 {
-                model.preview(left[0].0).unwrap();
+            for (index, (alone, together)) in alone.into_iter().zip(done).enumerate() {
+                assert_eq!(Some(alone), together, "{variant}, {}: {:?}", model.placement(), specs[index]);
             }
-            left.iter_mut().for_each(|(_, steps)| *steps -= 1);
-            for (id, _) in left.extract_if(.., |(_, steps)| *steps == 0) {
-                done[id.0 as usize] = Some(model.decode(id).unwrap());
-                model.release(id);
-            }
-            turn += 1;
-        }
-        for (index, (alone, together)) in alone.into_iter().zip(done).enumerate() {
-            assert_eq!(Some(alone), together, "{variant}: {:?}", specs[index]);
         }
     }
 }
@@ -486,6 +490,42 @@ fn half_precision_on_the_cpu_draws_nearly_the_same() {
             let mean = f64::from(differences.sum::<u32>()) / full.pixels.len() as f64;
             assert!(mean > 0.0 && mean < mean_max, "{family}, {precision:?}: {mean}");
         }
+    }
+}
+
+#[test]
+fn weights_of_16_bits_draw_on_the_cpu_what_they_draw_as_f32() {
+    // T5 beside models in f16 is in bf16.
+    for (family, precision) in [
+        ("sd1", Precision::F16),
+        ("sd1", Precision::Bf16),
+        ("sdxl", Precision::F16),
+        ("sd3", Precision::Bf16),
+        ("flux-dev", Precision::Bf16),
+    ] {
+        let directory = tiny::model(family);
+        let drawn = |precision: Precision| {
+            let options = LoadOptions { precisions: Precisions::all(Some(precision)), ..LoadOptions::default() };
+            let mut model = load(directory.path(), &options).unwrap();
+            let spec = spec(|spec| spec.scheduler = model.manifest().defaults.scheduler);
+            picture(&mut model, &spec)
+        };
+        let full = drawn(Precision::F32);
+        let rounded_when_loaded = drawn(precision);
+        for part in std::fs::read_dir(directory.path()).unwrap().map(|part| part.unwrap().path()) {
+            for file in std::fs::read_dir(&part).into_iter().flatten().map(|file| file.unwrap().path()) {
+                if file.extension().is_some_and(|extension| extension == "safetensors") {
+                    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+                    let dtype = if precision == Precision::F16 { DType::F16 } else { DType::BF16 };
+                    tensors.values_mut().for_each(|tensor| *tensor = tensor.to_dtype(dtype).unwrap());
+                    candle_core::safetensors::save(&tensors, file).unwrap();
+                }
+            }
+        }
+        let (read_in_their_file, made_wider_when_loaded) = (drawn(precision), drawn(Precision::F32));
+        assert_ne!(full, rounded_when_loaded, "{family}, {precision:?}");
+        assert_eq!(rounded_when_loaded, read_in_their_file, "{family}, {precision:?}");
+        assert_eq!(rounded_when_loaded, made_wider_when_loaded, "{family}, {precision:?}");
     }
 }
 

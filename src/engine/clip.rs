@@ -54,7 +54,7 @@ pub(crate) struct Clip {
     projection: Option<Linear>,
     end: u32,
     activation: TextActivation,
-    /// `(t, t)`: minus infinity where a token would look ahead.
+    /// `(s, t)`: minus infinity where a token `t` would look ahead.
     mask: Tensor,
 }
 
@@ -96,7 +96,7 @@ impl Clip {
             })
         };
         let mask: Vec<f32> = (0..length)
-            .flat_map(|row| (0..length).map(move |column| if column > row { f32::NEG_INFINITY } else { 0.0 }))
+            .flat_map(|key| (0..length).map(move |query| if key > query { f32::NEG_INFINITY } else { 0.0 }))
             .collect();
         Ok(Self {
             tokens: weights.table(&[config.vocab_size, width], "embeddings.token_embedding.weight")?,

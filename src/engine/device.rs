@@ -91,7 +91,7 @@ pub(crate) fn beside(device: &Device) -> Result<Device, candle_core::Error> {
     }
 }
 
-/// A number format of weights and activations.
+/// A number format of weights and, on a GPU, of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -140,11 +140,19 @@ impl Precisions {
     }
 }
 
-/// An opened device and the number format of a part that lives there.
+/// An opened device and the number format of the weights of a part that lives there.
 #[derive(Clone, Debug)]
 pub(crate) struct Placement {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+}
+
+impl Placement {
+    /// The number format of activations: that of the weights, but on the CPU, which has no arithmetic of 16 bits, f32.
+    pub(crate) fn computes_in(&self) -> DType {
+        let is_narrow = matches!(self.dtype, DType::F16 | DType::BF16);
+        if is_narrow && self.device.is_cpu() { DType::F32 } else { self.dtype }
+    }
 }
 
 /// Where each part of a pipeline lives.

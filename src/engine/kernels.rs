@@ -10,17 +10,20 @@ mod direct;
 mod function;
 mod group_norm;
 mod matrix;
+mod numbers;
 mod scratch;
 mod tile;
 mod winograd;
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, Storage,
+    Tensor, bail,
 };
 use rayon::prelude::*;
 
-use function::{LANES, sum};
+pub(super) use numbers::Numbers;
 use tile::dispatch;
+pub(super) use winograd::Kept;
 
 /// Tokens whose statistics are made together, and values that one task adds.
 const TOKENS: usize = 256;
@@ -89,7 +92,7 @@ fn quick_gelu(x: f32) -> f32 {
 
 /// `weight (out, in) @ x (b, in, t)`, plus a bias `(out)` if there is one: `(b, out, t)`.
 pub(super) struct Product<'a> {
-    pub(super) weight: &'a [f32],
+    pub(super) weight: Numbers<'a>,
     pub(super) outputs: usize,
 }
 
@@ -128,7 +131,9 @@ impl CustomOp2 for Product<'_> {
 
 /// A 3×3 convolution of `(b, c, h, w)` with `weight (out, c, 3, 3)` and a bias `(out)`.
 pub(super) struct Convolution<'a> {
-    pub(super) weight: &'a [f32],
+    pub(super) weight: Numbers<'a>,
+    /// What may be kept of the weights.
+    pub(super) kept: Option<&'a Kept>,
     /// Pixels from one output pixel to the next.
     pub(super) stride: usize,
     /// How often each input pixel is repeated in both directions before the convolution.
@@ -145,23 +150,36 @@ impl CustomOp2 for Convolution<'_> {
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, bias: &CpuStorage, bias_l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, channels, height, width) = x_l.shape().dims4()?;
         let (input, bias) = (values(x, x_l)?, values(bias, bias_l)?);
-        let Self { weight, stride, repeat, padding } = *self;
+        let Self { weight, kept, stride, repeat, padding } = *self;
         if weight.len() != bias.len() * channels * 9 {
             bail!("{} weights for {channels} to {} channels", weight.len(), bias.len());
         }
-        let convolution =
-            convolution::Convolution { input, weight, bias, batch, channels, height, width, stride, repeat, padding };
+        let convolution = convolution::Convolution {
+            input,
+            weight,
+            kept,
+            bias,
+            batch,
+            channels,
+            height,
+            width,
+            stride,
+            repeat,
+            padding,
+        };
         let [rows, columns] = convolution.output_size();
         Ok((CpuStorage::F32(convolution.run()), Shape::from((batch, bias.len(), rows, columns))))
     }
 }
 
-/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`: `(n, d, t)`. Scores are multiplied by `scale`.
-pub(super) struct Attention {
+/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`: `(n, d, t)`. Scores, to which `mask (s, t)` or
+/// `(n, s, t)` is added if there is one, are multiplied by `scale`.
+pub(super) struct Attention<'a> {
+    pub(super) mask: Option<&'a Tensor>,
     pub(super) scale: f32,
 }
 
-impl CustomOp3 for Attention {
+impl CustomOp3 for Attention<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -182,8 +200,16 @@ impl CustomOp3 for Attention {
         }
         let (query, key, value) = (values(query, query_l)?, values(key, key_l)?, values(value, value_l)?);
         let scale = self.scale;
-        let output = attention::Attention { query, key, value, heads, width, queries, keys, scale }.run();
-        Ok((CpuStorage::F32(output), query_l.shape().clone()))
+        let run = |mask: Option<&[f32]>| {
+            attention::Attention { query, key, value, mask, heads, width, queries, keys, scale }.run()
+        };
+        let Some(mask) = self.mask else { return Ok((CpuStorage::F32(run(None)), query_l.shape().clone())) };
+        if mask.dims() != [keys, queries] && mask.dims() != [heads, keys, queries] {
+            bail!("a mask {:?} for {heads} heads, {keys} keys and {queries} queries", mask.dims());
+        }
+        let (storage, layout) = mask.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { bail!("the mask is not on the CPU") };
+        Ok((CpuStorage::F32(run(Some(values(storage, layout)?))), query_l.shape().clone()))
     }
 }
 
@@ -325,39 +351,6 @@ fn statistics(input: &[f32], [width, tokens]: [usize; 2], eps: f32, centre: Cent
 enum Centre {
     Mean,
     Zero,
-}
-
-/// Softmax of `scale * x` over the last dimension, in place.
-pub(super) struct Softmax {
-    pub(super) scale: f32,
-}
-
-impl InplaceOp1 for Softmax {
-    fn name(&self) -> &'static str {
-        "softmax"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let width = layout.dims().last().copied().unwrap_or(1);
-        values_mut(storage, layout)?.par_chunks_mut(width).with_min_len(16).for_each(|line| {
-            dispatch(
-                #[inline(always)]
-                || {
-                    let mut lanes = [f32::NEG_INFINITY; LANES];
-                    let chunks = line.chunks_exact(LANES);
-                    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    for chunk in chunks {
-                        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.max(*x));
-                    }
-                    let largest = lanes.into_iter().fold(rest, f32::max);
-                    line.iter_mut().for_each(|x| *x = exp((*x - largest) * self.scale));
-                    let inverse = 1.0 / sum(line, |x| x);
-                    line.iter_mut().for_each(|x| *x *= inverse);
-                },
-            );
-        });
-        Ok(())
-    }
 }
 
 /// Adds to `(b, c, …)`, in place, a tensor of the same shape or one value per channel.
@@ -548,8 +541,6 @@ impl InplaceOp1 for Gelu {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use candle_core::Tensor;
-
     use super::super::tiny;
     use super::*;
 
@@ -571,12 +562,17 @@ mod tests {
         let affine = tiny::tensor("affine", &[2, 17]);
         // Images of 17 channels, with tiles and panels that are not whole.
         let convolve = |x: &Tensor, stride: usize, repeat: usize| {
-            x.apply_op2_no_bwd(&bias, &Convolution { weight: &weight, stride, repeat, padding: 1 })
+            let weight = Numbers::F32(&weight);
+            x.apply_op2_no_bwd(&bias, &Convolution { weight, kept: None, stride, repeat, padding: 1 })
         };
         // So many channels that it pays.
         let winograd = |x: &Tensor, repeat: usize| {
-            let x = Tensor::cat(&[x, x], 1)?;
-            x.apply_op2_no_bwd(&wide_bias, &Convolution { weight: &wide, stride: 1, repeat, padding: 1 })
+            let (x, weight) = (Tensor::cat(&[x, x], 1)?, Numbers::F32(&wide));
+            x.apply_op2_no_bwd(&wide_bias, &Convolution { weight, kept: None, stride: 1, repeat, padding: 1 })
+        };
+        let kept = |x: &Tensor| {
+            let (x, weight, kept) = (Tensor::cat(&[x, x], 1)?, Numbers::F32(&wide), Some(&Kept::default()));
+            x.apply_op2_no_bwd(&wide_bias, &Convolution { weight, kept, stride: 1, repeat: 1, padding: 1 })
         };
         let flat = |x: &Tensor| x.flatten_from(2);
         let gelu = |x: &Tensor, kind: Gelu| {
@@ -584,7 +580,10 @@ mod tests {
             x.inplace_op1(&kind)?;
             Ok(x)
         };
-        let operations: [(&str, &Operation<'_>); 12] = [
+        let narrow: Vec<half::f16> = tall.iter().map(|weight| half::f16::from_f32(*weight)).collect();
+        let product =
+            |x: &Tensor, weight: Numbers<'_>| x.flatten_from(2)?.apply_op1_no_bwd(&Product { weight, outputs: 22 });
+        let operations: [(&str, &Operation<'_>); 14] = [
             ("winograd", &|x| winograd(x, 1)),
             ("winograd, doubled", &|x| winograd(x, 2)),
             ("direct", &|x| convolve(x, 1, 1)),
@@ -592,8 +591,10 @@ mod tests {
             ("gelu", &|x| gelu(x, Gelu::Erf)),
             ("gelu by tanh", &|x| gelu(x, Gelu::Tanh)),
             ("quick gelu", &|x| gelu(x, Gelu::Quick)),
-            ("product", &|x| flat(x)?.apply_op1_no_bwd(&Product { weight: &tall, outputs: 22 })),
-            ("attention", &|x| flat(x)?.apply_op3_no_bwd(&flat(x)?, &flat(x)?, &Attention { scale: 0.3 })),
+            ("winograd, kept weights", &kept),
+            ("product", &|x| product(x, Numbers::F32(&tall))),
+            ("product of 16 bits", &|x| product(x, Numbers::F16(&narrow))),
+            ("attention", &|x| flat(x)?.apply_op3_no_bwd(&flat(x)?, &flat(x)?, &Attention { mask: None, scale: 0.3 })),
             ("group norm", &|x| x.apply_op2_no_bwd(&affine, &GroupNorm { groups: 17, eps: 1e-5, silu: true })),
             ("layer norm", &|x| flat(x)?.apply_op2_no_bwd(&affine, &LayerNorm { eps: 1e-5 })),
             ("root mean square", &|x| flat(x)?.apply_op2_no_bwd(&affine.get(0)?, &RmsNorm { eps: 1e-5 })),

@@ -9,7 +9,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 #[cfg(feature = "cudnn")]
 use super::cudnn::recommended;
 use super::error::LoadError;
-use super::kernels::{self, Gelu};
+use super::kernels::{self, Gelu, Kept};
 use super::weights::{Matrix, Weights};
 
 /// Attention scores up to this size are computed at once; more of them query by query.
@@ -33,20 +33,6 @@ pub(super) fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
     let mut shape = vec![1; x.rank()];
     shape[1] = other.elem_count();
     x.broadcast_add(&other.reshape(shape)?)
-}
-
-/// Whether candle's CPU backend cannot multiply in the number format of `x`.
-fn narrow_on_cpu(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::BF16
-}
-
-fn widened(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)
-}
-
-/// `a (n, m, k) @ b (n, k, l)`; bf16 on the CPU in f32, then rounded, as PyTorch does it.
-fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if narrow_on_cpu(a) { widened(a)?.matmul(&widened(b)?)?.to_dtype(a.dtype()) } else { a.matmul(b) }
 }
 
 /// SiLU of a small tensor.
@@ -143,7 +129,7 @@ impl Linear {
             });
         }
         let weight = self.weight.tensor()?.reshape((1, self.outputs, ()))?;
-        let y = matmul(&weight.broadcast_as((x.dim(0)?, self.outputs, weight.dim(2)?))?, x)?;
+        let y = weight.broadcast_as((x.dim(0)?, self.outputs, weight.dim(2)?))?.matmul(x)?;
         match &self.bias {
             Some(bias) => accumulate(y, bias),
             None => Ok(y),
@@ -183,6 +169,8 @@ pub(super) struct Convolution {
     /// `(out)`
     bias: Tensor,
     resize: Resize,
+    /// What the CPU's kernel makes of the weights.
+    kept: Kept,
 }
 
 impl Convolution {
@@ -193,7 +181,7 @@ impl Convolution {
         resize: Resize,
     ) -> std::result::Result<Self, LoadError> {
         let weight = weights.matrix(&[outputs, inputs, 3, 3], "weight")?;
-        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, resize })
+        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, resize, kept: Kept::default() })
     }
 
     /// `(b, in, h, w)` to `(b, out, h', w')`.
@@ -207,7 +195,8 @@ impl Convolution {
         if on_cpu(x) {
             let x = x.contiguous()?;
             return self.weight.with_values(|weight| {
-                x.apply_op2_no_bwd(&self.bias, &kernels::Convolution { weight, stride, repeat, padding })
+                let kept = Some(&self.kept);
+                x.apply_op2_no_bwd(&self.bias, &kernels::Convolution { weight, kept, stride, repeat, padding })
             });
         }
         let (_, _, h, w) = x.dims4()?;
@@ -216,13 +205,9 @@ impl Convolution {
             Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
             Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
         };
-        let (weight, dtype) = (self.weight.tensor()?, x.dtype());
-        let y = if narrow_on_cpu(&x) {
-            widened(&x)?.conv2d(&widened(weight)?, padding, stride, 1, 1)?.to_dtype(dtype)?
-        } else {
-            x.conv2d_with_algo(weight, padding, stride, 1, 1, recommended(&x, weight, padding, stride))?
-        };
-        accumulate(y, &self.bias)
+        let weight = self.weight.tensor()?;
+        let algorithm = recommended(&x, weight, padding, stride);
+        accumulate(x.conv2d_with_algo(weight, padding, stride, 1, 1, algorithm)?, &self.bias)
     }
 }
 
@@ -321,7 +306,7 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// `x (b, d, t)` attends to `context (b, e, s)`; `mask (t, s)` is added to the scores.
+    /// `x (b, d, t)` attends to `context (b, e, s)`; `mask (s, t)` is added to the scores.
     pub(super) fn forward(&self, x: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let (b, _, t) = x.dims3()?;
         let s = context.dim(2)?;
@@ -340,8 +325,8 @@ impl Attention {
 
 /// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`, `n` being heads of rows: `(n, d, t)`.
 ///
-/// `mask`, `(t, s)` or `(n, t, s)`, is added to the scores before they are multiplied by `scale`. Scores are computed
-/// for as many queries at once as memory should hold.
+/// `mask`, `(s, t)` or `(n, s, t)`, is added to the scores before they are multiplied by `scale`. Where the CPU's kernel
+/// cannot do it, scores are computed for as many queries at once as memory should hold.
 pub(super) fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -350,9 +335,9 @@ pub(super) fn attention(
     scale: f64,
 ) -> Result<Tensor> {
     // Queries and keys may have been made wider than values.
-    if on_cpu(query) && on_cpu(value) && mask.is_none() {
+    if on_cpu(query) {
         let (query, key, value) = (query.contiguous()?, key.contiguous()?, value.contiguous()?);
-        return query.apply_op3_no_bwd(&key, &value, &kernels::Attention { scale: scale as f32 });
+        return query.apply_op3_no_bwd(&key, &value, &kernels::Attention { mask, scale: scale as f32 });
     }
     let (n, _, t) = query.dims3()?;
     let chunk = (SCORE_BYTES_MAX / (n * key.dim(2)? * query.dtype().size_in_bytes())).clamp(1, t);
@@ -360,7 +345,7 @@ pub(super) fn attention(
     for start in (0..t).step_by(chunk) {
         let length = chunk.min(t - start);
         let query = if length == t { query.clone() } else { query.narrow(2, start, length)?.contiguous()? };
-        let mask = mask.map(|mask| mask.narrow(D::Minus2, start, length)).transpose()?;
+        let mask = mask.map(|mask| mask.narrow(D::Minus1, start, length)).transpose()?;
         chunks.push(attend(&query, key, value, mask.as_ref(), scale)?);
     }
     if chunks.len() == 1 { Ok(chunks.swap_remove(0)) } else { Tensor::cat(&chunks, 2) }
@@ -369,18 +354,13 @@ pub(super) fn attention(
 /// `query (n, d, t)`, `key (n, d, s)`, `value (n, d, s)` to `(n, d, t)`.
 fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, scale: f64) -> Result<Tensor> {
     // (n, t, d) @ (n, d, s)
-    let mut scores = matmul(&query.transpose(1, 2)?, key)?;
+    let mut scores = query.transpose(1, 2)?.matmul(key)?;
     if let Some(mask) = mask {
-        scores = scores.broadcast_add(mask)?;
+        scores = scores.broadcast_add(&mask.transpose(D::Minus2, D::Minus1)?)?;
     }
-    let weights = if on_cpu(&scores) {
-        scores.inplace_op1(&kernels::Softmax { scale: scale as f32 })?;
-        scores
-    } else {
-        candle_nn::ops::softmax_last_dim(&(scores * scale)?)?
-    };
+    let weights = candle_nn::ops::softmax_last_dim(&(scores * scale)?)?;
     // (n, d, s) @ (n, s, t)
-    matmul(value, &weights.to_dtype(value.dtype())?.transpose(D::Minus1, D::Minus2)?)
+    value.matmul(&weights.to_dtype(value.dtype())?.transpose(D::Minus1, D::Minus2)?)
 }
 
 /// A residual block of two convolutions, conditioned on the timestep in the UNet.
@@ -548,16 +528,22 @@ mod tests {
 
     #[test]
     fn attention_in_chunks_is_attention() {
-        let (n, d, t) = (8, 2, 1500);
-        assert!(n * t * t * size_of::<f32>() > SCORE_BYTES_MAX);
-        let [query, key, value] = ["query", "key", "value"].map(|name| tiny::tensor(name, &[n, d, t]));
-        let mask = (tiny::tensor("mask", &[t, t]) * 20.0).unwrap();
-        let mask_of_each = mask.broadcast_as((n, t, t)).unwrap();
-        let whole = attend(&query, &key, &value, Some(&mask), 0.5).unwrap();
+        let (n, d, s, t) = (8, 2, 700, 1500);
+        assert!(n * s * t * size_of::<f64>() > SCORE_BYTES_MAX);
+        let [query, key, value] =
+            [("query", t), ("key", s), ("value", s)].map(|(name, length)| tiny::tensor(name, &[n, d, length]));
+        let mask = (tiny::tensor("mask", &[s, t]) * 20.0).unwrap();
+        let mask_of_each = mask.broadcast_as((n, s, t)).unwrap().contiguous().unwrap();
+        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+        let [wide_query, wide_key, wide_value] = [&query, &key, &value].map(wide);
+        let whole = attend(&wide_query, &wide_key, &wide_value, Some(&wide(&mask)), 0.5).unwrap();
         for mask in [&mask, &mask_of_each] {
-            let chunked = attention(&query, &key, &value, Some(mask), 0.5).unwrap();
-            let difference = (chunked - &whole).unwrap().abs().unwrap().max_all().unwrap();
-            assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
+            let chunked = attention(&wide_query, &wide_key, &wide_value, Some(&wide(mask)), 0.5).unwrap();
+            let fused = attention(&query, &key, &value, Some(mask), 0.5).unwrap();
+            for (found, close) in [(chunked, 1e-12), (fused, 1e-6)] {
+                let difference = (wide(&found) - &whole).unwrap().abs().unwrap().max_all().unwrap();
+                assert!(difference.to_scalar::<f64>().unwrap() < close);
+            }
         }
     }
 }

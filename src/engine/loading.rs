@@ -147,7 +147,7 @@ impl OpenedModel {
     pub fn load(self) -> Result<Pipeline, LoadError> {
         let Self { manifest, digest, source, text, tally, scale } = self;
         let vae = &source.config.vae;
-        let decoder = Decoder::new(&source.vae()?, vae, scale.clone(), source.placements.vae.dtype)?;
+        let decoder = Decoder::new(&source.vae()?, vae, scale.clone(), source.placements.vae.computes_in())?;
         let base = source.weighted(text, None, &tally)?;
         Ok(Pipeline::new(manifest, digest, source, base, scale, decoder))
     }
@@ -209,7 +209,7 @@ impl Source {
 
     /// The VAE's encoder, which only starting pictures need.
     pub(crate) fn encoder(&self) -> Result<Encoder, LoadError> {
-        Encoder::new(&self.vae()?, &self.config.vae, self.placements.vae.dtype)
+        Encoder::new(&self.vae()?, &self.config.vae, self.placements.vae.computes_in())
     }
 
     /// Text encoders and denoiser, with `loras` merged into them.
@@ -227,10 +227,10 @@ impl Source {
         tally: &Arc<Tally>,
     ) -> Result<Weighted, LoadError> {
         let placement = &self.placements.denoiser;
-        let Placement { device, dtype } = placement;
+        let (device, dtype) = (&placement.device, placement.computes_in());
         let weights = self.open(self.config.denoiser.directory(), placement, loras)?.counted(tally);
         let denoiser = match &self.config.denoiser {
-            DenoiserConfig::Unet(config) => Denoiser::Unet(Box::new(Unet::new(&weights, config, device, *dtype)?)),
+            DenoiserConfig::Unet(config) => Denoiser::Unet(Box::new(Unet::new(&weights, config, device, dtype)?)),
             DenoiserConfig::Sd3(config) => Denoiser::Sd3(Sd3Transformer::new(&weights, config)?),
             DenoiserConfig::Flux(config) => Denoiser::Flux(FluxTransformer::new(&weights, config)?),
         };

@@ -401,7 +401,7 @@ impl Pipeline {
         let Sizes { original, crops_coords_top_left: crop, target } = spec.sizes;
         let time_ids = [original[0], original[1], crop[0], crop[1], target[0], target[1]].map(|size| size as f32);
         let told = Told { time_ids, guidance_scale: spec.guidance_scale };
-        let dtype = self.source.placements.denoiser.dtype;
+        let dtype = self.source.placements.denoiser.computes_in();
         let pooled = conditioning.pooled.to_device(self.device())?.to_dtype(dtype)?;
         let starter = Starter {
             encoder: self.encoder.as_ref(),
@@ -434,7 +434,7 @@ impl Pipeline {
     /// What the denoiser says of the next step of `rows`: `(g of all rows, c, h, w)` f32, and its deep features. They share
     /// their weights, the length of their prompts, and whether the step is a whole one.
     fn denoise(&self, rows: &[&Row]) -> candle_core::Result<(Tensor, Tensor)> {
-        let dtype = self.source.placements.denoiser.dtype;
+        let dtype = self.source.placements.denoiser.computes_in();
         let mut inputs = Vec::new();
         let mut timesteps = Vec::new();
         let (mut contexts, mut vectors, mut kept) = (Vec::new(), Vec::new(), Vec::new());

@@ -147,7 +147,7 @@ impl T5Layer {
         })
     }
 
-    /// `x (1, d, t)`, `bias (heads, t, t)`
+    /// `x (1, d, t)`, `bias (heads, s, t)`
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let y = self.norm_attention.forward(x)?;
         let (heads, tokens) = (bias.dim(0)?, x.dim(2)?);
@@ -205,10 +205,10 @@ impl T5 {
         self.norm.forward(&x)
     }
 
-    /// What each of `length` tokens is worth to each, by their distance: `(heads, t, t)`.
+    /// What each of `length` tokens `s` is worth to each `t`, by their distance: `(heads, s, t)`.
     fn bias(&self, length: usize) -> Result<Tensor> {
         let ids: Vec<u32> = (0..length as i64)
-            .flat_map(|query| (0..length as i64).map(move |key| key - query))
+            .flat_map(|key| (0..length as i64).map(move |query| key - query))
             .map(|distance| bucket(distance, self.buckets, self.max_distance))
             .collect();
         let ids = Tensor::from_vec(ids, length * length, &self.device)?;

@@ -1,6 +1,7 @@
 //! The weights of one part of a model: memory-mapped safetensors, asked for by name and shape.
 //!
-//! What the CPU can multiply as it is stays in the file: a model is ready before it was read, and processes share it.
+//! What the CPU can multiply as it is, in 16 bits or in 32, stays in the file: a model is ready before it was read, and
+//! processes share it.
 //! Pickle files are never opened. Which tensors there should be is not known here: the layers ask.
 
 use std::collections::BTreeMap;
@@ -9,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 
 use super::config::read_json;
 use super::device::Placement;
 use super::error::LoadError;
-use super::kernels;
+use super::kernels::Numbers;
 use super::lora::{LoraSet, Part};
 
 /// How diffusers and transformers call the weights of a part.
@@ -156,8 +158,20 @@ impl Weights {
         first.and_then(|(_, view)| DType::try_from(view.dtype()).ok()).unwrap_or(DType::F32)
     }
 
-    /// The tensor `name` of `shape`, on the device.
+    /// The tensor `name` of `shape`, on the device, to compute with.
     pub(crate) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, LoadError> {
+        let tensor = self.load(shape, name)?.to_dtype(self.placement.computes_in())?;
+        self.count(&tensor);
+        Ok(tensor)
+    }
+
+    fn count(&self, tensor: &Tensor) {
+        let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
+        self.tally.copied.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The tensor `name` of `shape`, on the device, in the number format of weights.
+    fn load(&self, shape: &[usize], name: &str) -> Result<Tensor, LoadError> {
         let tensor = self.check(shape, name)?;
         let loaded = self.tensors.load(&tensor, &self.placement.device)?;
         if let Ok(view) = self.tensors.get(&tensor) {
@@ -171,9 +185,7 @@ impl Weights {
             Some(delta) => (loaded.to_dtype(DType::F32)? + delta)?,
             None => loaded,
         };
-        let weights = merged.to_dtype(self.placement.dtype)?;
-        self.tally.copied.fetch_add((weights.elem_count() * weights.dtype().size_in_bytes()) as u64, Ordering::Relaxed);
-        Ok(weights)
+        Ok(merged.to_dtype(self.placement.dtype)?)
     }
 
     /// The tensor `name` of `shape` to multiply with: in the file, if the CPU can take it as it lies there.
@@ -181,12 +193,14 @@ impl Weights {
         let tensor = self.check(shape, name)?;
         let Placement { device, dtype } = &self.placement;
         let overlaid = self.overlay.as_ref().is_some_and(|(loras, part)| loras.changes(*part, &tensor));
-        let stays = device.is_cpu() && *dtype == DType::F32 && !overlaid;
-        if let Some(values) = floats(&self.tensors, &tensor).filter(|_| stays) {
-            self.tally.mapped.fetch_add(size_of_val(values) as u64, Ordering::Relaxed);
+        let view = self.tensors.get(&tensor)?;
+        if device.is_cpu() && !overlaid && view.dtype().try_into().ok() == Some(*dtype) && numbers(&view).is_some() {
+            self.tally.mapped.fetch_add(view.data().len() as u64, Ordering::Relaxed);
             return Ok(Matrix::Mapped { tensors: Arc::clone(&self.tensors), tensor });
         }
-        Ok(Matrix::Loaded(self.get(shape, name)?))
+        let loaded = self.load(shape, name)?;
+        self.count(&loaded);
+        Ok(Matrix::Loaded(loaded))
     }
 
     /// The tensor `name` of `shape` as rows of its last dimension, which stay in the file.
@@ -209,26 +223,31 @@ impl Weights {
     }
 }
 
-/// The values of `tensor`, if they are f32 and lie where f32 may.
-fn floats<'a>(tensors: &'a MmapedSafetensors, tensor: &str) -> Option<&'a [f32]> {
-    let view = tensors.get(tensor).ok()?;
-    if DType::try_from(view.dtype()).ok()? != DType::F32 {
-        return None;
+/// The values of a tensor, if the CPU's kernels know the number format, and they lie where such numbers may.
+fn numbers<'a>(view: &TensorView<'a>) -> Option<Numbers<'a>> {
+    let (bytes, dtype) = (view.data(), view.dtype());
+    if dtype == Dtype::F32 {
+        bytemuck::try_cast_slice(bytes).ok().map(Numbers::F32)
+    } else if dtype == Dtype::F16 {
+        bytemuck::try_cast_slice(bytes).ok().map(Numbers::F16)
+    } else if dtype == Dtype::BF16 {
+        bytemuck::try_cast_slice(bytes).ok().map(Numbers::Bf16)
+    } else {
+        None
     }
-    bytemuck::try_cast_slice(view.data()).ok()
 }
 
 /// Weights that only products read.
 #[derive(Clone)]
 pub(crate) enum Matrix {
-    /// f32 in the mapped file.
+    /// In the mapped file, for the CPU.
     Mapped {
         /// The file.
         tensors: Arc<MmapedSafetensors>,
         /// Its whole name.
         tensor: String,
     },
-    /// On the device, in the model's number format.
+    /// On the device, in the number format of weights.
     Loaded(Tensor),
 }
 
@@ -256,18 +275,27 @@ impl Matrix {
     /// Calls `run` with the values.
     ///
     /// # Errors
-    /// When they are not contiguous f32 in the memory of the CPU.
-    pub(crate) fn with_values<R>(&self, run: impl FnOnce(&[f32]) -> candle_core::Result<R>) -> candle_core::Result<R> {
+    /// When they are not in the memory of the CPU, contiguous and in a number format of its kernels.
+    pub(crate) fn with_values<R>(
+        &self,
+        run: impl FnOnce(Numbers<'_>) -> candle_core::Result<R>,
+    ) -> candle_core::Result<R> {
         match self {
-            Self::Mapped { tensors, tensor } => match floats(tensors, tensor) {
+            Self::Mapped { tensors, tensor } => match numbers(&tensors.get(tensor)?) {
                 Some(values) => run(values),
-                None => candle_core::bail!("`{tensor}` is not f32"),
+                None => candle_core::bail!("`{tensor}` is in a number format that the CPU has no kernels for"),
             },
             Self::Loaded(tensor) => {
                 let (storage, layout) = tensor.storage_and_layout();
-                match &*storage {
-                    Storage::Cpu(storage) => run(kernels::values(storage, layout)?),
-                    Storage::Cuda(_) | Storage::Metal(_) => candle_core::bail!("the weights are not on the CPU"),
+                let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+                    candle_core::bail!("the weights are not contiguous in the memory of the CPU");
+                };
+                if let CpuStorage::F16(values) = storage {
+                    run(Numbers::F16(&values[start..end]))
+                } else if let CpuStorage::BF16(values) = storage {
+                    run(Numbers::Bf16(&values[start..end]))
+                } else {
+                    run(Numbers::F32(&storage.as_slice()?[start..end]))
                 }
             }
         }
@@ -296,8 +324,9 @@ impl Table {
             }
         }
         let shape = [rows.len() / bytes, self.width];
-        let Placement { device, dtype: wanted } = &self.weights.placement;
-        Tensor::from_raw_buffer(&rows, dtype, &shape, device)?.to_dtype(*wanted)
+        let placement = &self.weights.placement;
+        let rounded = Tensor::from_raw_buffer(&rows, dtype, &shape, &placement.device)?.to_dtype(placement.dtype)?;
+        rounded.to_dtype(placement.computes_in())
     }
 }
 

@@ -11,6 +11,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::function::exp2;
+use super::numbers::Numbers;
 use super::scratch::Scratch;
 use super::tile::{self, Begin, Left, Panels, Target, dispatch, load, store};
 
@@ -19,12 +20,14 @@ const KEYS: usize = 256;
 /// Queries of a task: keys and values of a block are used for all of them before the next.
 const QUERIES: usize = 128;
 
-/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`: `(n, d, t)`. Scores are multiplied by `scale`.
+/// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`: `(n, d, t)`. Scores, to which `mask (s, t)` or
+/// `(n, s, t)` is added if there is one, are multiplied by `scale`.
 #[derive(Debug)]
 pub(crate) struct Attention<'a> {
     pub(crate) query: &'a [f32],
     pub(crate) key: &'a [f32],
     pub(crate) value: &'a [f32],
+    pub(crate) mask: Option<&'a [f32]>,
     pub(crate) heads: usize,
     pub(crate) width: usize,
     pub(crate) queries: usize,
@@ -43,6 +46,8 @@ impl Attention<'_> {
         assert_eq!(self.query.len(), heads * width * queries, "queries");
         assert_eq!(self.key.len(), heads * width * keys, "keys");
         assert_eq!(self.value.len(), heads * width * keys, "values");
+        let masked = |mask: &[f32]| mask.len() == keys * queries || mask.len() == heads * keys * queries;
+        assert!(self.mask.is_none_or(masked), "a mask");
         let length = heads * width * queries;
         if length == 0 || keys == 0 {
             return vec![0.0; length];
@@ -106,17 +111,34 @@ impl WithSimd for Task<'_> {
             }
         }
         all_sums.fill(0.0);
-        all_largest.fill(f32::NEG_INFINITY);
+        // Less than any score, and no infinity, from which a score of minus infinity could not be told.
+        all_largest.fill(f32::MIN);
         all_weights.fill(0.0);
         let values = &job.value[head * width * job.keys..][..width * job.keys];
         for first in (0..job.keys).step_by(KEYS) {
             let block = KEYS.min(job.keys - first);
             for index in 0..panels {
-                let queries = Panels { values: &packed[index * width * panel..], lines: width };
                 let scores = &mut all_scores[..block * panel];
-                let left = Left { values: &keys[first * width..], stride: width, rows: block, depth: width };
+                let begin = match job.mask {
+                    None => Begin::Zero,
+                    Some(mask) => {
+                        let lines = &mask[head * job.keys * job.queries % mask.len()..][first * job.queries..];
+                        let columns =
+                            queries.start + index * panel..queries.end.min(queries.start + (index + 1) * panel);
+                        for (scores, line) in scores.chunks_exact_mut(panel).zip(lines.chunks_exact(job.queries)) {
+                            let line = &line[columns.clone()];
+                            scores.iter_mut().zip(line).for_each(|(score, mask)| *score = mask * scale);
+                            // Columns of no query.
+                            scores[line.len()..].fill(0.0);
+                        }
+                        Begin::Output
+                    }
+                };
+                let queries = Panels { values: &packed[index * width * panel..], lines: width };
+                let left =
+                    Left { values: Numbers::F32(&keys[first * width..]), stride: width, rows: block, depth: width };
                 // SAFETY: the scores are this task's own.
-                unsafe { tile::multiply(simd, left, queries, panel, Begin::Zero, (Target::new(scores), 0, panel)) };
+                unsafe { tile::multiply(simd, left, queries, panel, begin, (Target::new(scores), 0, panel)) };
                 let sums = &mut all_sums[index * width * panel..][..width * panel];
                 for part in 0..2 {
                     let at = index * panel + part * lanes;
@@ -142,7 +164,7 @@ impl WithSimd for Task<'_> {
                         store::<S>(&mut line[part * lanes..], simd.mul_f32s(sum, shrink));
                     }
                 }
-                let left = Left { values: &values[first..], stride: job.keys, rows: width, depth: block };
+                let left = Left { values: Numbers::F32(&values[first..]), stride: job.keys, rows: width, depth: block };
                 let scores = Panels { values: scores, lines: block };
                 // SAFETY: the sums are this task's own.
                 unsafe { tile::multiply(simd, left, scores, panel, Begin::Output, (Target::new(sums), 0, panel)) };
@@ -171,12 +193,16 @@ mod tests {
     #[test]
     fn attention_agrees_with_double_precision() {
         // Heads, width, queries, keys: whole and broken panels and blocks; scores so small and so large that one key wins.
-        for (heads, width, queries, keys, scale) in [
-            (1, 1, 1, 1, 1.0),
-            (3, 7, 45, 300, 2.0),
-            (2, 40, 256, 512, 0.1),
-            (2, 8, 130, 77, 40.0),
-            (1, 64, 20, 1000, 9.0),
+        // Masks for all heads, and for each.
+        for (heads, width, queries, keys, scale, masks) in [
+            (1, 1, 1, 1, 1.0, 0),
+            (3, 7, 45, 300, 2.0, 0),
+            (2, 40, 256, 512, 0.1, 0),
+            (2, 8, 130, 77, 40.0, 0),
+            (1, 64, 20, 1000, 9.0, 0),
+            (2, 8, 77, 77, 0.5, 1),
+            (3, 5, 300, 600, 2.0, 1),
+            (3, 5, 145, 290, 2.0, 3),
         ] {
             let values = |name: &str, length: usize| -> Vec<f32> {
                 let spread = (tiny::tensor(name, &[heads * width, 1, length]) * (length as f64).sqrt()).unwrap();
@@ -186,23 +212,35 @@ mod tests {
             let at = |values: &[f32], length: usize, head: usize, dimension: usize, index: usize| {
                 f64::from(values[(head * width + dimension) * length + index])
             };
-            let job =
-                Attention { query: &query, key: &key, value: &value, heads, width, queries, keys, scale: scale as f32 };
+            // The first query sees the last key only, of whichever block.
+            let masks: Vec<f32> = (0..masks * keys * queries)
+                .map(|index| match (index / queries % keys, index % queries) {
+                    (key, 0) if key + 1 < keys => f32::NEG_INFINITY,
+                    (key, query) => (index / (keys * queries)) as f32 + 0.01 * key as f32 - 0.02 * query as f32,
+                })
+                .collect();
+            let masked = |head: usize, index: usize, other: usize| match masks.len() {
+                0 => 0.0,
+                length => f64::from(masks[(head * keys + other) * queries % length + index]),
+            };
+            let mask = (!masks.is_empty()).then_some(&masks[..]);
+            let (query, key, value) = (&query[..], &key[..], &value[..]);
+            let job = Attention { query, key, value, mask, heads, width, queries, keys, scale: scale as f32 };
             let found = job.run();
             for head in 0..heads {
                 for index in 0..queries {
                     let scores: Vec<f64> = (0..keys)
                         .map(|other| {
-                            let terms = (0..width)
-                                .map(|d| at(&query, queries, head, d, index) * at(&key, keys, head, d, other));
-                            terms.sum::<f64>() * scale
+                            let terms =
+                                (0..width).map(|d| at(query, queries, head, d, index) * at(key, keys, head, d, other));
+                            (terms.sum::<f64>() + masked(head, index, other)) * scale
                         })
                         .collect();
                     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                     let total: f64 = weights.iter().sum();
                     for dimension in 0..width {
-                        let terms = (0..keys).map(|other| weights[other] * at(&value, keys, head, dimension, other));
+                        let terms = (0..keys).map(|other| weights[other] * at(value, keys, head, dimension, other));
                         let exact = terms.sum::<f64>() / total;
                         let found = at(&found, queries, head, dimension, index);
                         // Of large scores the last bits are whole units.
@@ -218,9 +256,9 @@ mod tests {
     fn what_is_not_a_number_is_seen_in_the_result() {
         let (mut query, key) = (vec![0.5; 4 * 20], vec![0.25; 4 * 30]);
         query[20 + 3] = f32::NAN;
-        let job =
-            Attention { query: &query, key: &key, value: &key, heads: 1, width: 4, queries: 20, keys: 30, scale: 1.0 };
-        let found = job.run();
+        let (query, key) = (&query[..], &key[..]);
+        let (heads, width, queries, keys, scale) = (1, 4, 20, 30, 1.0);
+        let found = Attention { query, key, value: key, mask: None, heads, width, queries, keys, scale }.run();
         let wrong: Vec<usize> = (0..80).filter(|index| found[*index].is_nan()).collect();
         assert_eq!(wrong, [3, 23, 43, 63], "the query that was wrong, in each of its values");
     }

@@ -1,15 +1,19 @@
 //! What a 3×3 convolution is, and which way it is computed. It computes nothing itself.
 
-use super::{direct, winograd};
+use super::direct;
+use super::numbers::Numbers;
+use super::winograd::{self, Kept};
 
 /// Weights of each pair of channels.
 pub(crate) const TAPS: usize = 9;
 
 /// A 3×3 convolution of `(b, channels, height, width)` with `weight (outputs, channels, 3, 3)` and a bias `(outputs)`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Convolution<'a> {
     pub(crate) input: &'a [f32],
-    pub(crate) weight: &'a [f32],
+    pub(crate) weight: Numbers<'a>,
+    /// What Winograd's way makes of the weights, from one call to the next.
+    pub(crate) kept: Option<&'a Kept>,
     pub(crate) bias: &'a [f32],
     pub(crate) batch: usize,
     pub(crate) channels: usize,
@@ -40,6 +44,8 @@ impl Convolution<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::engine::tiny;
 
@@ -58,7 +64,8 @@ mod tests {
             if y < full_height && x < full_width {
                 let plane = (row * job.channels + channel) * job.height;
                 let pixel = job.input[(plane + y / job.repeat) * job.width + x / job.repeat];
-                sum += f64::from(pixel) * f64::from(job.weight[output * 9 * job.channels + term]);
+                let Numbers::F32(weight) = job.weight else { unreachable!("the test's weights") };
+                sum += f64::from(pixel) * f64::from(weight[output * 9 * job.channels + term]);
             }
         }
         sum
@@ -87,10 +94,38 @@ mod tests {
             let input = values("input", &[batch, channels, height, width]);
             let weight = values("weight", &[outputs, channels, 3, 3]);
             let bias = values("bias", &[outputs]);
-            let (input, weight, bias) = (&input[..], &weight[..], &bias[..]);
-            let job = Convolution { input, weight, bias, batch, channels, height, width, stride, repeat, padding };
+            let (input, bias, kept) = (&input[..], &bias[..], Kept::default());
+            // Of few bits, so that every format has them.
+            let narrow: Vec<bf16> = weight.iter().map(|weight| bf16::from_f32(*weight)).collect();
+            let weight: Vec<f32> = narrow.iter().map(|weight| weight.to_f32()).collect();
+            let (weight, narrow) = (Numbers::F32(&weight), Numbers::Bf16(&narrow));
+            let job = Convolution {
+                input,
+                weight,
+                kept: None,
+                bias,
+                batch,
+                channels,
+                height,
+                width,
+                stride,
+                repeat,
+                padding,
+            };
             let [rows, columns] = job.output_size();
-            for found in [job.run(), direct::convolve(&job)] {
+            let found = job.run();
+            let others = [
+                Convolution { kept: Some(&kept), ..job }.run(),
+                Convolution { kept: Some(&kept), ..job }.run(),
+                Convolution { weight: narrow, ..job }.run(),
+                Convolution { weight: narrow, kept: Some(&Kept::default()), ..job }.run(),
+            ];
+            for (index, other) in others.iter().enumerate() {
+                assert!(*other == found, "{case:?}: {index}");
+            }
+            let direct = direct::convolve(&job);
+            assert!(direct::convolve(&Convolution { weight: narrow, ..job }) == direct, "{case:?}");
+            for found in [found, direct] {
                 assert_eq!(found.len(), batch * outputs * rows * columns, "{case:?}");
                 let (mut worst, mut largest) = (0.0_f64, 0.0_f64);
                 for (index, found) in found.iter().enumerate().step_by(1 + found.len() / 4000) {

@@ -174,7 +174,7 @@ impl WithSimd for Task<'_> {
             let channels = first..job.channels.min(first + CHANNELS);
             self.lay_out(channels.clone());
             let left = Left {
-                values: &job.weight[self.outputs.start * terms + first * TAPS..],
+                values: job.weight.slice(self.outputs.start * terms + first * TAPS..job.weight.len()),
                 stride: terms,
                 rows: self.outputs.len(),
                 depth: channels.len() * TAPS,

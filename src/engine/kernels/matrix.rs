@@ -5,13 +5,14 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::numbers::Numbers;
 use super::scratch::Scratch;
 use super::tile::{self, Begin, COLUMNS, DEPTH, Division, Left, Panels, Target, WIDTH_MAX, dispatch};
 
 /// `weight (outputs, terms) @ right (b, terms, columns)`, plus a bias `(outputs)` if there is one: `(b, outputs, columns)`.
 #[derive(Debug)]
 pub(crate) struct Product<'a> {
-    pub(crate) weight: &'a [f32],
+    pub(crate) weight: Numbers<'a>,
     pub(crate) outputs: usize,
     pub(crate) terms: usize,
     pub(crate) bias: Option<&'a [f32]>,
@@ -86,7 +87,7 @@ impl WithSimd for Task<'_> {
                 }
             }
             let left = Left {
-                values: &product.weight[rows.start * product.terms + first..],
+                values: product.weight.slice(rows.start * product.terms + first..product.weight.len()),
                 stride: product.terms,
                 rows: rows.len(),
                 depth,

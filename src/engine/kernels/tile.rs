@@ -1,6 +1,7 @@
 //! The product that all others are made of: a few rows times a panel of columns, summed in registers.
 //!
-//! The left matrix is read where it lies, so weights are never copied or packed; the right one comes as panels of
+//! The left matrix is read where it lies, so weights are never copied or packed, but those of 16 bits made wider, a few
+//! rows at a time; the right one comes as panels of
 //! [`width`] columns, one depth after the other, which whoever has the activations makes as he reads them, or as lines that
 //! stand anywhere. Every sum is made in the order of its terms, each of them fused with its addition. So an output has the
 //! same bytes whichever rows and columns it is computed with, on however many threads, and on every processor with any
@@ -12,10 +13,14 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::numbers::Numbers;
+
 /// Rows that are summed at once: with two vectors of columns each they fill the registers of AVX2.
 pub(crate) const ROWS: usize = 6;
 /// Terms of a panel: so many of its columns and of [`ROWS`] rows stay in the first cache.
 pub(crate) const DEPTH: usize = 256;
+/// Terms of any left matrix that is not of f32.
+const NARROW_DEPTH_MAX: usize = 288;
 /// Columns of all panels that are used together: they stay in the second cache.
 pub(crate) const COLUMNS: usize = 256;
 
@@ -80,7 +85,7 @@ pub(crate) enum Begin<'a> {
 /// Rows of a matrix, each of them `depth` values, the first of which stand `stride` apart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left<'a> {
-    pub(crate) values: &'a [f32],
+    pub(crate) values: Numbers<'a>,
     pub(crate) stride: usize,
     pub(crate) rows: usize,
     pub(crate) depth: usize,
@@ -271,20 +276,38 @@ pub(crate) unsafe fn multiply<S: Simd, R: Right>(
         return;
     }
     assert!((left.rows - 1) * left.stride + depth <= left.values.len(), "a left matrix of {}", left.values.len());
+    assert!(depth <= NARROW_DEPTH_MAX || matches!(left.values, Numbers::F32(_)), "{depth} terms to make wider");
     right.check(columns, depth, width);
     assert!(start + (left.rows - 1) * stride + columns <= target.length, "a target of {}", target.length);
     if let Begin::Rows(values) = begin {
         assert!(values.len() >= left.rows, "{} first values", values.len());
     }
+    let mut wide;
+    let room = match left.values {
+        Numbers::F32(_) => &mut [][..],
+        Numbers::F16(_) | Numbers::Bf16(_) => {
+            wide = [0.0; ROWS * NARROW_DEPTH_MAX];
+            &mut wide[..]
+        }
+    };
     for row in (0..left.rows).step_by(ROWS) {
         let count = ROWS.min(left.rows - row);
+        let (rows, left_stride) = match left.values {
+            Numbers::F32(values) => (&values[row * left.stride..], left.stride),
+            Numbers::F16(_) | Numbers::Bf16(_) => {
+                for (index, room) in room.chunks_exact_mut(depth).take(count).enumerate() {
+                    left.values.slice((row + index) * left.stride..(row + index) * left.stride + depth).wide(room);
+                }
+                (&room[..], depth)
+            }
+        };
         for (panel, first) in (0..columns).step_by(width).enumerate() {
             // SAFETY: all that is read and written lies within what was checked above.
             unsafe {
                 let turn = Turn {
                     depth,
-                    left: left.values.as_ptr().add(row * left.stride),
-                    left_stride: left.stride,
+                    left: rows.as_ptr(),
+                    left_stride,
                     right,
                     panel,
                     begin: match begin {
