@@ -375,10 +375,15 @@ def counted(work):
 # The times of both.
 
 
+def number_format(name, options):
+    """Of the weights, and of what PyTorch computes with."""
+    return options.dtype or (FAMILIES[name][2] if options.device == "cuda" else "f32")
+
+
 def measure_family(program, name, options):
     """The rows of a table."""
-    title, side, dtype = FAMILIES[name]
-    dtype = dtype if options.device == "cuda" else "f32"
+    title, side, _ = FAMILIES[name]
+    dtype = number_format(name, options)
     directory = model_directory(name, dtype)
     whole = name in options.whole
     rounds = {"diffusers": [], "darkroom": []}
@@ -417,18 +422,18 @@ def model_directory(name, dtype):
     return directory
 
 
-def no_room(name, device):
+def no_room(name, options):
     """Why the family cannot be measured here, if it cannot."""
     if name == "tiny":
         return None
-    dtype = FAMILIES[name][2] if device == "cuda" else "f32"
+    dtype = number_format(name, options)
     needed = models.size(name, dtype)
     (CACHE / "bench-models").mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(CACHE / "bench-models").free
     written = (CACHE / "bench-models" / f"{name}-{dtype}" / "model_index.json").exists()
     if not written and free < needed + DISK_BYTES_SPARE:
         return f"its weights take {needed / 1e9:.0f} GB of disk, of which {free / 1e9:.0f} GB are free"
-    if device == "cuda" and (free := torch.cuda.mem_get_info()[0]) < needed + GPU_BYTES_SPARE:
+    if options.device == "cuda" and (free := torch.cuda.mem_get_info()[0]) < needed + GPU_BYTES_SPARE:
         needed += GPU_BYTES_SPARE
         return f"it takes {needed / 1e9:.0f} GB of GPU memory, of which {free / 1e9:.0f} GB are free"
     return None
@@ -446,7 +451,7 @@ def profile_command(program, directory, side, whole, options):
     images = IMAGES if options.device == "cuda" else IMAGES[:1]
     return [
         program, "profile", "--model", directory, "--device", options.device, "--size", f"{side}x{side}", "--images",
-        ",".join(map(str, images)), "--turns", str(options.turns), "--json",
+        ",".join(map(str, images)), "--turns", str(options.turns), "--json", *precision(options),
         *(["--whole", str(WHOLE_STEPS)] if whole else []),
     ]
 
@@ -459,8 +464,13 @@ def render_command(program, directory, options):
     (scratch / "first-step.json").write_text(json.dumps(request))
     return [
         program, "render", "--model", directory, "--request", scratch / "first-step.json", "--out",
-        scratch / "first-step.png", "--device", options.device,
+        scratch / "first-step.png", "--device", options.device, *precision(options),
     ]
+
+
+def precision(options):
+    """Darkroom chooses for each part, unless it is told."""
+    return ["--dtype", options.dtype] if options.dtype else []
 
 
 def output(command, environment):
@@ -584,7 +594,7 @@ def print_times(program, options):
     """Prints the tables, and below them what is missing; false if something failed."""
     tables, notes, good = [], [], True
     for name in options.families:
-        reason = no_room(name, options.device)
+        reason = no_room(name, options)
         try:
             if not reason:
                 tables.append(measure_family(program, name, options))
@@ -601,6 +611,8 @@ def arguments():
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument(
         "--families", nargs="+", choices=FAMILIES, default=[name for name in FAMILIES if name != "tiny"])
+    parser.add_argument(
+        "--dtype", choices=models.DTYPES, help="of all weights; when absent f32 on the CPU, and on a GPU what suits each")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which parts, all by default")
     parser.add_argument("--program", type=pathlib.Path, help="a darkroom that is built already")
     parser.add_argument("--rounds", type=int, default=3, help="how often diffusers and Darkroom take turns")
@@ -613,7 +625,6 @@ def arguments():
     parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--image", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--diffusers", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--dtype", choices=models.DTYPES, help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 

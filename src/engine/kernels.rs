@@ -23,7 +23,6 @@ use rayon::prelude::*;
 
 pub(super) use numbers::Numbers;
 use tile::dispatch;
-pub(super) use winograd::Kept;
 
 /// Tokens whose statistics are made together, and values that one task adds.
 const TOKENS: usize = 256;
@@ -132,8 +131,6 @@ impl CustomOp2 for Product<'_> {
 /// A 3×3 convolution of `(b, c, h, w)` with `weight (out, c, 3, 3)` and a bias `(out)`.
 pub(super) struct Convolution<'a> {
     pub(super) weight: Numbers<'a>,
-    /// What may be kept of the weights.
-    pub(super) kept: Option<&'a Kept>,
     /// Pixels from one output pixel to the next.
     pub(super) stride: usize,
     /// How often each input pixel is repeated in both directions before the convolution.
@@ -150,23 +147,12 @@ impl CustomOp2 for Convolution<'_> {
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, bias: &CpuStorage, bias_l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, channels, height, width) = x_l.shape().dims4()?;
         let (input, bias) = (values(x, x_l)?, values(bias, bias_l)?);
-        let Self { weight, kept, stride, repeat, padding } = *self;
+        let Self { weight, stride, repeat, padding } = *self;
         if weight.len() != bias.len() * channels * 9 {
             bail!("{} weights for {channels} to {} channels", weight.len(), bias.len());
         }
-        let convolution = convolution::Convolution {
-            input,
-            weight,
-            kept,
-            bias,
-            batch,
-            channels,
-            height,
-            width,
-            stride,
-            repeat,
-            padding,
-        };
+        let convolution =
+            convolution::Convolution { input, weight, bias, batch, channels, height, width, stride, repeat, padding };
         let [rows, columns] = convolution.output_size();
         Ok((CpuStorage::F32(convolution.run()), Shape::from((batch, bias.len(), rows, columns))))
     }
@@ -563,16 +549,12 @@ mod tests {
         // Images of 17 channels, with tiles and panels that are not whole.
         let convolve = |x: &Tensor, stride: usize, repeat: usize| {
             let weight = Numbers::F32(&weight);
-            x.apply_op2_no_bwd(&bias, &Convolution { weight, kept: None, stride, repeat, padding: 1 })
+            x.apply_op2_no_bwd(&bias, &Convolution { weight, stride, repeat, padding: 1 })
         };
         // So many channels that it pays.
         let winograd = |x: &Tensor, repeat: usize| {
             let (x, weight) = (Tensor::cat(&[x, x], 1)?, Numbers::F32(&wide));
-            x.apply_op2_no_bwd(&wide_bias, &Convolution { weight, kept: None, stride: 1, repeat, padding: 1 })
-        };
-        let kept = |x: &Tensor| {
-            let (x, weight, kept) = (Tensor::cat(&[x, x], 1)?, Numbers::F32(&wide), Some(&Kept::default()));
-            x.apply_op2_no_bwd(&wide_bias, &Convolution { weight, kept, stride: 1, repeat: 1, padding: 1 })
+            x.apply_op2_no_bwd(&wide_bias, &Convolution { weight, stride: 1, repeat, padding: 1 })
         };
         let flat = |x: &Tensor| x.flatten_from(2);
         let gelu = |x: &Tensor, kind: Gelu| {
@@ -583,7 +565,7 @@ mod tests {
         let narrow: Vec<half::f16> = tall.iter().map(|weight| half::f16::from_f32(*weight)).collect();
         let product =
             |x: &Tensor, weight: Numbers<'_>| x.flatten_from(2)?.apply_op1_no_bwd(&Product { weight, outputs: 22 });
-        let operations: [(&str, &Operation<'_>); 14] = [
+        let operations: [(&str, &Operation<'_>); 13] = [
             ("winograd", &|x| winograd(x, 1)),
             ("winograd, doubled", &|x| winograd(x, 2)),
             ("direct", &|x| convolve(x, 1, 1)),
@@ -591,7 +573,6 @@ mod tests {
             ("gelu", &|x| gelu(x, Gelu::Erf)),
             ("gelu by tanh", &|x| gelu(x, Gelu::Tanh)),
             ("quick gelu", &|x| gelu(x, Gelu::Quick)),
-            ("winograd, kept weights", &kept),
             ("product", &|x| product(x, Numbers::F32(&tall))),
             ("product of 16 bits", &|x| product(x, Numbers::F16(&narrow))),
             ("attention", &|x| flat(x)?.apply_op3_no_bwd(&flat(x)?, &flat(x)?, &Attention { mask: None, scale: 0.3 })),

@@ -9,7 +9,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 #[cfg(feature = "cudnn")]
 use super::cudnn::recommended;
 use super::error::LoadError;
-use super::kernels::{self, Gelu, Kept};
+use super::kernels::{self, Gelu};
 use super::weights::{Matrix, Weights};
 
 /// Attention scores up to this size are computed at once; more of them query by query.
@@ -169,8 +169,6 @@ pub(super) struct Convolution {
     /// `(out)`
     bias: Tensor,
     resize: Resize,
-    /// What the CPU's kernel makes of the weights.
-    kept: Kept,
 }
 
 impl Convolution {
@@ -181,7 +179,7 @@ impl Convolution {
         resize: Resize,
     ) -> std::result::Result<Self, LoadError> {
         let weight = weights.matrix(&[outputs, inputs, 3, 3], "weight")?;
-        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, resize, kept: Kept::default() })
+        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, resize })
     }
 
     /// `(b, in, h, w)` to `(b, out, h', w')`.
@@ -195,8 +193,7 @@ impl Convolution {
         if on_cpu(x) {
             let x = x.contiguous()?;
             return self.weight.with_values(|weight| {
-                let kept = Some(&self.kept);
-                x.apply_op2_no_bwd(&self.bias, &kernels::Convolution { weight, kept, stride, repeat, padding })
+                x.apply_op2_no_bwd(&self.bias, &kernels::Convolution { weight, stride, repeat, padding })
             });
         }
         let (_, _, h, w) = x.dims4()?;

@@ -23,7 +23,7 @@ fn check(x: &Tensor) -> Result<Tensor> {
 pub fn convolution(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (x, bias) = (check(x)?, check(bias)?);
     Matrix::Loaded(check(weight)?).with_values(|weight| {
-        x.apply_op2_no_bwd(&bias, &kernels::Convolution { weight, kept: None, stride: 1, repeat: 1, padding: 1 })
+        x.apply_op2_no_bwd(&bias, &kernels::Convolution { weight, stride: 1, repeat: 1, padding: 1 })
     })
 }
 

@@ -5,11 +5,9 @@
 //! pixels. The points are 0, ±1/√2, ±√2 and ∞, with which rounding errors are smaller than with whole numbers.
 //!
 //! Weights are transformed when they are used, some outputs at a time: all of them would take four times the memory, and
-//! that is little work beside the products. Of small convolutions, where it is more, they are kept. Only convolutions that
-//! keep the size, or that double it first, come here.
+//! that is little work beside the products. Only convolutions that keep the size, or that double it first, come here.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -31,9 +29,6 @@ const TILES_TOGETHER: usize = 64;
 /// Outputs of a block, about, and channels: their transformed weights stay in a cache.
 const BLOCK: usize = 48;
 const CHANNELS: usize = 128;
-
-/// Pairs of channels and outputs whose transformed weights are kept: 4.5 MiB.
-const KEPT_PAIRS_MAX: usize = 1 << 15;
 
 /// Values between what belongs to one point and to the next: without them all points would meet in the same few sets of
 /// the cache wherever sizes are powers of two.
@@ -80,7 +75,6 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
     let groups = lines.len().div_ceil((room / across).max(1));
     let group = lines.len().div_ceil(groups);
 
-    let kept = job.kept.and_then(|kept| kept.get(job));
     let (processor, threads) = (processor(), rayon::current_num_threads());
     let blocks = outputs.div_ceil(BLOCK).next_multiple_of(threads);
     let block = outputs.div_ceil(blocks).next_multiple_of(ROWS);
@@ -101,13 +95,13 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
             (0..outputs.div_ceil(block)).into_par_iter().for_each_init(
                 || {
                     (
-                        Scratch::new(if kept.is_some() { 0 } else { POINTS * (block * CHANNELS + GAP) }),
+                        Scratch::new(POINTS * (block * CHANNELS + GAP)),
                         Scratch::new(POINTS * (block * (tiles_max + WIDTH_MAX) + GAP)),
                     )
                 },
                 |(weights, products), index| {
                     let outputs = index * block..outputs.min((index + 1) * block);
-                    processor.dispatch(Outputs { job, lines, outputs, size, pixels, kept, weights, products, target });
+                    processor.dispatch(Outputs { job, lines, outputs, size, pixels, weights, products, target });
                 },
             );
         }
@@ -316,96 +310,6 @@ impl WithSimd for Pixels<'_> {
     }
 }
 
-/// Where transformed weights of some outputs and channels stand.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    /// Values from one point to the next.
-    point: usize,
-    /// From one output to the next.
-    output: usize,
-}
-
-/// Transforms the weights of some outputs for some channels.
-#[inline(always)]
-fn transform_block<S: Simd>(
-    simd: S,
-    job: &Convolution<'_>,
-    outputs: Range<usize>,
-    channels: Range<usize>,
-    (transformed, place): (&mut [f32], Place),
-) {
-    let lanes = S::F32_LANES;
-    let mut room = [0.0; CHANNELS * TAPS];
-    for (index, output) in outputs.enumerate() {
-        let start = output * job.channels * TAPS;
-        let weight = job.weight.slice(start + channels.start * TAPS..start + channels.end * TAPS).wide(&mut room);
-        for first in (0..channels.len()).step_by(lanes) {
-            // Each of the nine weights of many channels.
-            let mut nine = [[0.0; LANES_MAX]; TAPS];
-            for (channel, weights) in weight[first * TAPS..].chunks_exact(TAPS).take(lanes).enumerate() {
-                for (values, weight) in nine.iter_mut().zip(weights) {
-                    values[channel] = *weight;
-                }
-            }
-            let mut rows = [[simd.splat_f32s(0.0); 3]; 6];
-            for x in 0..3 {
-                let three = [load::<S>(&nine[x]), load::<S>(&nine[3 + x]), load::<S>(&nine[6 + x])];
-                for (row, point) in rows.iter_mut().zip(transform_weights(simd, three)) {
-                    row[x] = point;
-                }
-            }
-            for (y, row) in rows.into_iter().enumerate() {
-                let points = transform_weights(simd, row);
-                for (x, values) in points.into_iter().enumerate() {
-                    let at = (y * 6 + x) * place.point + index * place.output + first;
-                    store::<S>(&mut transformed[at..], values);
-                }
-            }
-        }
-    }
-}
-
-/// All weights of a small convolution, transformed: for [`CHANNELS`] after [`CHANNELS`] and each of the points, outputs by
-/// channels, up to whole vectors.
-#[derive(Debug, Default)]
-pub(crate) struct Kept(OnceLock<Vec<f32>>);
-
-impl Kept {
-    /// What was made of them before, or is now; none where that would be too much memory.
-    fn get(&self, job: &Convolution<'_>) -> Option<&[f32]> {
-        let keeps = job.bias.len() * job.channels <= KEPT_PAIRS_MAX;
-        keeps.then(|| &self.0.get_or_init(|| processor().dispatch(All { job }))[..])
-    }
-
-    /// Where the block that begins with the channel `first` stands, and how its values do.
-    fn block(job: &Convolution<'_>, first: usize) -> (usize, Place) {
-        let outputs = job.bias.len();
-        let channels = CHANNELS.min(job.channels - first).next_multiple_of(LANES_MAX);
-        (POINTS * outputs * first, Place { point: outputs * channels, output: channels })
-    }
-}
-
-/// All that [`Kept`] keeps.
-struct All<'a> {
-    job: &'a Convolution<'a>,
-}
-
-impl WithSimd for All<'_> {
-    type Output = Vec<f32>;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let (job, outputs) = (self.job, self.job.bias.len());
-        let mut transformed = vec![0.0; POINTS * outputs * job.channels.next_multiple_of(LANES_MAX)];
-        for first in (0..job.channels).step_by(CHANNELS) {
-            let (start, place) = Kept::block(job, first);
-            let channels = first..job.channels.min(first + CHANNELS);
-            transform_block(simd, job, 0..outputs, channels, (&mut transformed[start..], place));
-        }
-        transformed
-    }
-}
-
 /// Some outputs of some lines.
 struct Outputs<'a> {
     job: &'a Convolution<'a>,
@@ -414,9 +318,7 @@ struct Outputs<'a> {
     /// Transformed pixels of a point.
     size: usize,
     pixels: &'a [f32],
-    /// Weights that were transformed before.
-    kept: Option<&'a [f32]>,
-    /// Else room for them: for each of the points, outputs by [`CHANNELS`].
+    /// For each of the points, outputs by [`CHANNELS`].
     weights: &'a mut [f32],
     /// For each of the points, outputs by tiles.
     products: &'a mut [f32],
@@ -424,6 +326,42 @@ struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
+    /// Transforms the weights of the outputs for some channels: for each of the points, outputs by [`CHANNELS`].
+    #[inline(always)]
+    fn transform_weights<S: Simd>(&mut self, simd: S, channels: Range<usize>) {
+        let lanes = S::F32_LANES;
+        let point_size = self.outputs.len() * CHANNELS + GAP;
+        let mut room = [0.0; CHANNELS * TAPS];
+        for (index, output) in self.outputs.clone().enumerate() {
+            let start = output * self.job.channels * TAPS;
+            let range = start + channels.start * TAPS..start + channels.end * TAPS;
+            let weight = self.job.weight.slice(range).wide(&mut room);
+            for first in (0..channels.len()).step_by(lanes) {
+                // Each of the nine weights of many channels.
+                let mut nine = [[0.0; LANES_MAX]; TAPS];
+                for (channel, weights) in weight[first * TAPS..].chunks_exact(TAPS).take(lanes).enumerate() {
+                    for (values, weight) in nine.iter_mut().zip(weights) {
+                        values[channel] = *weight;
+                    }
+                }
+                let mut rows = [[simd.splat_f32s(0.0); 3]; 6];
+                for x in 0..3 {
+                    let three = [load::<S>(&nine[x]), load::<S>(&nine[3 + x]), load::<S>(&nine[6 + x])];
+                    for (row, point) in rows.iter_mut().zip(transform_weights(simd, three)) {
+                        row[x] = point;
+                    }
+                }
+                for (y, row) in rows.into_iter().enumerate() {
+                    let points = transform_weights(simd, row);
+                    for (x, values) in points.into_iter().enumerate() {
+                        let at = (y * 6 + x) * point_size + index * CHANNELS + first;
+                        store::<S>(&mut self.weights[at..], values);
+                    }
+                }
+            }
+        }
+    }
+
     /// Transforms the products of one output back, and writes its pixels.
     #[inline(always)]
     #[expect(unsafe_code, reason = "tasks write to places of their own")]
@@ -484,7 +422,7 @@ impl WithSimd for Outputs<'_> {
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "products go to memory of the task's own")]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(mut self, simd: S) {
         let job = self.job;
         let width = tile::width::<S>();
         let rows = self.outputs.len();
@@ -492,23 +430,13 @@ impl WithSimd for Outputs<'_> {
         let stride = tiles.next_multiple_of(WIDTH_MAX) + WIDTH_MAX;
         for first in (0..job.channels).step_by(CHANNELS) {
             let channels = first..job.channels.min(first + CHANNELS);
-            let (weights, place) = match self.kept {
-                Some(kept) => {
-                    let (start, place) = Kept::block(job, first);
-                    (&kept[start + self.outputs.start * place.output..], place)
-                }
-                None => {
-                    let place = Place { point: rows * CHANNELS + GAP, output: CHANNELS };
-                    transform_block(simd, job, self.outputs.clone(), channels.clone(), (self.weights, place));
-                    (&self.weights[..], place)
-                }
-            };
+            self.transform_weights(simd, channels.clone());
             let products = Target::new(self.products);
             let begin = if first == 0 { Begin::Zero } else { Begin::Output };
             for point in 0..POINTS {
                 let left = Left {
-                    values: Numbers::F32(&weights[point * place.point..]),
-                    stride: place.output,
+                    values: Numbers::F32(&self.weights[point * (rows * CHANNELS + GAP)..]),
+                    stride: CHANNELS,
                     rows,
                     depth: channels.len(),
                 };
