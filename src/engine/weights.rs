@@ -1,8 +1,7 @@
 //! The weights of one part of a model: memory-mapped safetensors, asked for by name and shape.
 //!
 //! What the CPU can multiply as it is, in 16 bits or in 32, stays in the file: a model is ready before it was read, and
-//! processes share it.
-//! Pickle files are never opened. Which tensors there should be is not known here: the layers ask.
+//! processes share it. Pickle files are never opened. Which tensors there should be is not known here: the layers ask.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,10 @@
 //! The product that all others are made of: a few rows times a panel of columns, summed in registers.
 //!
-//! The left matrix is read where it lies, so weights are never copied or packed, but those of 16 bits made wider, a few
-//! rows at a time; the right one comes as panels of
-//! [`width`] columns, one depth after the other, which whoever has the activations makes as he reads them, or as lines that
-//! stand anywhere. Every sum is made in the order of its terms, each of them fused with its addition. So an output has the
-//! same bytes whichever rows and columns it is computed with, on however many threads, and on every processor with any
-//! vector width.
+//! The left matrix is read where it lies, so weights are never copied or packed; those of 16 bits are made wider, a few
+//! rows at a time. The right one comes as panels of [`width`] columns, one depth after the other, which whoever has the
+//! activations makes as he reads them, or as lines that stand anywhere. Every sum is made in the order of its terms, each
+//! of them fused with its addition. So an output has the same bytes whichever rows and columns it is computed with, on
+//! however many threads, and on every processor with any vector width.
 //!
 //! The shape of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
