@@ -51,11 +51,14 @@ fn refusal(damage: impl FnOnce(&Path)) -> LoadError {
     load(directory.path(), &LoadOptions::default()).unwrap_err()
 }
 
-fn replace_unet_tensors(directory: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
-    let path = directory.join(UNET_WEIGHTS);
-    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+fn replace_tensors(file: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let mut tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
     change(&mut tensors);
-    candle_core::safetensors::save(&tensors, path).unwrap();
+    candle_core::safetensors::save(&tensors, file).unwrap();
+}
+
+fn replace_unet_tensors(directory: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    replace_tensors(&directory.join(UNET_WEIGHTS), change);
 }
 
 #[test]
@@ -512,14 +515,14 @@ fn weights_of_16_bits_draw_on_the_cpu_what_they_draw_as_f32() {
         };
         let full = drawn(Precision::F32);
         let rounded_when_loaded = drawn(precision);
-        for part in std::fs::read_dir(directory.path()).unwrap().map(|part| part.unwrap().path()) {
-            for file in std::fs::read_dir(&part).into_iter().flatten().map(|file| file.unwrap().path()) {
-                if file.extension().is_some_and(|extension| extension == "safetensors") {
-                    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
-                    let dtype = if precision == Precision::F16 { DType::F16 } else { DType::BF16 };
+        let dtype = if precision == Precision::F16 { DType::F16 } else { DType::BF16 };
+        let parts = std::fs::read_dir(directory.path()).unwrap().map(|part| part.unwrap().path());
+        let files = parts.filter(|part| part.is_dir()).flat_map(|part| std::fs::read_dir(part).unwrap());
+        for file in files.map(|file| file.unwrap().path()) {
+            if file.extension().is_some_and(|extension| extension == "safetensors") {
+                replace_tensors(&file, |tensors| {
                     tensors.values_mut().for_each(|tensor| *tensor = tensor.to_dtype(dtype).unwrap());
-                    candle_core::safetensors::save(&tensors, file).unwrap();
-                }
+                });
             }
         }
         let (read_in_their_file, made_wider_when_loaded) = (drawn(precision), drawn(Precision::F32));

@@ -17,7 +17,7 @@ mod winograd;
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, Storage,
-    Tensor, bail,
+    Tensor, WithDType, bail,
 };
 use rayon::prelude::*;
 
@@ -30,11 +30,16 @@ const VALUES: usize = 1 << 15;
 /// The slope with which a logistic function comes closest to the normal distribution's.
 pub(super) const QUICK_SLOPE: f32 = 1.702;
 
-pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+/// The values of a contiguous tensor.
+pub(super) fn values_of<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        Some((start, end)) => Ok(&storage.as_slice()?[start..end]),
         None => bail!("the operation needs a contiguous tensor"),
     }
+}
+
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    values_of(storage, layout)
 }
 
 fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
@@ -185,17 +190,18 @@ impl CustomOp3 for Attention<'_> {
             bail!("queries {:?}, keys {:?}, values {:?}", query_l.dims(), key_l.dims(), value_l.dims());
         }
         let (query, key, value) = (values(query, query_l)?, values(key, key_l)?, values(value, value_l)?);
-        let scale = self.scale;
-        let run = |mask: Option<&[f32]>| {
-            attention::Attention { query, key, value, mask, heads, width, queries, keys, scale }.run()
+        let mask = self.mask.map(Tensor::storage_and_layout);
+        let mask = match mask.as_ref().map(|(storage, layout)| (&**storage, *layout)) {
+            None => None,
+            Some((_, layout)) if layout.dims() != [keys, queries] && layout.dims() != [heads, keys, queries] => {
+                bail!("a mask {:?} for {heads} heads, {keys} keys and {queries} queries", layout.dims())
+            }
+            Some((Storage::Cpu(storage), layout)) => Some(values(storage, layout)?),
+            Some((Storage::Cuda(_) | Storage::Metal(_), _)) => bail!("the mask is not on the CPU"),
         };
-        let Some(mask) = self.mask else { return Ok((CpuStorage::F32(run(None)), query_l.shape().clone())) };
-        if mask.dims() != [keys, queries] && mask.dims() != [heads, keys, queries] {
-            bail!("a mask {:?} for {heads} heads, {keys} keys and {queries} queries", mask.dims());
-        }
-        let (storage, layout) = mask.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { bail!("the mask is not on the CPU") };
-        Ok((CpuStorage::F32(run(Some(values(storage, layout)?))), query_l.shape().clone()))
+        let scale = self.scale;
+        let output = attention::Attention { query, key, value, mask, heads, width, queries, keys, scale }.run();
+        Ok((CpuStorage::F32(output), query_l.shape().clone()))
     }
 }
 

@@ -331,7 +331,6 @@ pub(super) fn attention(
     mask: Option<&Tensor>,
     scale: f64,
 ) -> Result<Tensor> {
-    // Queries and keys may have been made wider than values.
     if on_cpu(query) {
         let (query, key, value) = (query.contiguous()?, key.contiguous()?, value.contiguous()?);
         return query.apply_op3_no_bwd(&key, &value, &kernels::Attention { mask, scale: scale as f32 });

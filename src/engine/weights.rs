@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{CpuStorage, DType, Storage, Tensor};
+use candle_core::{DType, Storage, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 
 use super::config::read_json;
 use super::device::Placement;
 use super::error::LoadError;
-use super::kernels::Numbers;
+use super::kernels::{Numbers, values_of};
 use super::lora::{LoraSet, Part};
 
 /// How diffusers and transformers call the weights of a part.
@@ -286,15 +286,13 @@ impl Matrix {
             },
             Self::Loaded(tensor) => {
                 let (storage, layout) = tensor.storage_and_layout();
-                let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-                    candle_core::bail!("the weights are not contiguous in the memory of the CPU");
-                };
-                if let CpuStorage::F16(values) = storage {
-                    run(Numbers::F16(&values[start..end]))
-                } else if let CpuStorage::BF16(values) = storage {
-                    run(Numbers::Bf16(&values[start..end]))
+                let Storage::Cpu(storage) = &*storage else { candle_core::bail!("the weights are not on the CPU") };
+                if tensor.dtype() == DType::F16 {
+                    run(Numbers::F16(values_of(storage, layout)?))
+                } else if tensor.dtype() == DType::BF16 {
+                    run(Numbers::Bf16(values_of(storage, layout)?))
                 } else {
-                    run(Numbers::F32(&storage.as_slice()?[start..end]))
+                    run(Numbers::F32(values_of(storage, layout)?))
                 }
             }
         }

@@ -5,7 +5,7 @@ use pulp::Simd;
 use super::tile::{LANES_MAX, Target, load, store};
 
 /// Values that a loop sums side by side, so that the compiler can use vector instructions: it must not reorder sums.
-pub(crate) const LANES: usize = 2 * LANES_MAX;
+const LANES: usize = 2 * LANES_MAX;
 
 /// Writes what `function` makes of `input`, to the places of `target` from `start` on.
 ///
