@@ -2,6 +2,7 @@
 //!
 //! It does not choose by itself between devices of a kind, and never falls back silently when one was asked for.
 
+use candle_core::utils::cuda_is_available;
 use candle_core::{DType, Device, DeviceLocation};
 
 /// Which device the caller wants.
@@ -50,8 +51,8 @@ impl DeviceChoice {
     pub(crate) fn open(self) -> Result<Device, candle_core::Error> {
         let device = match self {
             Self::Cpu => Device::Cpu,
-            Self::Cuda { ordinal } => Device::new_cuda(ordinal)?,
-            Self::Auto if cfg!(feature = "cuda") => Device::cuda_if_available(0)?,
+            Self::Cuda { ordinal } => open_cuda(ordinal)?,
+            Self::Auto if cuda_is_available() => open_cuda(0)?,
             Self::Auto => Device::Cpu,
         };
         if device.is_cpu() {
@@ -82,11 +83,27 @@ fn keep_freed_pages() {
 #[cfg(not(target_env = "gnu"))]
 fn keep_freed_pages() {}
 
+/// A CUDA device with a queue of work of its own.
+///
+/// Without one, candle gives each thread a queue, and steps run on any of rayon's threads: one could read what the step before, on
+/// another thread, has not written yet.
+fn open_cuda(ordinal: usize) -> Result<Device, candle_core::Error> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    #[cfg(feature = "cuda")]
+    #[expect(unsafe_code, reason = "a promise about queues")]
+    // SAFETY: what is computed on one queue is never used on another: see `beside`. Two events a tensor and some waiting at every
+    // kernel are saved.
+    unsafe {
+        device.as_cuda_device()?.disable_event_tracking();
+    }
+    Ok(device)
+}
+
 /// The same device with a queue of work and handles of its own, for what another thread computes at the same time. Tensors
 /// go from one to the other only through the CPU's memory: nothing else would make one queue wait for the other.
 pub(crate) fn beside(device: &Device) -> Result<Device, candle_core::Error> {
     match device.location() {
-        DeviceLocation::Cuda { gpu_id } => Device::new_cuda_with_stream(gpu_id),
+        DeviceLocation::Cuda { gpu_id } => open_cuda(gpu_id),
         DeviceLocation::Cpu | DeviceLocation::Metal { .. } => Ok(device.clone()),
     }
 }
