@@ -498,12 +498,13 @@ fn half_precision_on_the_cpu_draws_nearly_the_same() {
 
 #[test]
 fn weights_of_16_bits_draw_on_the_cpu_what_they_draw_as_f32() {
-    // T5 beside models in f16 is in bf16.
     for (family, precision) in [
         ("sd1", Precision::F16),
         ("sd1", Precision::Bf16),
         ("sdxl", Precision::F16),
+        ("sd3", Precision::F16),
         ("sd3", Precision::Bf16),
+        ("flux-dev", Precision::F16),
         ("flux-dev", Precision::Bf16),
     ] {
         let directory = tiny::model(family);

@@ -254,10 +254,10 @@ impl Source {
         }
         let t5 = match (self.config.index.t5(), &self.config.t5) {
             (Some((part, tokenizer)), Some(config)) => {
-                let Placement { device, dtype } = &self.placements.text_encoder;
-                let weights = self.open(part, &on(device, t5::dtype(*dtype)), loras)?.counted(tally);
+                let placement = t5::placement(&self.placements.text_encoder);
+                let weights = self.open(part, &placement, loras)?.counted(tally);
                 let tokens = if family == Family::Flux { FLUX_T5_TOKENS } else { SD3_T5_TOKENS };
-                Some(T5Encoder::new(&self.directory.join(tokenizer), &weights, config, tokens, device)?)
+                Some(T5Encoder::new(&self.directory.join(tokenizer), &weights, config, tokens, &placement.device)?)
             }
             _ => None,
         };

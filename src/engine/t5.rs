@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use tokenizers::{Encoding, PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
 use super::config::{T5Activation, T5Config};
+use super::device::Placement;
 use super::dit::RmsNorm;
 use super::error::LoadError;
 use super::kernels::Gelu;
@@ -18,9 +19,10 @@ use super::weights::{Table, Weights};
 /// What short prompts are filled up with.
 const PAD: &str = "<pad>";
 
-/// The number format for T5's weights beside a model in `model`: the published T5s overflow in f16.
-pub(crate) fn dtype(model: DType) -> DType {
-    if model == DType::F16 { DType::BF16 } else { model }
+/// Where T5's weights go beside those of other text encoders: the published T5s overflow in activations of f16.
+pub(crate) fn placement(beside: &Placement) -> Placement {
+    let dtype = if beside.computes_in() == DType::F16 { DType::BF16 } else { beside.dtype };
+    Placement { device: beside.device.clone(), dtype }
 }
 
 /// A prompt's way to its embedding.
@@ -33,7 +35,7 @@ pub(crate) struct T5Encoder {
 impl T5Encoder {
     /// `tokenizer` is the directory of the tokenizer (`tokenizer_3` of Stable Diffusion 3, `tokenizer_2` of FLUX.1),
     /// `max_sequence_length` the number of tokens that every prompt is cut and padded to (diffusers: 256 for Stable
-    /// Diffusion 3, 512 for FLUX.1). `weights` are in bf16 or f32, see [`dtype`].
+    /// Diffusion 3, 512 for FLUX.1). `weights` are where [`placement`] says.
     pub(crate) fn new(
         tokenizer: &Path,
         weights: &Weights,
