@@ -63,7 +63,7 @@ impl RmsNorm {
 
     /// `(n, d, t)`
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if on_cpu(x) {
+        if kernels::take(x) {
             return x.apply_op2_no_bwd(&self.weight, &kernels::RmsNorm { eps: self.eps as f32 });
         }
         let wide = x.to_dtype(DType::F32)?;
@@ -75,7 +75,7 @@ impl RmsNorm {
 /// Layer normalisation of `x (b, d, t)` without weights, then `* (1 + scale) + shift`, each `(b, d)`.
 fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let scale = (scale + 1.0)?;
-    if on_cpu(x) {
+    if kernels::take(x) {
         let affine = Tensor::stack(&[&scale, shift], 1)?;
         return x.apply_op2_no_bwd(&affine, &kernels::LayerNorm { eps: EPS as f32 });
     }
@@ -104,7 +104,7 @@ impl Adaptation {
 
     /// `x` plus the gated output `y` of the part. `y` must not be used otherwise: it may change.
     pub(super) fn add(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
-        if on_cpu(&y) {
+        if kernels::take(&y) {
             y.inplace_op3(&self.gate, x, &kernels::GatedAccumulate)?;
             return Ok(y);
         }
@@ -257,7 +257,7 @@ impl Conditioning {
 /// Turns pairs of neighbouring channels of `x (n, d, t)` by the angles whose cosines and sines are `turns (2, d / 2,
 /// t)`, f32. `x` must not be used otherwise: it may change.
 fn rotate(x: Tensor, turns: &Tensor) -> Result<Tensor> {
-    if on_cpu(&x) {
+    if kernels::take(&x) {
         x.inplace_op2(turns, &kernels::Rotate)?;
         return Ok(x);
     }

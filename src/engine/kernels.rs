@@ -1,27 +1,77 @@
-//! The inner loops of the CPU path, as candle operations: what candle does in many passes over memory, in one.
+//! The inner loops, as candle operations: what candle does in many passes over memory, in one.
 //!
-//! All of them take contiguous f32 tensors. Other devices never come here: each layer has a plain version for them.
+//! All of them take contiguous tensors: on the CPU of f32, on an NVIDIA GPU, for which `cuda/kernels.cu` has their twins, of f32
+//! or 16 bits. What is computed elsewhere, or in another number format, never comes here: each layer has a plain version for it.
 //! Nothing here depends on the number of threads, on what else is in a batch, or on the processor's vectors, so neither
 //! do pixels. The loops themselves know slices only, and choose the vectors when they run.
 
 mod attention;
 mod convolution;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod direct;
+#[cfg(test)]
+mod emulated;
 mod function;
 mod group_norm;
+#[cfg(any(test, feature = "cuda"))]
+mod launch;
 mod matrix;
 mod numbers;
 mod scratch;
 mod tile;
+#[cfg(any(test, feature = "cuda"))]
+mod twins;
 mod winograd;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, Storage,
-    Tensor, WithDType, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape,
+    Storage, Tensor, WithDType, bail,
 };
 use rayon::prelude::*;
 
 pub(super) use numbers::Numbers;
+
+/// Whether the operations take `x`, which is contiguous.
+pub(super) fn take(x: &Tensor) -> bool {
+    if x.device().is_cpu() {
+        return x.dtype() == DType::F32;
+    }
+    on_gpu(x)
+}
+
+/// Whether `query (n, d, t)` can attend to keys and to a `value` by the operation.
+pub(super) fn attend(query: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> bool {
+    if query.device().is_cpu() {
+        return query.dtype() == DType::F32;
+    }
+    attend_on_gpu(query, value, mask)
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(x: &Tensor) -> bool {
+    matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) && x.device().as_cuda_device().is_ok_and(cuda::are_right)
+}
+
+#[cfg(feature = "cuda")]
+fn attend_on_gpu(query: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> bool {
+    let is_narrow = query.dtype() != DType::F32 && query.dtype() == value.dtype();
+    let fits = query.dims3().is_ok_and(|(heads, width, _)| launch::attends(heads, width));
+    mask.is_none() && is_narrow && fits && on_gpu(query)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(_: &Tensor) -> bool {
+    false
+}
+
+#[cfg(not(feature = "cuda"))]
+fn attend_on_gpu(_: &Tensor, _: &Tensor, _: Option<&Tensor>) -> bool {
+    false
+}
+
 use tile::dispatch;
 
 /// Tokens whose statistics are made together, and values that one task adds.
@@ -203,6 +253,25 @@ impl CustomOp3 for Attention<'_> {
         let output = attention::Attention { query, key, value, mask, heads, width, queries, keys, scale }.run();
         Ok((CpuStorage::F32(output), query_l.shape().clone()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        query: &CudaStorage,
+        query_l: &Layout,
+        key: &CudaStorage,
+        key_l: &Layout,
+        value: &CudaStorage,
+        value_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (heads, width, queries) = query_l.shape().dims3()?;
+        let keys = key_l.dims()[2];
+        if key_l.dims() != [heads, width, keys] || value_l.dims() != key_l.dims() || self.mask.is_some() {
+            bail!("queries {:?}, keys {:?}, values {:?}", query_l.dims(), key_l.dims(), value_l.dims());
+        }
+        let plan = launch::attention([heads, width, queries], keys, self.scale)?;
+        cuda::run(&plan, &[(query, query_l), (key, key_l), (value, value_l)], query_l.shape())
+    }
 }
 
 /// Group normalisation of `(b, c, h, w)`, optionally of the input plus a value per channel, optionally with SiLU after.
@@ -220,6 +289,13 @@ impl GroupNorm {
         let output = group_norm::GroupNorm { input, affine, shift, channels, plane, groups, eps, silu }.run();
         Ok((CpuStorage::F32(output), shape.clone()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn plan(&self, shape: &Shape, is_shifted: bool) -> Result<launch::Plan> {
+        let (batch, channels) = (shape.dims()[0], shape.dims()[1]);
+        let plane = shape.dims()[2..].iter().product();
+        launch::group_norm([batch, channels, plane], self.groups, self.eps, self.silu, is_shifted)
+    }
 }
 
 impl CustomOp2 for GroupNorm {
@@ -235,6 +311,17 @@ impl CustomOp2 for GroupNorm {
         affine_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.run(values(x, x_l)?, x_l.shape(), values(affine, affine_l)?, None)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_l: &Layout,
+        affine: &CudaStorage,
+        affine_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::run(&self.plan(x_l.shape(), false)?, &[(x, x_l), (affine, affine_l)], x_l.shape())
     }
 }
 
@@ -253,6 +340,19 @@ impl CustomOp3 for GroupNorm {
         shift_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.run(values(x, x_l)?, x_l.shape(), values(affine, affine_l)?, Some(values(shift, shift_l)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_l: &Layout,
+        affine: &CudaStorage,
+        affine_l: &Layout,
+        shift: &CudaStorage,
+        shift_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::run(&self.plan(x_l.shape(), true)?, &[(x, x_l), (affine, affine_l), (shift, shift_l)], x_l.shape())
     }
 }
 
@@ -295,6 +395,18 @@ impl CustomOp2 for LayerNorm {
             );
         });
         Ok((CpuStorage::F32(output), x_l.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_l: &Layout,
+        affine: &CudaStorage,
+        affine_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let plan = launch::layer_norm(x_l.shape().dims3()?.into(), affine_l.shape().elem_count(), self.eps)?;
+        cuda::run(&plan, &[(x, x_l), (affine, affine_l)], x_l.shape())
     }
 }
 
@@ -369,6 +481,20 @@ impl InplaceOp2 for Accumulate {
         });
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        target: &mut CudaStorage,
+        target_l: &Layout,
+        other: &CudaStorage,
+        other_l: &Layout,
+    ) -> Result<()> {
+        let lines = target_l.dims()[..2].iter().product();
+        let plane = target_l.dims()[2..].iter().product();
+        let plan = launch::accumulate(lines, plane, other_l.shape().elem_count())?;
+        cuda::run_in_place(&plan, target, target_l, &[(other, other_l)])
+    }
 }
 
 /// The gated linear unit of transformer layers: `(b, 2 d, t)` becomes `first half * gelu(second half)`.
@@ -399,6 +525,13 @@ impl CustomOp1 for GatedGelu {
             });
         }
         Ok((CpuStorage::F32(output), Shape::from((batch, width / 2, tokens))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (batch, width, tokens) = layout.shape().dims3()?;
+        let plan = launch::gated_gelu([batch, width, tokens])?;
+        cuda::run(&plan, &[(storage, layout)], &Shape::from((batch, width / 2, tokens)))
     }
 }
 
@@ -435,6 +568,21 @@ impl CustomOp2 for RmsNorm {
         });
         Ok((CpuStorage::F32(output), x_l.shape().clone()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_l: &Layout,
+        weight: &CudaStorage,
+        weight_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::run(
+            &launch::rms_norm(x_l.shape().dims3()?.into(), self.eps)?,
+            &[(x, x_l), (weight, weight_l)],
+            x_l.shape(),
+        )
+    }
 }
 
 /// Turns, in place, each pair of neighbouring channels of `(n, d, t)` by an angle of its own, whose cosines and sines
@@ -463,6 +611,21 @@ impl InplaceOp2 for Rotate {
             }
         });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        target: &mut CudaStorage,
+        target_l: &Layout,
+        turns: &CudaStorage,
+        turns_l: &Layout,
+    ) -> Result<()> {
+        let sizes: [usize; 3] = target_l.shape().dims3()?.into();
+        if turns_l.shape().elem_count() != sizes[1] * sizes[2] {
+            bail!("cosines and sines {:?} for {sizes:?}", turns_l.dims());
+        }
+        cuda::run_in_place(&launch::rotate(sizes)?, target, target_l, &[(turns, turns_l)])
     }
 }
 
@@ -496,6 +659,25 @@ impl InplaceOp3 for GatedAccumulate {
         });
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        target: &mut CudaStorage,
+        target_l: &Layout,
+        gate: &CudaStorage,
+        gate_l: &Layout,
+        other: &CudaStorage,
+        other_l: &Layout,
+    ) -> Result<()> {
+        let (batch, width, tokens) = target_l.shape().dims3()?;
+        let (gates, values) = (gate_l.shape().elem_count(), other_l.shape().elem_count());
+        if gates != batch * width || values != gates * tokens {
+            bail!("{gates} gates and {values} values for {batch}, {width}, {tokens}");
+        }
+        let plan = launch::gated_accumulate(batch * width, tokens)?;
+        cuda::run_in_place(&plan, target, target_l, &[(gate, gate_l), (other, other_l)])
+    }
 }
 
 /// A Gaussian error linear unit of every value, in place.
@@ -526,6 +708,11 @@ impl InplaceOp1 for Gelu {
             );
         });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::run_in_place(&launch::gelu(layout.shape().elem_count(), *self)?, storage, layout, &[])
     }
 }
 

@@ -6,8 +6,6 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-#[cfg(feature = "cudnn")]
-use super::cudnn::recommended;
 use super::error::LoadError;
 use super::kernels::{self, Gelu};
 use super::weights::{Matrix, Weights};
@@ -15,14 +13,14 @@ use super::weights::{Matrix, Weights};
 /// Attention scores up to this size are computed at once; more of them query by query.
 const SCORE_BYTES_MAX: usize = 64 << 20;
 
-/// Whether `x` can go to the CPU kernels.
+/// Whether `x` can go to the CPU's products and convolutions.
 pub(super) fn on_cpu(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
 /// `x` plus `other`, which has the same shape or one value per channel. `x` must not be used otherwise: it may change.
 pub(super) fn accumulate(x: Tensor, other: &Tensor) -> Result<Tensor> {
-    if on_cpu(&x) {
+    if kernels::take(&x) {
         x.inplace_op2(other, &kernels::Accumulate)?;
         return Ok(x);
     }
@@ -42,7 +40,7 @@ pub(super) fn silu(x: &Tensor) -> Result<Tensor> {
 
 /// A kind of GELU. `x` must not be used otherwise: it may change.
 pub(super) fn gelu(x: Tensor, kind: Gelu) -> Result<Tensor> {
-    if on_cpu(&x) {
+    if kernels::take(&x) {
         x.inplace_op1(&kind)?;
         return Ok(x);
     }
@@ -155,10 +153,13 @@ pub(super) enum Resize {
     Double,
 }
 
-/// Where cuDNN is not, nobody recommends an algorithm.
-#[cfg(not(feature = "cudnn"))]
-fn recommended(_: &Tensor, _: &Tensor, _: usize, _: usize) -> Option<candle_core::conv::CudnnFwdAlgo> {
-    None
+/// `x (b, c, h, w)` with `weight (out, c, 3, 3)`, by what the device has for it.
+fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if let Some(y) = super::cudnn::convolve(x, weight, padding, stride)? {
+        return Ok(y);
+    }
+    x.conv2d(weight, padding, stride, 1, 1)
 }
 
 /// A 3×3 convolution with padding of one pixel.
@@ -202,9 +203,7 @@ impl Convolution {
             Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
             Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
         };
-        let weight = self.weight.tensor()?;
-        let algorithm = recommended(&x, weight, padding, stride);
-        accumulate(x.conv2d_with_algo(weight, padding, stride, 1, 1, algorithm)?, &self.bias)
+        accumulate(convolve(&x, self.weight.tensor()?, padding, stride)?, &self.bias)
     }
 }
 
@@ -239,7 +238,7 @@ impl GroupNorm {
 
     /// `(b, c, h, w)`, after adding `shift (b, c)` if there is one.
     pub(super) fn forward(&self, x: &Tensor, shift: Option<&Tensor>) -> Result<Tensor> {
-        if on_cpu(x) {
+        if kernels::take(x) {
             let kernel = kernels::GroupNorm {
                 groups: self.groups,
                 eps: self.eps as f32,
@@ -281,7 +280,7 @@ impl LayerNorm {
 
     /// `(b, d, t)`
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if on_cpu(x) {
+        if kernels::take(x) {
             return x.apply_op2_no_bwd(&self.affine, &kernels::LayerNorm { eps: self.eps as f32 });
         }
         let x = x.transpose(1, 2)?.contiguous()?;
@@ -322,8 +321,8 @@ impl Attention {
 
 /// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`, `n` being heads of rows: `(n, d, t)`.
 ///
-/// `mask`, `(s, t)` or `(n, s, t)`, is added to the scores before they are multiplied by `scale`. Where the CPU's kernel
-/// cannot do it, scores are computed for as many queries at once as memory should hold.
+/// `mask`, `(s, t)` or `(n, s, t)`, is added to the scores before they are multiplied by `scale`. Where there is no
+/// kernel for it, scores are computed for as many queries at once as memory should hold.
 pub(super) fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -331,7 +330,7 @@ pub(super) fn attention(
     mask: Option<&Tensor>,
     scale: f64,
 ) -> Result<Tensor> {
-    if on_cpu(query) {
+    if kernels::attend(query, value, mask) {
         let (query, key, value) = (query.contiguous()?, key.contiguous()?, value.contiguous()?);
         return query.apply_op3_no_bwd(&key, &value, &kernels::Attention { mask, scale: scale as f32 });
     }
@@ -424,7 +423,7 @@ struct FeedForward {
 impl FeedForward {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.gated.forward(x)?;
-        let y = if on_cpu(&y) {
+        let y = if kernels::take(&y) {
             y.apply_op1_no_bwd(&kernels::GatedGelu)?
         } else {
             let halves = y.chunk(2, 1)?;

@@ -1,0 +1,34 @@
+// Numbers of 16 bits with 5 of exponent, with CUDA's names: conversions alone, for the kernels compute in f32.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+struct __half {
+    uint16_t bits;
+};
+
+inline uint16_t __half_as_ushort(__half x) { return x.bits; }
+
+inline float __half2float(__half x) {
+    int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+    float size = exponent == 0    ? std::ldexp(float(fraction), -24)
+                 : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                  : std::ldexp(float(fraction | 1024), exponent - 25);
+    return x.bits & 0x8000 ? -size : size;
+}
+
+// To the nearest, ties to even.
+inline __half __float2half_rn(float x) {
+    uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+    float size = std::fabs(x);
+    if (std::isnan(x)) return {0x7fff};
+    if (size >= 65520.0f) return {uint16_t(sign | 0x7c00)};
+    int exponent = size < 6.103515625e-5f ? -14 : std::ilogb(size);
+    // The default mode of rounding is that one.
+    int steps = int(std::nearbyint(std::ldexp(size, 10 - exponent)));
+    int biased = steps < 1024 ? 0 : exponent + 15;
+    // What was rounded up to the next power of two carries into the exponent.
+    return {uint16_t(sign | ((biased ? (biased << 10) + (steps - 1024) : steps)))};
+}
