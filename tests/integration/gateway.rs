@@ -34,6 +34,8 @@ use support::receiver::{Receiver, Reply};
 use told::Jobs;
 
 const WATCHERS: usize = 1_000;
+/// Jobs that may end before their turn comes to be watched: a stream ends with its job.
+const UNWATCHED: usize = 10;
 const SUBMISSIONS_PER_S: u32 = 200;
 const FOR: Duration = Duration::from_secs(60);
 const DELAYS: usize = 1_000;
@@ -68,11 +70,18 @@ async fn watchers() {
     submit(&client, &address, "nobody watches, no worker").await;
     println!("  resident memory of the gateway: {:.0} MB", resident_mb(gateway.id()));
 
-    // Jobs enough for one worker and all the time.
+    // Jobs enough for one worker and all the time, and more than it ends before somebody watches.
     let _worker = stack.worker().await;
     let mut jobs = Vec::new();
-    for seed in 0..50 {
-        let body = json!({"prompt": "a yellow star on a blue background", "seed": seed, "num_inference_steps": 100, "num_images": 4});
+    for seed in 0..UNWATCHED + 50 {
+        let body = json!({
+            "prompt": "a yellow star on a blue background",
+            "seed": seed,
+            "width": 512,
+            "height": 512,
+            "num_inference_steps": 100,
+            "num_images": 4,
+        });
         let (status, job) = post(&client, &address, &body, None).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{job}");
         jobs.push(job["id"].as_str().unwrap().to_owned());
@@ -81,7 +90,8 @@ async fn watchers() {
     let (events, open) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut watching = JoinSet::new();
     for watcher in 0..WATCHERS {
-        let url = format!("{address}/v1/jobs/{}/events", jobs[watcher % jobs.len()]);
+        let watched = &jobs[UNWATCHED..];
+        let url = format!("{address}/v1/jobs/{}/events", watched[watcher % watched.len()]);
         let (client, events, open) = (client.clone(), Arc::clone(&events), Arc::clone(&open));
         watching.spawn(async move {
             let response = client.get(url).send().await.unwrap();
