@@ -32,10 +32,16 @@ struct Convolution {
 }
 
 /// An algorithm, and the bytes of memory that it wants.
-type Choice = (Algorithm, usize);
+#[derive(Clone, Copy, Debug)]
+struct Choice {
+    algorithm: Algorithm,
+    workspace_bytes: usize,
+}
 
-/// None of what cuDNN has no algorithm for.
-static CHOICES: LazyLock<Mutex<HashMap<Convolution, Option<Choice>>>> = LazyLock::new(Mutex::default);
+/// For what the recommended algorithm cannot do after all, or has no memory for: every shape, without memory.
+const PLAIN: Choice = Choice { algorithm: Algorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM, workspace_bytes: 0 };
+
+static CHOICES: LazyLock<Mutex<HashMap<Convolution, Choice>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     /// Handles do not go from thread to thread.
@@ -44,17 +50,13 @@ thread_local! {
 
 /// `x (b, c, h, w)` with `weight (out, c, h, w)`: `(b, out, h', w')`, or nothing for what cuDNN does not take as it is.
 pub(super) fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Option<Tensor>> {
-    let Ok(device) = x.device().as_cuda_device() else { return Ok(None) };
+    let Ok(device) = x.device().as_cuda_device().map(CudaDevice::id) else { return Ok(None) };
     let is_known = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16);
     if !is_known || weight.dtype() != x.dtype() || !x.is_contiguous() || !weight.is_contiguous() {
         return Ok(None);
     }
     let (input, weight_sizes) = (x.dims4()?.into(), weight.dims4()?.into());
-    let convolution =
-        Convolution { device: device.id(), dtype: x.dtype(), input, weight: weight_sizes, padding, stride };
-    if convolution.choice(device)?.is_none() {
-        return Ok(None);
-    }
+    let convolution = Convolution { device, dtype: x.dtype(), input, weight: weight_sizes, padding, stride };
     x.apply_op2_no_bwd(weight, &convolution).map(Some)
 }
 
@@ -65,24 +67,9 @@ impl Convolution {
         [self.input[0], self.weight[0], side(2), side(3)]
     }
 
-    fn choice(&self, device: &CudaDevice) -> Result<Option<Choice>> {
-        if let Some(choice) = CHOICES.lock().unwrap_or_else(PoisonError::into_inner).get(self) {
-            return Ok(*choice);
-        }
-        let cudnn = handle(device)?;
-        let choice = if self.dtype == DType::F32 {
-            self.described::<f32, _>(&cudnn, choose)
-        } else if self.dtype == DType::F16 {
-            self.described::<f16, _>(&cudnn, choose)
-        } else {
-            self.described::<bf16, _>(&cudnn, choose)
-        };
-        if let Err(error) = &choice {
-            tracing::debug!(?error, convolution = ?self, "cuDNN has no algorithm: candle is asked");
-        }
-        let choice = choice.ok();
+    fn remember(&self, choice: Choice) -> Choice {
         CHOICES.lock().unwrap_or_else(PoisonError::into_inner).insert(*self, choice);
-        Ok(choice)
+        choice
     }
 
     /// Describes it to cuDNN, for values of the type `T`. Sums are f32 whatever the type, as PyTorch has them.
@@ -97,10 +84,13 @@ impl Convolution {
             [self.input, self.weight, self.output()].map(|sizes| sizes.map(|size| size as i32));
         let mode = Mode::CUDNN_CROSS_CORRELATION;
         let mut convolution = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], mode)?;
-        if self.dtype != DType::F32 {
-            // Without it, cuDNN multiplies 16 bits without tensor cores. With it, it changes the layout by itself.
-            convolution.set_math_type(Math::CUDNN_TENSOR_OP_MATH)?;
-        }
+        convolution.set_math_type(if self.dtype == DType::F32 {
+            // Otherwise 13 of the 23 bits would be left out.
+            Math::CUDNN_FMA_MATH
+        } else {
+            // Otherwise cuDNN multiplies without tensor cores. With them, it changes the layout by itself.
+            Math::CUDNN_TENSOR_OP_MATH
+        })?;
         let format = Format::CUDNN_TENSOR_NCHW;
         call(ConvForward {
             conv: &convolution,
@@ -115,8 +105,29 @@ impl Convolution {
         x: (&CudaStorage, &Layout),
         weight: (&CudaStorage, &Layout),
     ) -> Result<CudaStorage> {
+        let cudnn = handle(x.0.device())?;
+        let known = CHOICES.lock().unwrap_or_else(PoisonError::into_inner).get(self).copied();
+        let choice = match known {
+            Some(choice) => choice,
+            None => self.remember(self.described::<T, _>(&cudnn, choose).unwrap_or(PLAIN)),
+        };
+        match self.run_by::<T>(choice, &cudnn, x, weight) {
+            Err(error) if choice.algorithm != PLAIN.algorithm => {
+                tracing::warn!(%error, convolution = ?self, ?choice, "cuDNN could not do what it recommends");
+                self.run_by::<T>(self.remember(PLAIN), &cudnn, x, weight)
+            }
+            result => result,
+        }
+    }
+
+    fn run_by<T: CudaDType + CudnnDataType + DeviceRepr + WithDType>(
+        &self,
+        Choice { algorithm, workspace_bytes }: Choice,
+        cudnn: &Arc<Cudnn>,
+        x: (&CudaStorage, &Layout),
+        weight: (&CudaStorage, &Layout),
+    ) -> Result<CudaStorage> {
         let device = x.0.device();
-        let Some((algorithm, workspace_bytes)) = self.choice(device)? else { bail!("cuDNN has no algorithm") };
         let output_values = self.output().iter().product();
         #[expect(unsafe_code, reason = "memory that is not cleared first: cuDNN writes every value of an output")]
         // SAFETY: nobody reads it before the convolution has run, for it runs on the same stream.
@@ -124,7 +135,7 @@ impl Convolution {
             unsafe { (device.alloc::<T>(output_values)?, device.alloc::<u8>(workspace_bytes.max(1))?) };
         let [x, weight] = [x, weight].map(|(storage, layout)| (storage.as_cuda_slice::<T>(), layout.start_offset()));
         let (x, weight) = (x.0?.slice(x.1..), weight.0?.slice(weight.1..));
-        self.described::<T, _>(&handle(device)?, |forward| {
+        self.described::<T, _>(cudnn, |forward| {
             let workspace: Option<&mut CudaSlice<u8>> = Some(&mut workspace);
             #[expect(unsafe_code, reason = "cuDNN is told addresses")]
             // SAFETY: what is described has the sizes and the type of these tensors.
@@ -184,5 +195,5 @@ fn handle(device: &CudaDevice) -> Result<Arc<Cudnn>> {
 
 fn choose<T: CudnnDataType>(forward: ConvForward<'_, T, f32, T>) -> std::result::Result<Choice, CudnnError> {
     let algorithm = forward.pick_algorithm()?;
-    Ok((algorithm, forward.get_workspace_size(algorithm)?))
+    Ok(Choice { algorithm, workspace_bytes: forward.get_workspace_size(algorithm)? })
 }

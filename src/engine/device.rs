@@ -2,7 +2,6 @@
 //!
 //! It does not choose by itself between devices of a kind, and never falls back silently when one was asked for.
 
-use candle_core::utils::cuda_is_available;
 use candle_core::{DType, Device, DeviceLocation};
 
 /// Which device the caller wants.
@@ -52,7 +51,7 @@ impl DeviceChoice {
         let device = match self {
             Self::Cpu => Device::Cpu,
             Self::Cuda { ordinal } => open_cuda(ordinal)?,
-            Self::Auto if cuda_is_available() => open_cuda(0)?,
+            Self::Auto if has_gpu() => open_cuda(0)?,
             Self::Auto => Device::Cpu,
         };
         if device.is_cpu() {
@@ -83,10 +82,19 @@ fn keep_freed_pages() {
 #[cfg(not(target_env = "gnu"))]
 fn keep_freed_pages() {}
 
+#[cfg(feature = "cuda")]
+fn has_gpu() -> bool {
+    candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().is_ok_and(|count| count > 0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_gpu() -> bool {
+    false
+}
+
 /// A CUDA device with a queue of work of its own.
 ///
-/// Without one, candle gives each thread a queue, and steps run on any of rayon's threads: one could read what the step before, on
-/// another thread, has not written yet.
+/// Without one, candle gives each thread a queue: what one thread loads, another could read before it is there.
 fn open_cuda(ordinal: usize) -> Result<Device, candle_core::Error> {
     let device = Device::new_cuda_with_stream(ordinal)?;
     #[cfg(feature = "cuda")]

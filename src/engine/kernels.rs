@@ -57,9 +57,10 @@ fn on_gpu(x: &Tensor) -> bool {
 
 #[cfg(feature = "cuda")]
 fn attend_on_gpu(query: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> bool {
-    let is_narrow = query.dtype() != DType::F32 && query.dtype() == value.dtype();
+    let is_narrow = matches!(query.dtype(), DType::F16 | DType::BF16) && query.dtype() == value.dtype();
     let fits = query.dims3().is_ok_and(|(heads, width, _)| launch::attends(heads, width));
-    mask.is_none() && is_narrow && fits && on_gpu(query)
+    let is_right = || query.device().as_cuda_device().is_ok_and(cuda::attention_is_right);
+    mask.is_none() && is_narrow && fits && is_right()
 }
 
 #[cfg(not(feature = "cuda"))]

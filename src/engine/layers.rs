@@ -310,7 +310,9 @@ impl Attention {
         let split = |x: Tensor, length: usize| x.reshape((b * self.heads, (), length));
         let (query, key) = (split(self.query.forward(x)?, t)?, split(self.key.forward(context)?, s)?);
         let value = split(self.value.forward(context)?, s)?;
-        let upcast = |x: Tensor| if self.upcast { x.to_dtype(DType::F32) } else { Ok(x) };
+        // Kernels sum in f32 anyway.
+        let upcasts = self.upcast && !kernels::attend(&query, &value, mask);
+        let upcast = |x: Tensor| if upcasts { x.to_dtype(DType::F32) } else { Ok(x) };
         let (query, key) = (upcast(query)?, upcast(key)?);
 
         let scale = 1.0 / (query.dim(1)? as f64).sqrt();

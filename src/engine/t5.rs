@@ -21,8 +21,12 @@ const PAD: &str = "<pad>";
 
 /// Where T5's weights go beside those of other text encoders: the published T5s overflow in activations of f16.
 pub(crate) fn placement(beside: &Placement) -> Placement {
-    let dtype = if beside.computes_in() == DType::F16 { DType::BF16 } else { beside.dtype };
-    Placement { device: beside.device.clone(), dtype }
+    Placement { device: beside.device.clone(), dtype: narrowed(beside.dtype, beside.computes_in()) }
+}
+
+/// The number format for weights beside others in `dtype`, with activations in `computed`.
+fn narrowed(dtype: DType, computed: DType) -> DType {
+    if computed == DType::F16 { DType::BF16 } else { dtype }
 }
 
 /// A prompt's way to its embedding.
@@ -356,7 +360,9 @@ mod tests {
     }
 
     #[test]
-    fn weights_beside_models_in_f16_are_in_bf16() {
-        assert_eq!([DType::F16, DType::BF16, DType::F32].map(dtype), [DType::BF16, DType::BF16, DType::F32]);
+    fn weights_are_in_f16_only_where_nothing_is_computed_in_it() {
+        let stored = [DType::F16, DType::BF16, DType::F32];
+        assert_eq!(stored.map(|dtype| narrowed(dtype, DType::F32)), stored);
+        assert_eq!(stored.map(|dtype| narrowed(dtype, dtype)), [DType::BF16, DType::BF16, DType::F32]);
     }
 }

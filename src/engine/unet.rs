@@ -212,6 +212,10 @@ impl Unet {
     /// The model's output for latents `x (b, c, h, w)`, each row at its own timestep, with the prompts' embeddings
     /// `context (b, d, t)` and what [`Unet::vector`] returned; all in the model's number format, and so is the result.
     pub fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor, vector: Option<&Tensor>) -> Result<Tensor> {
+        // Work on another device of the same GPU would not be waited for.
+        if !x.device().same_device(&self.device) || !context.device().same_device(&self.device) {
+            candle_core::bail!("the model is on another device than its inputs");
+        }
         self.forward_keeping(x, timesteps, context, vector, None).map(|(output, _)| output)
     }
 

@@ -13,7 +13,7 @@ use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape,
 use half::{bf16, f16};
 
 use super::launch::{Argument, Plan};
-use super::twins;
+use super::twins::{self, Subject};
 
 /// The kernels, as the driver takes them.
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
@@ -23,13 +23,21 @@ const MODULE: &str = "darkroom";
 /// Whether the kernels may be used: they are compared with the CPU's, once in a process, and not used if they differ.
 pub(super) fn are_right(device: &CudaDevice) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| match twins::check(&Device::Cuda(device.clone())) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%error, "fused kernels are not used: this GPU computes something else than the CPU");
-            false
-        }
-    })
+    *ANSWER.get_or_init(|| is_right(device, Subject::Others))
+}
+
+/// The same of those that attend, which architectures before 8.0 have not.
+pub(super) fn attention_is_right(device: &CudaDevice) -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| is_right(device, Subject::Attention))
+}
+
+fn is_right(device: &CudaDevice, subject: Subject) -> bool {
+    let checked = twins::check(&Device::Cuda(device.clone()), subject);
+    if let Err(error) = &checked {
+        tracing::warn!(%error, ?subject, "fused kernels are not used on this GPU: single operations are slower");
+    }
+    checked.is_ok()
 }
 
 /// A new tensor of `shape` out of `inputs`, of which the first says number format and device.

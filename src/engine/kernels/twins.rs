@@ -5,6 +5,14 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::launch::{self, Argument, Plan};
 use super::{Accumulate, Attention, GatedAccumulate, GatedGelu, Gelu, GroupNorm, LayerNorm, RmsNorm, Rotate};
 
+/// Operations that a device has or has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// In 16 bits, on tensor cores.
+    Attention,
+    Others,
+}
+
 /// One operation on tensors of these shapes.
 pub(super) struct Case {
     pub(super) name: &'static str,
@@ -36,7 +44,11 @@ impl Case {
 
     /// Whether there are kernels for f32.
     pub(super) fn takes_f32(&self) -> bool {
-        !self.name.starts_with("attention")
+        self.subject() == Subject::Others
+    }
+
+    fn subject(&self) -> Subject {
+        if self.name.starts_with("attention") { Subject::Attention } else { Subject::Others }
     }
 }
 
@@ -189,13 +201,13 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// Compares every operation on `device` with the CPU's.
+/// Compares every operation of `subject` on `device` with the CPU's.
 ///
 /// # Errors
 /// Names the first operation that differs, or cannot be run.
 #[cfg(feature = "cuda")]
-pub(super) fn check(device: &Device) -> Result<()> {
-    for case in CASES {
+pub(super) fn check(device: &Device, subject: Subject) -> Result<()> {
+    for case in CASES.iter().filter(|case| case.subject() == subject) {
         for (dtype, digits) in [(DType::F32, 23), (DType::F16, 10), (DType::BF16, 7)] {
             if dtype == DType::F32 && !case.takes_f32() {
                 continue;

@@ -468,6 +468,9 @@ FOR_FORMAT(float, f32)
 FOR_FORMAT(__half, f16)
 FOR_FORMAT(__nv_bfloat16, bf16)
 
+// The instruction that products are made of came with this architecture.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
 // Steps of 16 channels: up to 160, the widest heads of Stable Diffusion 1.5.
 #define ATTENTION(STEPS, T, FORMAT)                                                                                              \
     extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention_##STEPS##_##FORMAT(                                \
@@ -484,3 +487,5 @@ ATTENTION_OF(5)
 ATTENTION_OF(6)
 ATTENTION_OF(8)
 ATTENTION_OF(10)
+
+#endif
