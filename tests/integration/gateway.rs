@@ -34,8 +34,6 @@ use support::receiver::{Receiver, Reply};
 use told::Jobs;
 
 const WATCHERS: usize = 1_000;
-/// Jobs that may end before their turn comes to be watched: a stream ends with its job.
-const UNWATCHED: usize = 10;
 const SUBMISSIONS_PER_S: u32 = 200;
 const FOR: Duration = Duration::from_secs(60);
 const DELAYS: usize = 1_000;
@@ -70,10 +68,10 @@ async fn watchers() {
     submit(&client, &address, "nobody watches, no worker").await;
     println!("  resident memory of the gateway: {:.0} MB", resident_mb(gateway.id()));
 
-    // Jobs enough for one worker and all the time, and more than it ends before somebody watches.
+    // Jobs enough for one worker and all the time.
     let _worker = stack.worker().await;
     let mut jobs = Vec::new();
-    for seed in 0..UNWATCHED + 50 {
+    for seed in 0..50 {
         let body = json!({
             "prompt": "a yellow star on a blue background",
             "seed": seed,
@@ -87,16 +85,18 @@ async fn watchers() {
         jobs.push(job["id"].as_str().unwrap().to_owned());
     }
     submit(&client, &address, "nobody watches, a worker is busy").await;
-    let (events, open) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
+    let events = Arc::new(AtomicU64::new(0));
+    let (opened, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut watching = JoinSet::new();
     for watcher in 0..WATCHERS {
-        let watched = &jobs[UNWATCHED..];
-        let url = format!("{address}/v1/jobs/{}/events", watched[watcher % watched.len()]);
-        let (client, events, open) = (client.clone(), Arc::clone(&events), Arc::clone(&open));
+        let url = format!("{address}/v1/jobs/{}/events", jobs[watcher % jobs.len()]);
+        let (client, events) = (client.clone(), Arc::clone(&events));
+        let (opened, open) = (Arc::clone(&opened), Arc::clone(&open));
         watching.spawn(async move {
             let response = client.get(url).send().await.unwrap();
             assert_eq!(response.status(), StatusCode::OK);
             open.fetch_add(1, Ordering::Relaxed);
+            opened.fetch_add(1, Ordering::Relaxed);
             let mut pieces = response.bytes_stream();
             while let Some(piece) = pieces.next().await {
                 let piece = piece.unwrap();
@@ -108,7 +108,8 @@ async fn watchers() {
             open.fetch_sub(1, Ordering::Relaxed);
         });
     }
-    while open.load(Ordering::Relaxed) < WATCHERS {
+    // The streams of jobs that are done end again.
+    while opened.load(Ordering::Relaxed) < WATCHERS {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let before = events.load(Ordering::Relaxed);
