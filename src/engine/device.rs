@@ -104,6 +104,8 @@ fn open_cuda(ordinal: usize) -> Result<Device, candle_core::Error> {
     unsafe {
         device.as_cuda_device()?.disable_event_tracking();
     }
+    #[cfg(feature = "cuda")]
+    super::memory::cuda::keep_freed(device.as_cuda_device()?);
     Ok(device)
 }
 

@@ -131,21 +131,23 @@ mod linux {
     }
 }
 
-/// What the driver of CUDA tells. Tensors lie in the device's pool, which gives back what is unused whenever somebody waits
-/// for the device, so that only its own counters know of a peak.
+/// What the driver of CUDA tells. Tensors lie in the device's pool, of which only its own counters know what is used and was.
 #[cfg(feature = "cuda")]
-mod cuda {
+pub(super) mod cuda {
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::sys::{
         CUmemPool_attribute, CUmemoryPool, cuMemPoolGetAttribute, cuMemPoolSetAttribute,
     };
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 
+    /// What the device has, and what the pool keeps.
     pub(super) fn free(device: &CudaDevice) -> Option<u64> {
         let stream = device.cuda_stream();
         stream.context().synchronize().ok()?;
         let (free, _) = stream.context().mem_get_info().ok()?;
-        u64::try_from(free).ok()
+        let reserved = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT).unwrap_or(0);
+        let kept = reserved.saturating_sub(used(device).unwrap_or(reserved));
+        Some(u64::try_from(free).ok()? + kept)
     }
 
     pub(super) fn used(device: &CudaDevice) -> Option<u64> {
@@ -157,21 +159,30 @@ mod cuda {
     }
 
     /// Makes the present use the peak; none of it are files'.
-    #[expect(unsafe_code, reason = "cudarc has no safe call for pools")]
     pub(super) fn forget_peak(device: &CudaDevice) -> Option<u64> {
+        write(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0).map(|()| 0)
+    }
+
+    /// Lets the pool keep what tensors leave for those that come. By itself it gives that back whenever somebody waits for the
+    /// device, as after every step, and asks for it again.
+    pub(crate) fn keep_freed(device: &CudaDevice) {
+        // Without it all is as right, only slower.
+        let _ = write(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX);
+    }
+
+    #[expect(unsafe_code, reason = "cudarc has no safe call for pools")]
+    fn write(device: &CudaDevice, attribute: CUmemPool_attribute, mut bytes: u64) -> Option<()> {
         let pool = pool(device.cuda_stream().context())?;
-        let mut zero = 0_u64;
-        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        // SAFETY: the pool is the device's own, which lives as long as the process, and the attribute is a 64-bit number.
-        let set = unsafe { cuMemPoolSetAttribute(pool, attribute, (&raw mut zero).cast()) };
-        set.result().ok().map(|()| 0)
+        // SAFETY: as in `read`.
+        let set = unsafe { cuMemPoolSetAttribute(pool, attribute, (&raw mut bytes).cast()) };
+        set.result().ok()
     }
 
     #[expect(unsafe_code, reason = "cudarc has no safe call for pools")]
     fn read(device: &CudaDevice, attribute: CUmemPool_attribute) -> Option<u64> {
         let pool = pool(device.cuda_stream().context())?;
         let mut bytes = 0_u64;
-        // SAFETY: the pool is the device's own, which lives as long as the process, and both attributes that are asked for are
+        // SAFETY: the pool is the device's own, which lives as long as the process, and all attributes that are asked for are
         // 64-bit numbers.
         let got = unsafe { cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()) };
         got.result().ok().map(|()| bytes)

@@ -64,8 +64,18 @@ fn changed(x: &Tensor, change: impl FnOnce(&Tensor) -> Result<()>) -> Result<Ten
     Ok(x)
 }
 
-fn attend(tensors: &[Tensor]) -> Result<Tensor> {
-    tensors[0].apply_op3_no_bwd(&tensors[1], &tensors[2], &Attention { mask: None, scale: 0.3 })
+macro_rules! attention {
+    ($name:literal, $heads:literal, $width:literal, $queries:literal, $keys:literal) => {
+        Case {
+            name: $name,
+            shapes: &[&[$heads, $width, $queries], &[$heads, $width, $keys], &[$heads, $width, $keys]],
+            run: |tensors| {
+                let attention = Attention { mask: None, scale: 0.3 };
+                tensors[0].apply_op3_no_bwd(&tensors[1], &tensors[2], &attention)
+            },
+            plan: || launch::attention([$heads, $width, $queries], $keys, 0.3),
+        }
+    };
 }
 
 const AFFINE: GroupNorm = GroupNorm { groups: 3, eps: 1e-5, silu: false };
@@ -151,54 +161,14 @@ pub(super) const CASES: &[Case] = &[
         run: |tensors| changed(&tensors[0], |x| x.inplace_op2(&tensors[1], &Rotate)),
         plan: || launch::rotate([3, 8, 21]),
     },
-    Case {
-        name: "attention of 16",
-        shapes: &[&[3, 16, 64], &[3, 16, 64], &[3, 16, 64]],
-        run: attend,
-        plan: || launch::attention([3, 16, 64], 64, 0.3),
-    },
-    Case {
-        name: "attention of 24",
-        shapes: &[&[2, 24, 70], &[2, 24, 9], &[2, 24, 9]],
-        run: attend,
-        plan: || launch::attention([2, 24, 70], 9, 0.3),
-    },
-    Case {
-        name: "attention of 40",
-        shapes: &[&[2, 40, 130], &[2, 40, 77], &[2, 40, 77]],
-        run: attend,
-        plan: || launch::attention([2, 40, 130], 77, 0.3),
-    },
-    Case {
-        name: "attention of 64",
-        shapes: &[&[1, 64, 33], &[1, 64, 128], &[1, 64, 128]],
-        run: attend,
-        plan: || launch::attention([1, 64, 33], 128, 0.3),
-    },
-    Case {
-        name: "attention of 80",
-        shapes: &[&[1, 80, 65], &[1, 80, 129], &[1, 80, 129]],
-        run: attend,
-        plan: || launch::attention([1, 80, 65], 129, 0.3),
-    },
-    Case {
-        name: "attention of 96",
-        shapes: &[&[1, 96, 20], &[1, 96, 20], &[1, 96, 20]],
-        run: attend,
-        plan: || launch::attention([1, 96, 20], 20, 0.3),
-    },
-    Case {
-        name: "attention of 120",
-        shapes: &[&[1, 120, 20], &[1, 120, 66], &[1, 120, 66]],
-        run: attend,
-        plan: || launch::attention([1, 120, 20], 66, 0.3),
-    },
-    Case {
-        name: "attention of 160",
-        shapes: &[&[1, 160, 17], &[1, 160, 70], &[1, 160, 70]],
-        run: attend,
-        plan: || launch::attention([1, 160, 17], 70, 0.3),
-    },
+    attention!("attention of 16", 3, 16, 64, 64),
+    attention!("attention of 24", 2, 24, 70, 9),
+    attention!("attention of 40", 2, 40, 130, 77),
+    attention!("attention of 64", 1, 64, 33, 128),
+    attention!("attention of 80", 1, 80, 65, 129),
+    attention!("attention of 96", 1, 96, 20, 20),
+    attention!("attention of 120", 1, 120, 20, 66),
+    attention!("attention of 160", 1, 160, 17, 70),
 ];
 
 /// Compares every operation of `subject` on `device` with the CPU's.

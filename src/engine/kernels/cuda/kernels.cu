@@ -275,27 +275,16 @@ template <class T> __device__ inline uint32_t pair(float low, float high) {
 // Two values that lie next to each other.
 template <class T> __device__ inline uint32_t pair_at(const T* values) { return *reinterpret_cast<const uint32_t*>(values); }
 
-// The tokens from `first` on of `x (width, tokens)`, as they lie: `tile (CHANNELS, count + GAP)`, zeros beside them.
-template <int CHANNELS, int COUNT, class T>
-__device__ void load_lines(T* tile, const T* x, int width, int tokens, int first) {
+// `KEYS` tokens from `first` on of `x (width, tokens)`, zeros where there are none, with so many values from one channel to the next
+// in `tile`, and from one token to the next.
+template <int CHANNELS, int CHANNEL_STEP, int TOKEN_STEP, class T>
+__device__ void load_tile(T* tile, const T* x, int width, int tokens, int first) {
     T zero;
     narrow(0.0f, zero);
-    for (int index = threadIdx.x; index < CHANNELS * COUNT; index += ATTENTION_THREADS) {
-        int channel = index / COUNT, token = index % COUNT;
+    for (int index = threadIdx.x; index < CHANNELS * KEYS; index += ATTENTION_THREADS) {
+        int channel = index / KEYS, token = index % KEYS;
         bool inside = channel < width && first + token < tokens;
-        tile[channel * (COUNT + GAP) + token] = inside ? x[int64_t(channel) * tokens + first + token] : zero;
-    }
-}
-
-// The same with the channels of a token next to each other: `tile (COUNT, CHANNELS + GAP)`.
-template <int CHANNELS, int COUNT, class T>
-__device__ void load_columns(T* tile, const T* x, int width, int tokens, int first) {
-    T zero;
-    narrow(0.0f, zero);
-    for (int index = threadIdx.x; index < CHANNELS * COUNT; index += ATTENTION_THREADS) {
-        int channel = index / COUNT, token = index % COUNT;
-        bool inside = channel < width && first + token < tokens;
-        tile[token * (CHANNELS + GAP) + channel] = inside ? x[int64_t(channel) * tokens + first + token] : zero;
+        tile[channel * CHANNEL_STEP + token * TOKEN_STEP] = inside ? x[int64_t(channel) * tokens + first + token] : zero;
     }
 }
 
@@ -318,9 +307,11 @@ template <int STEPS, class T>
 __device__ void attention(
     const T* query, const T* key, const T* value, T* output, int width, int queries, int keys, float scale) {
     constexpr int CHANNELS = STEPS * 16;
-    // Queries to begin with, then keys; in the end the outputs.
-    __shared__ __align__(16) T token_tile[KEYS * (CHANNELS + GAP)];
-    __shared__ __align__(16) T channel_tile[CHANNELS * (KEYS + GAP)];
+    constexpr int TOKEN_STEP = CHANNELS + GAP, CHANNEL_STEP = KEYS + GAP;
+    // Tokens below each other: queries to begin with, then keys.
+    __shared__ __align__(16) T token_tile[KEYS * TOKEN_STEP];
+    // Channels below each other: values, in the end the outputs.
+    __shared__ __align__(16) T channel_tile[CHANNELS * CHANNEL_STEP];
     static_assert(QUERIES == KEYS, "tiles hold either");
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int g = lane / 4, i = lane % 4;
@@ -331,15 +322,15 @@ __device__ void attention(
     key += head * width * keys;
     value += head * width * keys;
 
-    load_columns<CHANNELS, QUERIES>(token_tile, query, width, queries, first_query);
+    load_tile<CHANNELS, 1, TOKEN_STEP>(token_tile, query, width, queries, first_query);
     __syncthreads();
     uint32_t left[STEPS][4];
     for (int step = 0; step < STEPS; step++) {
-        const T* corner = token_tile + (warp * 16 + g) * (CHANNELS + GAP) + step * 16 + 2 * i;
+        const T* corner = token_tile + (warp * 16 + g) * TOKEN_STEP + step * 16 + 2 * i;
         left[step][0] = pair_at(corner);
-        left[step][1] = pair_at(corner + 8 * (CHANNELS + GAP));
+        left[step][1] = pair_at(corner + 8 * TOKEN_STEP);
         left[step][2] = pair_at(corner + 8);
-        left[step][3] = pair_at(corner + 8 * (CHANNELS + GAP) + 8);
+        left[step][3] = pair_at(corner + 8 * TOKEN_STEP + 8);
     }
 
     float sums[2 * STEPS][4] = {};
@@ -348,8 +339,8 @@ __device__ void attention(
     float total[2] = {0, 0};
     for (int first_key = 0; first_key < keys; first_key += KEYS) {
         __syncthreads();
-        load_columns<CHANNELS, KEYS>(token_tile, key, width, keys, first_key);
-        load_lines<CHANNELS, KEYS>(channel_tile, value, width, keys, first_key);
+        load_tile<CHANNELS, 1, TOKEN_STEP>(token_tile, key, width, keys, first_key);
+        load_tile<CHANNELS, CHANNEL_STEP, 1>(channel_tile, value, width, keys, first_key);
         __syncthreads();
 
         float scores[KEYS / 8][4] = {};
@@ -357,7 +348,7 @@ __device__ void attention(
         for (int tile = 0; tile < KEYS / 8; tile++) {
 #pragma unroll
             for (int step = 0; step < STEPS; step++) {
-                const T* corner = token_tile + (tile * 8 + g) * (CHANNELS + GAP) + step * 16 + 2 * i;
+                const T* corner = token_tile + (tile * 8 + g) * TOKEN_STEP + step * 16 + 2 * i;
                 uint32_t right[2] = {pair_at(corner), pair_at(corner + 8)};
                 multiply(scores[tile], left[step], right, T());
             }
@@ -402,7 +393,7 @@ __device__ void attention(
                 pair<T>(low[0], low[1]), pair<T>(low[2], low[3]), pair<T>(high[0], high[1]), pair<T>(high[2], high[3])};
 #pragma unroll
             for (int tile = 0; tile < 2 * STEPS; tile++) {
-                const T* corner = channel_tile + (tile * 8 + g) * (KEYS + GAP) + step * 16 + 2 * i;
+                const T* corner = channel_tile + (tile * 8 + g) * CHANNEL_STEP + step * 16 + 2 * i;
                 uint32_t right[2] = {pair_at(corner), pair_at(corner + 8)};
                 multiply(sums[tile], weights, right, T());
             }
@@ -417,7 +408,7 @@ __device__ void attention(
                 int channel = tile * 8 + 2 * i + side;
                 narrow(
                     sums[tile][2 * line + side] * inverse,
-                    channel_tile[channel * (QUERIES + GAP) + warp * 16 + g + 8 * line]);
+                    channel_tile[channel * CHANNEL_STEP + warp * 16 + g + 8 * line]);
             }
         }
     }
@@ -425,7 +416,7 @@ __device__ void attention(
     for (int index = threadIdx.x; index < width * QUERIES; index += ATTENTION_THREADS) {
         int channel = index / QUERIES, token = index % QUERIES;
         if (first_query + token < queries) {
-            output[int64_t(channel) * queries + first_query + token] = channel_tile[channel * (QUERIES + GAP) + token];
+            output[int64_t(channel) * queries + first_query + token] = channel_tile[channel * CHANNEL_STEP + token];
         }
     }
 }
