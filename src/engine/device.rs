@@ -98,14 +98,16 @@ fn has_gpu() -> bool {
 fn open_cuda(ordinal: usize) -> Result<Device, candle_core::Error> {
     let device = Device::new_cuda_with_stream(ordinal)?;
     #[cfg(feature = "cuda")]
-    #[expect(unsafe_code, reason = "a promise about queues")]
-    // SAFETY: what is computed on one queue is never used on another: see `beside`. Two events a tensor and some waiting at every
-    // kernel are saved.
-    unsafe {
-        device.as_cuda_device()?.disable_event_tracking();
+    {
+        let device = device.as_cuda_device()?;
+        #[expect(unsafe_code, reason = "a promise about queues")]
+        // SAFETY: what is computed on one queue is never used on another: see `beside`. Two events a tensor and some waiting at
+        // every kernel are saved.
+        unsafe {
+            device.disable_event_tracking();
+        }
+        super::memory::cuda::keep_freed(device);
     }
-    #[cfg(feature = "cuda")]
-    super::memory::cuda::keep_freed(device.as_cuda_device()?);
     Ok(device)
 }
 

@@ -134,10 +134,8 @@ fn kernels_of_the_gpu_compute_what_those_of_the_cpu_do() {
     let directory = tempfile::tempdir().unwrap();
     let program = build(directory.path());
     for case in CASES {
-        for (dtype, digits) in [(DType::F32, 23), (DType::F16, 10), (DType::BF16, 7)] {
-            if dtype != DType::F32 || case.takes_f32() {
-                check(&program, case, dtype, digits);
-            }
+        for (dtype, digits) in case.formats() {
+            check(&program, case, *dtype, *digits);
         }
     }
 }

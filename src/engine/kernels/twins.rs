@@ -42,9 +42,13 @@ impl Case {
         if is_wide { Ok(tensor) } else { tensor.to_dtype(dtype) }
     }
 
-    /// Whether there are kernels for f32.
-    pub(super) fn takes_f32(&self) -> bool {
-        self.subject() == Subject::Others
+    /// The number formats that there are kernels for, each with its bits behind the first.
+    pub(super) fn formats(&self) -> &'static [(DType, i32)] {
+        const ALL: &[(DType, i32)] = &[(DType::F16, 10), (DType::BF16, 7), (DType::F32, 23)];
+        match self.subject() {
+            Subject::Attention => &ALL[..2],
+            Subject::Others => ALL,
+        }
     }
 
     fn subject(&self) -> Subject {
@@ -178,10 +182,7 @@ pub(super) const CASES: &[Case] = &[
 #[cfg(feature = "cuda")]
 pub(super) fn check(device: &Device, subject: Subject) -> Result<()> {
     for case in CASES.iter().filter(|case| case.subject() == subject) {
-        for (dtype, digits) in [(DType::F32, 23), (DType::F16, 10), (DType::BF16, 7)] {
-            if dtype == DType::F32 && !case.takes_f32() {
-                continue;
-            }
+        for (dtype, digits) in case.formats().iter().copied() {
             let (mut here, mut there) = (Vec::new(), Vec::new());
             for number in 0..case.shapes.len() {
                 let rounded = case.tensor(number, dtype)?;
