@@ -38,6 +38,8 @@ pub struct DeadletterOptions {
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// A request this young may have been published before the consumers of its model were made.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How much later a sweep for it comes.
+const HASTE: Duration = Duration::from_millis(100);
 
 /// A request that will not be tried again, with the reason.
 #[derive(Clone, Debug)]
@@ -122,7 +124,9 @@ async fn sweep_until(ending: &Ending, stop: &CancellationToken) -> Result<(), Fa
         }
     };
     let mut served = Vec::new();
-    let mut wait = Duration::ZERO;
+    // It goes on through every hint: where requests never stop, one that began anew with each would never end.
+    let mut due = Box::pin(tokio::time::sleep(Duration::ZERO));
+    let mut is_hastened = true;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -131,17 +135,22 @@ async fn sweep_until(ending: &Ending, stop: &CancellationToken) -> Result<(), Fa
                     stop.cancel();
                     return Ok(());
                 };
-                if is_served(&served, hint.subject.as_str()) || wait <= Duration::from_millis(1_100) {
+                if is_served(&served, hint.subject.as_str()) || is_hastened {
                     continue;
                 }
-                wait = Duration::from_millis(1_100);
+                due.set(tokio::time::sleep(PATIENCE + HASTE));
+                is_hastened = true;
             }
-            () = tokio::time::sleep(wait) => {
+            () = &mut due => {
+                is_hastened = false;
                 match sweep(ending).await {
-                    Ok(filters) => served = filters,
+                    Ok(swept) => {
+                        served = swept.filters;
+                        is_hastened = swept.some_are_young;
+                    }
                     Err(fault) => tracing::warn!(%fault, "deadletter.sweep"),
                 }
-                wait = SWEEP_EVERY;
+                due.set(tokio::time::sleep(if is_hastened { PATIENCE + HASTE } else { SWEEP_EVERY }));
             }
         }
     }
@@ -160,19 +169,29 @@ pub(super) fn serves(filter: &str, subject: &str) -> bool {
     filter.ends_with(".*") && filter[..in_filter] == subject[..in_subject]
 }
 
-/// Fails every request that no consumer filters, and returns the filters.
-async fn sweep(ending: &Ending) -> Result<Vec<String>, Fault> {
+/// What a sweep found.
+struct Swept {
+    /// Those of all consumers.
+    filters: Vec<String>,
+    /// Whether unserved requests are left that were not old enough.
+    some_are_young: bool,
+}
+
+/// Fails every request that no consumer filters, unless it is too young.
+async fn sweep(ending: &Ending) -> Result<Swept, Fault> {
     let lost = |error: ApiError| Fault::retry(FaultCode::BusFailed, chain(&error));
     let served = topology::served(&ending.bus).await.map_err(lost)?;
     let filters: Vec<String> = served.into_iter().map(|consumer| consumer.filter).collect();
     let counts = topology::requests_by_subject(&ending.bus).await.map_err(lost)?;
+    let mut some_are_young = false;
     for subject in counts.keys().filter(|subject| !is_served(&filters, subject)) {
-        fail_all_on(ending, subject, &filters).await?;
+        some_are_young |= fail_all_on(ending, subject, &filters).await?;
     }
-    Ok(filters)
+    Ok(Swept { filters, some_are_young })
 }
 
-async fn fail_all_on(ending: &Ending, on: &str, filters: &[String]) -> Result<(), Fault> {
+/// Fails the requests on a subject; whether some are left that are too young.
+async fn fail_all_on(ending: &Ending, on: &str, filters: &[String]) -> Result<bool, Fault> {
     let lost = |error: &(dyn std::error::Error + 'static)| Fault::retry(FaultCode::BusFailed, chain(error));
     let stream = ending.bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await.map_err(|error| lost(&error))?;
     let mut models: Vec<&str> = filters.iter().filter_map(|filter| filter.split('.').nth(2)).collect();
@@ -183,13 +202,14 @@ async fn fail_all_on(ending: &Ending, on: &str, filters: &[String]) -> Result<()
         format!("nothing serves {on}; a request goes to {}, models here: {known}", subject::REQUEST_FORM),
     );
     loop {
-        let message: Stored = match stream.get_last_raw_message_by_subject(on).await {
+        // The oldest first: while new ones keep coming, the newest is never old enough.
+        let message: Stored = match stream.get_first_raw_message_by_subject(on, 1).await {
             Ok(message) => message.into(),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(()),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(false),
             Err(error) => return Err(lost(&error)),
         };
         if message.age(ending.clock.unix_ms()) < PATIENCE {
-            return Ok(());
+            return Ok(true);
         }
         tracing::warn!(%fault, sequence = message.sequence, "deadletter.unserved");
         ending.end_request(&message, &fault).await?;

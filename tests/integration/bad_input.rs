@@ -1,6 +1,7 @@
 //! Bad input on the bus: each is answered with a reason, kept as a dead letter, and leaves nothing behind.
 
 use std::process::Command;
+use std::time::Duration;
 
 use darkroom::job::Status;
 use darkroom::job::limits::REQUEST_BYTES_MAX;
@@ -136,6 +137,29 @@ async fn what_no_consumer_serves_is_failed_and_kept() {
     }
     stack.queue_is_empty().await;
     assert_eq!(dead_letters(&stack, 4).await.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_consumer_serves_is_failed_though_requests_never_stop() {
+    let stack = Stack::start().await;
+    let _deadletter =
+        Background::start(Command::new(program("darkroom-deadletter")).args(["--nats", &stack.nats.url()]));
+    let unserved = "darkroom.req.unheard.normal.any.t";
+    stack.publish(unserved, Some("first"), r#"{"prompt":"p"}"#).await;
+    let others = async {
+        let mut soon = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            soon.tick().await;
+            for to in [REQUESTS, unserved] {
+                stack.publish(to, None, r#"{"prompt":"p"}"#).await;
+            }
+        }
+    };
+    let events = tokio::select! {
+        () = others => unreachable!("it never stops"),
+        events = stack.events_to_the_end("t", "first") => events,
+    };
+    assert_eq!((events[0].0, &events[0].1["data"]["error"]["code"]), (EventKind::Failed, &json!("unserved")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
