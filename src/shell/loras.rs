@@ -3,6 +3,10 @@
 //! What is there already is not asked for again: a LoRA that changes gets another name. Nothing is read here but bytes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use crate::job::{Fault, FaultCode, LoraChoice, LoraName};
 use crate::wire::key;
@@ -17,12 +21,14 @@ const BYTES_MAX: usize = 2 << 30;
 pub struct LoraFolder {
     folder: PathBuf,
     store: Store,
+    /// Whoever brings one: the jobs of a batch often want the same.
+    bringing: Arc<Mutex<()>>,
 }
 
 impl LoraFolder {
     /// `folder` need not exist yet.
     pub fn new(folder: PathBuf, store: Store) -> Self {
-        Self { folder, store }
+        Self { folder, store, bringing: Arc::default() }
     }
 
     /// Brings those of `loras` that are not in the folder. One that the store has not either is left to the engine, which
@@ -33,6 +39,10 @@ impl LoraFolder {
     pub async fn bring(&self, loras: &[LoraChoice]) -> Result<(), Fault> {
         for LoraChoice { name, .. } in loras {
             let path = self.folder.join(format!("{name}.safetensors"));
+            if path.is_file() {
+                continue;
+            }
+            let _alone = self.bringing.lock().await;
             if path.is_file() {
                 continue;
             }
@@ -54,12 +64,18 @@ impl LoraFolder {
     }
 }
 
-/// Under another name first: a file that is half written must not be read by anybody.
+/// Under another name first: a file that is half written must not be read by anybody. Nobody else has that name, not even
+/// another container with the same folder, where processes have the same ids.
 fn write(folder: &Path, name: &LoraName, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    let draft = folder.join(format!(".{name}.{}", std::process::id()));
-    std::fs::write(&draft, bytes)?;
-    std::fs::rename(draft, folder.join(format!("{name}.safetensors")))
+    let draft = folder.join(format!(".{name}.{}", Uuid::new_v4().simple()));
+    let written = std::fs::write(&draft, bytes)
+        .and_then(|()| std::fs::rename(&draft, folder.join(format!("{name}.safetensors"))));
+    if written.is_err() {
+        // It may be as large as what was to be written; that it cannot be removed is no news.
+        let _ = std::fs::remove_file(&draft);
+    }
+    written
 }
 
 #[cfg(test)]
@@ -73,7 +89,7 @@ mod tests {
     use crate::shell::store;
 
     #[tokio::test]
-    async fn what_the_store_has_is_in_the_folder_afterwards() {
+    async fn what_the_store_has_is_in_the_folder_once_whoever_brings_it() {
         let directory = tempfile::tempdir().unwrap();
         let url = url::Url::from_file_path(directory.path().join("store")).unwrap();
         let options = StoreOptions { store: url.into(), url_expires: Duration::from_secs(1) };
@@ -81,7 +97,10 @@ mod tests {
         store.put("loras/mine.safetensors", Bytes::from_static(b"weights"), "application/octet-stream").await.unwrap();
         let folder = directory.path().join("loras");
         let choice = |name: &str| LoraChoice { name: name.parse().unwrap(), weight: 1.0 };
-        LoraFolder::new(folder.clone(), store).bring(&[choice("mine"), choice("other")]).await.unwrap();
+        let loras = LoraFolder::new(folder.clone(), store);
+        let choices = [choice("mine"), choice("other")];
+        let all = futures_util::future::join_all((0..8).map(|_| loras.bring(&choices))).await;
+        all.into_iter().collect::<Result<(), _>>().unwrap();
         assert_eq!(std::fs::read(folder.join("mine.safetensors")).unwrap(), b"weights");
         assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
     }
