@@ -50,6 +50,8 @@ const SAMPLE: usize = 64;
 const MEMORY_S: f64 = 60.0;
 /// For how long a hint keeps a worker.
 const AWAITED_FOR: Duration = Duration::from_secs(120);
+/// For how long one who asked counts as one who starts workers: ten of KEDA's usual polls.
+const ASKS_FOR: Duration = Duration::from_secs(300);
 /// What a job is taken for while nobody knows how long any takes.
 const GUESSED_JOB_MS: f64 = 10_000.0;
 
@@ -115,9 +117,36 @@ pub struct Scaler {
 #[derive(Debug, Default)]
 struct Asked {
     /// By model and capacity: one that nobody asks for is not there.
-    wishes: HashMap<(ModelName, Capacity), Wish>,
+    wishes: HashMap<(ModelName, Capacity), Asking>,
     starts: Starts,
     plans: BTreeMap<ModelName, ScalePlan>,
+}
+
+/// What somebody wishes for, and when he asked last.
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    wish: Wish,
+    at: Mono,
+}
+
+impl Asked {
+    /// Somebody who starts workers asks. What another one asked for with a wish of his own stays as it is where there is none.
+    fn asks(&mut self, model: &ModelName, capacity: Capacity, wish: Option<Wish>, now: Mono) {
+        let key = (model.clone(), capacity);
+        let stays = wish.is_none() && self.wishes.get(&key).is_some_and(|asking| asking.wish != Wish::default());
+        if !stays {
+            self.wishes.insert(key, Asking { wish: wish.unwrap_or_default(), at: now });
+        }
+    }
+
+    /// Forgets who has not asked for long: jobs must not wait for workers that nobody starts any more.
+    fn forget(&mut self, now: Mono) {
+        self.wishes.retain(|_, asking| now.since(asking.at) < ASKS_FOR);
+    }
+
+    fn wish(&self, model: &ModelName, capacity: Capacity) -> Option<Wish> {
+        self.wishes.get(&(model.clone(), capacity)).map(|asking| asking.wish)
+    }
 }
 
 fn index(capacity: Capacity) -> usize {
@@ -161,10 +190,11 @@ impl Scaler {
         self.looks.borrow().keys().cloned().collect()
     }
 
-    /// How many workers of a model there should be, for one who starts them; `None` for a model that is not served.
-    pub fn wanted(&self, model: &ModelName, capacity: Capacity, wish: Wish) -> Option<Wanted> {
+    /// How many workers of a model there should be, for one who starts them, and who may have wishes of his own; `None` for a
+    /// model that is not served.
+    pub fn wanted(&self, model: &ModelName, capacity: Capacity, wish: Option<Wish>) -> Option<Wanted> {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.wishes.insert((model.clone(), capacity), wish);
+        asked.asks(model, capacity, wish, self.clock.now());
         let wanted = self.answer(&asked, model)?;
         let ready = self.looks.borrow().get(model).map_or(0, |look| look.running[index(capacity)].ready);
         asked.starts.wished(model, capacity, ready, wanted.on(capacity), self.clock.now());
@@ -175,7 +205,7 @@ impl Scaler {
     pub fn known(&self, model: &ModelName) -> Vec<(Capacity, Wanted)> {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(wanted) = self.answer(&asked, model) else { return Vec::new() };
-        let is_asked_for = |capacity: &Capacity| asked.wishes.contains_key(&(model.clone(), *capacity));
+        let is_asked_for = |capacity: &Capacity| asked.wish(model, *capacity).is_some();
         Capacity::ALL.into_iter().filter(is_asked_for).map(|capacity| (capacity, wanted)).collect()
     }
 
@@ -183,7 +213,7 @@ impl Scaler {
         let looks = Arc::clone(&self.looks.borrow());
         let look = looks.get(model)?;
         let plan = asked.plans.get(model).and_then(|plan| plan.hours.get(hour_of_week(self.clock.unix_ms()))).copied();
-        let wish = |capacity: Capacity| asked.wishes.get(&(model.clone(), capacity)).copied();
+        let wish = |capacity: Capacity| asked.wish(model, capacity);
         let pool = |capacity: Capacity| {
             let starting = wish(capacity).map_or(0, |wish| wish.starting);
             let running = Running { starting, ..look.running[index(capacity)] };
@@ -332,6 +362,7 @@ impl Looker {
             {
                 let mut asked = scaler.asked.lock().unwrap_or_else(PoisonError::into_inner);
                 let now = self.clock.now();
+                asked.forget(now);
                 for (model, look) in self.sender.borrow().iter() {
                     for capacity in Capacity::ALL {
                         asked.starts.seen(model, capacity, look.running[index(capacity)].ready, now);
@@ -521,4 +552,27 @@ pub async fn plan(bus: &Bus, model: &ModelName) -> Result<Option<ScalePlan>, Fau
     let Some(found) = found.first().filter(|found| !found.body.is_empty()) else { return Ok(None) };
     let plan = crate::wire::scale::decode(&found.body);
     plan.map(Some).map_err(|error| Fault::reject(FaultCode::InvalidRequest, format!("the plan of {model}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_ask_any_more_starts_no_workers() {
+        let model: ModelName = "shapes".parse().unwrap();
+        let (spot, on_demand) = (Capacity::Spot, Capacity::OnDemand);
+        let four = Wish { workers_max: Some(4), ..Wish::default() };
+        let mut asked = Asked::default();
+        asked.asks(&model, spot, Some(four), Mono::ZERO);
+        asked.asks(&model, on_demand, None, Mono::ZERO);
+        // One without wishes does not take away another's, nor keep it.
+        let later = Mono::ZERO.after(ASKS_FOR / 2);
+        asked.asks(&model, spot, None, later);
+        asked.asks(&model, on_demand, None, later);
+        asked.forget(later);
+        assert_eq!((asked.wish(&model, spot), asked.wish(&model, on_demand)), (Some(four), Some(Wish::default())));
+        asked.forget(Mono::ZERO.after(ASKS_FOR));
+        assert_eq!((asked.wish(&model, spot), asked.wish(&model, on_demand)), (None, Some(Wish::default())));
+    }
 }

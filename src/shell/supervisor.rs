@@ -430,7 +430,7 @@ impl<'a> Platform<'a> {
                 ..Wish::default()
             };
             // What is on this machine is not taken away.
-            if let Some(wanted) = self.scaler.wanted(model, Capacity::OnDemand, wish) {
+            if let Some(wanted) = self.scaler.wanted(model, Capacity::OnDemand, Some(wish)) {
                 self.start_generate(model.as_str(), wanted.on_demand + draining)?;
             }
         }

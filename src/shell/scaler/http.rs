@@ -1,5 +1,6 @@
-//! The scaler over HTTP, for KEDA's `metrics-api` trigger and for people: `GET /v1/scale` and
-//! `GET /v1/scale/{model}/{capacity}`.
+//! The scaler over HTTP: `GET /v1/scale` for people, and `GET /v1/scale/{model}/{capacity}` for KEDA's `metrics-api` trigger.
+//!
+//! Who asks for one capacity counts for a while as one who starts workers on it, so people ask for all.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use crate::job::{Capacity, ModelName};
 use crate::sched::scale::Wanted;
 use crate::wire::scale::ScaleAnswer;
 
-use super::{Scaler, Wish};
+use super::Scaler;
 
 /// Answers until `stop`.
 ///
@@ -56,6 +57,6 @@ async fn one(
         .map_err(|error| refused(StatusCode::BAD_REQUEST, format!("the capacity {capacity:?} {error}")))?;
     let unknown = || refused(StatusCode::NOT_FOUND, format!("the model {model:?} is not served"));
     let name: ModelName = model.parse().map_err(|_| unknown())?;
-    let wanted = scaler.wanted(&name, capacity, Wish::default()).ok_or_else(unknown)?;
+    let wanted = scaler.wanted(&name, capacity, None).ok_or_else(unknown)?;
     Ok(Json(answer(&name, capacity, wanted)))
 }

@@ -108,7 +108,7 @@ impl Trigger {
     pub async fn metric(&self, bus: &Bus, scaler: &Scaler) -> Result<u64, TriggerError> {
         match self {
             Self::Workers { model, capacity, wish } => {
-                let wanted = scaler.wanted(model, *capacity, *wish);
+                let wanted = scaler.wanted(model, *capacity, Some(*wish));
                 Ok(u64::from(wanted.ok_or_else(|| TriggerError::UnknownModel(model.clone()))?.on(*capacity)))
             }
             Self::Consumer { stream, consumer, .. } => {
