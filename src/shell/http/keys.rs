@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_nats::jetstream::kv::{self, Operation};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use tokio::sync::OnceCell;
 
 use crate::job::{Fault, FaultCode, Tenant};
 use crate::sched::Mono;
@@ -37,7 +38,9 @@ pub(super) enum Checked {
 /// What the gateway knows of keys.
 #[derive(Debug)]
 pub(super) struct Keys {
-    bucket: Option<kv::Store>,
+    bus: Bus,
+    /// Opened by the first who shows a key: before, there may be none yet, or nobody who answers.
+    bucket: OnceCell<kv::Store>,
     requests_per_minute: NonZeroU32,
     known: Mutex<HashMap<String, Known>>,
 }
@@ -50,16 +53,15 @@ struct Known {
 }
 
 impl Keys {
-    /// Opens the bucket, where there is one.
-    pub(super) async fn open(bus: &Bus, requests_per_minute: NonZeroU32) -> Self {
-        let bucket = api_keys::bucket(bus).await.inspect_err(|fault| tracing::warn!(%fault, "gateway.keys")).ok();
-        Self { bucket, requests_per_minute, known: Mutex::default() }
+    /// Those of the bucket on `bus`, which may be used so often unless it says otherwise.
+    pub(super) fn new(bus: Bus, requests_per_minute: NonZeroU32) -> Self {
+        Self { bus, bucket: OnceCell::new(), requests_per_minute, known: Mutex::default() }
     }
 
     /// Whose it is.
     ///
     /// # Errors
-    /// A `Retry` fault when the bucket does not answer.
+    /// A `Retry` fault when the bucket does not answer, or does not exist.
     pub(super) async fn check(&self, key: &str, now: Mono) -> Result<Checked, Fault> {
         let name = api_key::name(key);
         let remembered = self.lock().get(&name).cloned();
@@ -85,7 +87,7 @@ impl Keys {
     }
 
     async fn look(&self, name: &str, earlier: Option<Known>, now: Mono) -> Result<Option<Known>, Fault> {
-        let Some(bucket) = &self.bucket else { return Ok(None) };
+        let bucket = self.bucket.get_or_try_init(|| api_keys::bucket(&self.bus)).await?;
         let entry = look(|| bucket.entry(name)).await;
         let entry =
             entry.map_err(|error| Fault::retry(FaultCode::BusFailed, format!("the bucket of keys: {error}")))?;

@@ -145,7 +145,7 @@ pub async fn serve(
     let gateway = Arc::new(Gateway {
         canceller: Canceller::open(bus.clone(), clock, retention).await?,
         records: Records::open(&bus).await?,
-        keys: Keys::open(&bus, options.requests_per_minute).await,
+        keys: Keys::new(bus.clone(), options.requests_per_minute),
         bus,
         clock,
         store,
