@@ -63,7 +63,7 @@ pub(crate) struct SubmitOptions {
     /// Images, 1 to 8
     #[arg(long, value_name = "N")]
     num_images: Option<u32>,
-    /// The sampler, such as ddim, euler or dpmpp_2m_karras; `darkroom models` lists those of a model
+    /// The sampler, such as ddim, euler or dpmpp_2m_karras; `darkroom models` says which one a model has by itself
     #[arg(long, value_name = "NAME")]
     scheduler: Option<String>,
     /// A picture to start from: a file (which goes to --store, or into the request if it is small), a key or a URL
@@ -534,7 +534,7 @@ fn describe(key: &str, record: &darkroom::wire::record::Record) -> (String, Valu
 
 pub(crate) async fn list(options: &BusOptions, list: &ListOptions, output: &Output) -> Result<Exit, Failed> {
     let bus = bus::connect(options, "darkroom-list").await?;
-    let jobs = client::list_jobs(&bus, list.tenant.as_ref(), list.gone, list.limit).await?;
+    let jobs = client::list_jobs(&bus, list.tenant.as_ref(), list.gone, list.limit, |_| true).await?;
     if jobs.is_empty() {
         output.note("no jobs");
     }

@@ -528,7 +528,8 @@ pub struct Listed {
     pub record: Option<Record>,
 }
 
-/// The newest records, newest first: `tenant` and at most `limit`; also of jobs that are gone, if `with_gone`.
+/// The newest records that are `wanted`, newest first: `tenant` and at most `limit`; also of jobs that are gone, if
+/// `with_gone`.
 ///
 /// # Errors
 /// A `Retry` fault when nobody answers.
@@ -537,6 +538,7 @@ pub async fn list_jobs(
     tenant: Option<&Tenant>,
     with_gone: bool,
     limit: usize,
+    wanted: impl Fn(&Record) -> bool,
 ) -> Result<Vec<Listed>, Fault> {
     let lost = |error: &(dyn std::error::Error + 'static)| {
         Fault::retry(FaultCode::BusFailed, format!("the jobs' records: {}", chain(error)))
@@ -554,7 +556,7 @@ pub async fn list_jobs(
         let record = crate::wire::record::decode(&entry.value).ok();
         // The client library takes the server's mark for a purge, which nobody else makes here.
         let is_gone = entry.value.is_empty() && entry.operation == Operation::Purge;
-        if record.is_some() || (is_gone && with_gone) {
+        if record.as_ref().is_some_and(&wanted) || (is_gone && with_gone) {
             listed.push_front(Listed { key: entry.key, record });
             listed.truncate(limit);
         }

@@ -158,6 +158,10 @@ pub fn parse(body: &[u8], header_bytes: Option<usize>) -> Result<Inference, Vec<
         let asked = output["name"].as_str().unwrap_or_default();
         let is_binary = output["parameters"]["binary_data"].as_bool().unwrap_or(all_binary);
         match OutputName::ALL.into_iter().find(|name| name.as_str() == asked) {
+            // Each would have the bytes of all images once more.
+            Some(name) if outputs.iter().any(|output: &Output| output.name == name) => {
+                violations.push(Violation::new("outputs.name", asked, "each output once"));
+            }
             Some(name) => outputs.push(Output { name, form: form(is_binary) }),
             None => violations.push(Violation::new("outputs.name", asked, "IMAGE, IMAGE_URL")),
         }
@@ -292,6 +296,7 @@ mod tests {
         assert_eq!(named(input("PROMPT", "BYTES", json!(["a", "b"]))), ["PROMPT"]);
         assert_eq!(named(input("IMAGE", "BYTES", json!(["a"]))), ["inputs.name"]);
         assert_eq!(named(json!({"outputs": [{"name": "LATENTS"}]})), ["outputs.name"]);
+        assert_eq!(named(json!({"outputs": [{"name": "IMAGE"}, {"name": "IMAGE"}]})), ["outputs.name"]);
         assert_eq!(parse(b"{}", Some(9)).unwrap_err()[0].field, "Inference-Header-Content-Length");
         let short = json!({"inputs": [{"name": "SEED", "datatype": "INT64", "parameters": {"binary_data_size": 8}}]});
         assert_eq!(named(short), ["SEED"]);

@@ -42,6 +42,8 @@ pub(super) async fn images(
     let asked = fields(&headers, body)?;
     let Wanted { mut fields, init_image, mask, task, send_images } =
         a1111::wanted(asked.clone()).map_err(|violations| Problem::invalid(&violations))?;
+    // Before anything is waited for: pictures are large, and many may wait.
+    let asked = echo(asked);
     for (name, ours, picture) in [("init_images", "init_image", init_image), ("mask", "mask_image", mask)] {
         if let Some(picture) = picture {
             fields.insert(ours.to_owned(), gateway.picture_of_text(&tenant, name, &picture).await?.into());
@@ -66,7 +68,7 @@ pub(super) async fn images(
             pictures.push(STANDARD.encode(gateway.image_bytes(image).await?));
         }
     }
-    Ok(Json(a1111::images(&pictures, &stored, &echo(asked), &request, &model)))
+    Ok(Json(a1111::images(&pictures, &stored, &asked, &request, &model)))
 }
 
 /// What was asked, without the pictures.
@@ -159,7 +161,7 @@ impl Gateway {
         if let Some(named) = &task.id_task {
             return id_of_key(tenant, named, "id_task").map(Some);
         }
-        let listed = client::list_jobs(&self.bus, Some(tenant), false, LISTED_MAX).await?;
+        let listed = client::list_jobs(&self.bus, Some(tenant), false, LISTED_MAX, |_| true).await?;
         let open = |status: Status| {
             listed.iter().find(|listed| listed.record.as_ref().is_some_and(|record| record.state.status == status))
         };
