@@ -19,6 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, Stream, StreamExt};
 use image::{ExtendedColorType, ImageEncoder};
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use super::events::KEEP_ALIVE;
 use super::jobs::{fields, idempotent_id};
@@ -197,7 +198,7 @@ impl Gateway {
                 "image" | "image[]" | "mask" => {
                     let bytes = field.bytes().await?;
                     let (name, bytes) = if name == "mask" {
-                        match mask_of_transparency(&bytes) {
+                        match mask_beside(bytes).await? {
                             Ok(mask) => ("mask_image", mask),
                             Err(error) => {
                                 violations.push(Violation::new("mask", error, "a picture with transparency"));
@@ -240,6 +241,14 @@ impl Gateway {
             None => inputs::data_url(&bytes, media_type),
         }))
     }
+}
+
+/// [`mask_of_transparency`] on a thread of its own, where it holds nobody up; one after the other, for the memory that it takes.
+async fn mask_beside(bytes: Bytes) -> Result<Result<Bytes, image::ImageError>, Problem> {
+    static ALONE: Semaphore = Semaphore::const_new(1);
+    let _alone = ALONE.acquire().await;
+    let made = tokio::task::spawn_blocking(move || mask_of_transparency(&bytes)).await;
+    made.map_err(|_| Problem::unavailable("the mask could not be read"))
 }
 
 /// Theirs is transparent where the picture is made anew, ours is white there. A PNG.
