@@ -6,7 +6,7 @@ use std::time::Duration;
 use darkroom::job::{Capacity, Fault, FaultCode, Status};
 use darkroom::sched::{
     Acted, Action, BatchKey, Claim, Config, Effect, Exit, Input, Mono, Offer, PullOutcome, Scheduler, TenantKey,
-    Ticket, Transition,
+    Ticket, Transition, Verdict,
 };
 
 use crate::clients::{Body, Deed, Poison};
@@ -180,6 +180,31 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
         }
     }
     assert_eq!(done.last(), Some(&(3, Action::Claim)), "until it has ended: {done:?}");
+}
+
+/// The server may deliver it again before it confirms that it took it back.
+#[test]
+fn a_job_that_comes_back_before_it_is_gone_is_given_back_once_more() {
+    let now = Mono::from_micros(1_000_000);
+    let mut scheduler = Scheduler::new(Knobs::quiet().config, now);
+    while scheduler.poll_effect().is_some() {}
+    let mut tell = |input| {
+        scheduler.handle(now, input);
+        let effects = std::iter::from_fn(|| scheduler.poll_effect());
+        let acts =
+            effects.filter_map(|effect| if let Effect::Act { action, .. } = effect { Some(action) } else { None });
+        acts.collect::<Vec<_>>()
+    };
+    let come =
+        |deliveries| Input::Delivered { ticket: Ticket(1), lane: 0, offer: Some(offer(1, 4)), pending: 0, deliveries };
+    let acted = |outcome| Input::Acted { ticket: Ticket(1), outcome };
+    assert_eq!(tell(come(2)), [Action::Claim]);
+    let given_back = tell(acted(Acted::Claimed(Claim::HeldElsewhere)));
+    assert!(matches!(given_back[..], [Action::Settle(Verdict::Nak(_))]), "{given_back:?}");
+    assert_eq!(tell(come(3)), []);
+    assert_eq!(tell(acted(Acted::Done)), given_back, "or nobody has it until its lease ends");
+    assert_eq!(tell(acted(Acted::Done)), []);
+    assert_eq!(tell(come(4)), [Action::Claim], "it is forgotten");
 }
 
 /// So that of too many workers some have nothing to do for so long that they end.

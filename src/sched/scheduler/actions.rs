@@ -42,7 +42,10 @@ impl Scheduler {
         if self.held.contains(ticket) {
             // Delivered again while we have it: the server lost track, but the lease is new.
             let lease = Lease::new(self.now, self.config.ack_wait);
-            self.held.change(ticket, |held| held.lease = lease);
+            self.held.change(ticket, |held| {
+                held.lease = lease;
+                held.came_again |= matches!(held.phase, Phase::Acting(Action::Settle(Verdict::Nak(_))));
+            });
             return;
         }
         let malformed = offer.is_none();
@@ -75,6 +78,7 @@ impl Scheduler {
             leaving: false,
             saving: Saving::No,
             saved_at: self.now,
+            came_again: false,
             unstored_since: None,
         };
         self.held.insert(ticket, held);
@@ -102,6 +106,12 @@ impl Scheduler {
             Acted::Claimed(claim) => {
                 self.succeeded(ticket);
                 self.claimed(ticket, claim);
+            }
+            Acted::Done if held.came_again => {
+                // It was given back, and is here again already: forgotten now, nobody would have it until its lease ends.
+                self.succeeded(ticket);
+                self.held.change(ticket, |held| held.came_again = false);
+                self.act(ticket, action);
             }
             Acted::Done => {
                 self.succeeded(ticket);

@@ -57,6 +57,8 @@ pub(super) struct Held {
     pub(super) saving: Saving,
     /// When its rows were written down last, or it began.
     pub(super) saved_at: Mono,
+    /// It was delivered once more before the server said that it took it back.
+    pub(super) came_again: bool,
     /// When its upload failed for the first time.
     pub(super) unstored_since: Option<Mono>,
 }
