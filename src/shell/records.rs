@@ -242,9 +242,11 @@ impl Records {
     pub async fn replace(&self, tenant: &Tenant, job: &JobId, owned: &Owned, record: Record) -> Result<Changed, Fault> {
         match self.put(tenant, job, owned.revision, &record).await? {
             Some(revision) => Ok(Changed::Won(Owned { record, revision })),
-            // A lost answer to our own write looks like somebody else's: the content tells.
+            // A lost answer to our own write looks like somebody else's: the content tells, whenever it was tried first.
             None => match self.read(tenant, job).await? {
-                Some(found) if found.record == record => Ok(Changed::Won(found)),
+                Some(found) if (Record { updated: record.updated.clone(), ..found.record.clone() }) == record => {
+                    Ok(Changed::Won(found))
+                }
                 Some(_) | None => Ok(Changed::Lost),
             },
         }

@@ -30,12 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use uuid::Uuid;
 
 use opentelemetry::trace::TraceContextExt;
 
 use crate::engine::{self, KnownPieces, LoadError, LoadOptions, OpenedModel, RgbImage, StartingPictures};
 use crate::job::limits::{DEATHS_MAX, FAILURES_MAX};
-use crate::job::{Capacity, Fault, ModelManifest, Pool, Status, Tenant, WorkerId};
+use crate::job::{Capacity, Fault, InvalidToken, ModelManifest, Pool, Status, Tenant, WorkerId};
 use crate::sched::estimate::Measured;
 use crate::sched::{
     Acted, BatchKey, Claim, CostModel, Deadline, Effect, EngineReport, EngineWork, Exit, Input, Lane, Mono, Offer,
@@ -158,6 +159,15 @@ pub enum ModelError {
     /// It is none that the engine can use.
     #[error(transparent)]
     Load(#[from] LoadError),
+}
+
+/// A name that no other process has. One that is started again must have another, or the death of a job's holder looks like
+/// its own second attempt; process ids are the same in every container.
+///
+/// # Errors
+/// Never: it is a valid name.
+pub fn fresh_name() -> Result<WorkerId, InvalidToken> {
+    format!("generate-{:08x}", Uuid::new_v4().as_fields().0).parse()
 }
 
 /// Opens the model when its files are there, for [`run`]. The device is made ready meanwhile.
@@ -674,7 +684,10 @@ impl Worker {
             }
             Err(fault) => return Acted::Failed(fault),
         };
-        if let Some(job) = self.jobs.get_mut(&ticket) {
+        if let Some(job) = self.jobs.get_mut(&ticket)
+            // A look may have found what was written later, such as the wish that it stops.
+            && job.owned.as_ref().is_none_or(|known| known.revision < owned.revision)
+        {
             job.owned = Some(owned);
         }
         outcome
@@ -811,7 +824,8 @@ impl Worker {
                     let since = job.stepping_since.unwrap_or(now);
                     job.timings.denoising_ms = milliseconds(now.since(since));
                 }
-                self.previews.extend(previews);
+                // A row that was released meanwhile will not be asked for its own.
+                self.previews.extend(previews.into_iter().filter(|(row, _)| self.rows.contains_key(row)));
             }
             EngineWork::Save { .. } => self.keep_saved(saved),
             EngineWork::Decode { ticket, image: index, .. } => {

@@ -46,7 +46,8 @@ struct Options {
     /// Which requests to take, instead of those that suit the capacity: `any`, `ondemand` or both
     #[arg(long, env = "DARKROOM_POOLS", value_delimiter = ',')]
     pools: Vec<Pool>,
-    /// Name of this worker in records and events; made from the process id when absent
+    /// Name of this worker in records and events, which no other process may have, nor the same one once it is started
+    /// again; a new one each time when absent
     #[arg(long, env = "DARKROOM_WORKER")]
     worker: Option<WorkerId>,
     /// Images denoised at the same time; the model's own limit when absent
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
 
 async fn run(options: Options, clock: Clock) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
-    let name = options.worker.map_or_else(|| format!("generate-{}", std::process::id()).parse(), Ok)?;
+    let name = options.worker.map_or_else(worker::fresh_name, Ok)?;
     let model = model_cache::start(&options.model, clock)?;
     let store = store::open(&options.store)?;
     let bus = bus::connect(&options.bus, &format!("darkroom-{name}")).await?;
