@@ -168,10 +168,17 @@ impl Retention {
     }
 }
 
+/// Events must outlive their jobs' records, and their stream keeps nothing for longer than 31 days.
+pub(super) const RETENTION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Reads a duration that a server can count: whole seconds, one at least.
 fn parse_retention(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text).map_err(|error| error.to_string())?;
-    if duration < Duration::from_secs(1) { Err("must be at least 1s".to_owned()) } else { Ok(duration) }
+    if (Duration::from_secs(1)..=RETENTION_MAX).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("must be 1s to 30d".to_owned())
+    }
 }
 
 /// What becomes of running jobs when their worker ends, dies or hangs.
@@ -242,8 +249,8 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
-    /// It says nothing of this machine, or nothing that can be.
-    #[error("--instance-type: give a type of the list, or --price-per-hour")]
+    /// It is none.
+    #[error("--prices is no list of prices")]
     Prices(#[from] PriceError),
     /// A price that nothing has.
     #[error("--price-per-hour is {0}, must be a number from 0 up")]
@@ -251,7 +258,7 @@ pub enum MachineError {
 }
 
 impl Machine {
-    /// US dollars an hour; `None` where nobody says what machine it is.
+    /// US dollars an hour; `None` where nobody says what machine it is, or the list does not have it: work goes on without.
     ///
     /// # Errors
     /// [`MachineError`].
@@ -267,7 +274,8 @@ impl Machine {
             }
             None => Prices::come_along()?,
         };
-        Ok(Some(prices.per_worker_hour(instance_type, self.capacity)?))
+        let price = prices.per_worker_hour(instance_type, self.capacity);
+        Ok(price.inspect_err(|error| tracing::warn!(%error, "machine.price")).ok())
     }
 }
 
@@ -310,6 +318,20 @@ mod tests {
         for text in ["", "memory:///sd15", "https://example.org/sd15"] {
             assert!(text.parse::<ModelSource>().unwrap_err().contains("s3://bucket"), "{text}");
         }
+    }
+
+    #[test]
+    fn events_outlive_the_records_of_their_jobs() {
+        for text in ["1s", "24h", "30d"] {
+            assert!(parse_retention(text).is_ok(), "{text}");
+        }
+        for text in ["0s", "999ms", "31d"] {
+            assert_eq!(parse_retention(text), Err("must be 1s to 30d".to_owned()), "{text}");
+        }
+        let stream = include_str!("../../nats/streams/DARKROOM_EV.json");
+        let stream: serde_json::Value = serde_json::from_str(stream).unwrap();
+        let kept = Duration::from_nanos(stream["max_age"].as_u64().unwrap());
+        assert!(RETENTION_MAX + crate::shell::events::LONGER_THAN_RECORD <= kept);
     }
 
     #[test]

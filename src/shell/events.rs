@@ -24,7 +24,7 @@ use super::telemetry;
 const QUEUE_LENGTH: usize = 1024;
 
 /// By how much an event outlives its job's record.
-const LONGER_THAN_RECORD: Duration = Duration::from_secs(600);
+pub(super) const LONGER_THAN_RECORD: Duration = Duration::from_secs(600);
 
 struct Outgoing {
     subject: String,

@@ -8,7 +8,7 @@ use crate::job::{JobId, Tenant};
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// NATS: the publish succeeds only if this is the last sequence on the subject; 0 for "none yet".
 pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
-/// NATS: how long a stream keeps the message, as `90s`, whatever its own rule is.
+/// NATS: how long a stream keeps the message, as `90s`, unless its own rule is shorter.
 pub const TIME_TO_LIVE: &str = "Nats-TTL";
 /// NATS: why a message without a body stands where the last one of a subject was.
 pub const MARKER_REASON: &str = "Nats-Marker-Reason";
