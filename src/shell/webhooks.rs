@@ -49,12 +49,12 @@ pub struct WebhookOptions {
         value_name = "DURATIONS"
     )]
     pub webhook_retries: Vec<Duration>,
-    /// How long one attempt may take, from the look-up of the host to the status of the answer
+    /// How long one attempt may take, from the look-up of the host to the status of the answer; 25s at most
     #[arg(
         long,
         env = "DARKROOM_WEBHOOK_TIMEOUT",
         default_value = "20s",
-        value_parser = parse_duration,
+        value_parser = parse_timeout,
         value_name = "DURATION"
     )]
     pub webhook_timeout: Duration,
@@ -70,6 +70,12 @@ pub struct WebhookOptions {
     /// Of them with one host
     #[arg(long, env = "DARKROOM_WEBHOOK_CONCURRENCY_PER_HOST", default_value_t = 8, value_name = "N")]
     pub concurrency_per_host: usize,
+}
+
+/// An attempt must end before its delivery is given to another, which is 30 s after it was given to this one.
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+    if timeout <= Duration::from_secs(25) { Ok(timeout) } else { Err("must be at most 25s".to_owned()) }
 }
 
 impl WebhookOptions {
@@ -131,12 +137,20 @@ impl Delivery {
     }
 
     /// Keeps it where operators find it.
-    async fn give_up(&self, bus: &Bus, message_id: &str, why: Undelivered, end: &End) -> Result<(), Fault> {
+    async fn give_up(
+        &self,
+        bus: &Bus,
+        metrics: &WebhookMetrics,
+        message_id: &str,
+        why: Undelivered,
+        end: &End,
+    ) -> Result<(), Fault> {
         let mut headers = self.headers(message_id);
         headers.insert(header::DEAD_LETTER_CODE, why.as_str());
         headers.insert(header::DEAD_LETTER_MESSAGE, end.words.replace(['\r', '\n'], " "));
         headers.insert(header::DEAD_LETTER_ATTEMPTS, end.attempts.to_string());
         bus.publish(&subject::dead_webhook(&self.tenant, &self.job), headers, self.body.clone()).await?;
+        metrics.given_up(why.as_str());
         tracing::warn!(
             id = self.id,
             host = attempt::host_of(&self.url),
@@ -173,8 +187,8 @@ pub async fn run(bus: Bus, options: WebhookOptions, stop: CancellationToken) -> 
     let client = options.webhook_allow.client().map_err(fatal)?;
     let metrics = WebhookMetrics::new(&telemetry::meter());
     tracing::info!("webhook.ready");
-    let collecting = collect::run(&bus, &options.gateway_url, &stop);
-    let courier = deliver::Courier::new(bus.clone(), Clock::start(), options.clone(), client, metrics);
+    let collecting = collect::run(&bus, &metrics, &options.gateway_url, &stop);
+    let courier = deliver::Courier::new(bus.clone(), Clock::start(), options.clone(), client, metrics.clone());
     let courier = Arc::new(courier);
     tokio::join!(collecting, deliver::run(&courier, &stop), progress::run(&courier, &stop));
     Ok(())

@@ -10,6 +10,7 @@ use crate::wire::{event, header, replicate, subject, webhook};
 
 use super::super::bus::{Bus, PublishError};
 use super::super::consume::{Source, again_until, one_by_one};
+use super::super::metrics::WebhookMetrics;
 use super::super::records;
 use super::{AGAIN_AFTER, Delivery, End};
 
@@ -21,15 +22,15 @@ const EVENTS: Source = Source {
 };
 
 /// Turns events into deliveries until `stop`. Links in Replicate's form begin with `gateway`.
-pub(super) async fn run(bus: &Bus, gateway: &str, stop: &CancellationToken) {
+pub(super) async fn run(bus: &Bus, metrics: &WebhookMetrics, gateway: &str, stop: &CancellationToken) {
     let collected = async |message: &Message| {
-        let outcome = collect(bus, gateway, message).await;
+        let outcome = collect(bus, metrics, gateway, message).await;
         outcome.inspect_err(|fault| tracing::warn!(%fault, "webhook.collect"))
     };
     again_until(stop, "webhook events", AGAIN_AFTER, async || one_by_one(bus, EVENTS, &collected).await).await;
 }
 
-async fn collect(bus: &Bus, gateway: &str, message: &Message) -> Result<(), Fault> {
+async fn collect(bus: &Bus, metrics: &WebhookMetrics, gateway: &str, message: &Message) -> Result<(), Fault> {
     let sequence = message.info().map_or(0, |info| info.stream_sequence);
     let Some((tenant, job, kind)) = subject::event_owner(&message.subject) else { return Ok(()) };
     let Some(of) = webhook::event_of(kind) else { return Ok(()) };
@@ -62,7 +63,8 @@ async fn collect(bus: &Bus, gateway: &str, message: &Message) -> Result<(), Faul
     match delivery.send(bus, &delivery.id).await {
         Err(PublishError::StreamFull { description, .. }) => {
             let id = header::crowded_out_webhook_id(sequence);
-            delivery.give_up(bus, &id, Undelivered::QueueFull, &End { attempts: 0, words: description }).await
+            let end = End { attempts: 0, words: description };
+            delivery.give_up(bus, metrics, &id, Undelivered::QueueFull, &end).await
         }
         sent => Ok(sent?),
     }

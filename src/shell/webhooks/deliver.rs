@@ -195,8 +195,7 @@ impl Courier {
         let dead_id = header::dead_webhook_id(sequence);
         if keep::is_disabled(&self.bus, &delivery.tenant, &delivery.url).await? {
             let end = End { attempts: progress.attempts, words: "the endpoint had answered 410 before".to_owned() };
-            delivery.give_up(&self.bus, &dead_id, Undelivered::Disabled, &end).await?;
-            self.metrics.given_up(Undelivered::Disabled.as_str());
+            delivery.give_up(&self.bus, &self.metrics, &dead_id, Undelivered::Disabled, &end).await?;
             return Ok(Settlement::Done);
         }
         let attempts = progress.attempts.saturating_add(1);
@@ -220,8 +219,7 @@ impl Courier {
                 if why == Undelivered::Gone {
                     keep::disable(&self.bus, &self.clock, &delivery.tenant, &delivery.url).await?;
                 }
-                delivery.give_up(&self.bus, &dead_id, why, &End { attempts, words }).await?;
-                self.metrics.given_up(why.as_str());
+                delivery.give_up(&self.bus, &self.metrics, &dead_id, why, &End { attempts, words }).await?;
                 Ok(Settlement::Done)
             }
         }
