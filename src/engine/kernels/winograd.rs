@@ -332,13 +332,13 @@ impl Outputs<'_> {
         let lanes = S::F32_LANES;
         let point_size = self.outputs.len() * CHANNELS + GAP;
         let mut room = [0.0; CHANNELS * TAPS];
+        // Each of the nine weights of many channels.
+        let mut nine = [[0.0; LANES_MAX]; TAPS];
         for (index, output) in self.outputs.clone().enumerate() {
             let start = output * self.job.channels * TAPS;
             let range = start + channels.start * TAPS..start + channels.end * TAPS;
             let weight = self.job.weight.slice(range).wide(&mut room);
             for first in (0..channels.len()).step_by(lanes) {
-                // Each of the nine weights of many channels.
-                let mut nine = [[0.0; LANES_MAX]; TAPS];
                 for (channel, weights) in weight[first * TAPS..].chunks_exact(TAPS).take(lanes).enumerate() {
                     for (values, weight) in nine.iter_mut().zip(weights) {
                         values[channel] = *weight;
@@ -372,6 +372,8 @@ impl Outputs<'_> {
         let output = self.outputs.start + index;
         let bias = simd.splat_f32s(job.bias[output]);
         let point_size = self.outputs.len() * stride + GAP;
+        let mut phases = [[0.0; LANES_MAX]; SIDE];
+        let mut mixed = [0.0; LANES_MAX * SIDE];
         for (line_index, line) in self.lines.iter().enumerate() {
             let plane = (line.row * job.bias.len() + output) * full_height * full_width;
             for first in (0..across).step_by(lanes) {
@@ -390,11 +392,9 @@ impl Outputs<'_> {
                 let pixels = (SIDE * lanes).min(full_width - SIDE * first);
                 for (y, row) in rows.into_iter().enumerate().take(full_height - line.y) {
                     let row = transform_back(simd, row);
-                    let mut phases = [[0.0; LANES_MAX]; SIDE];
                     for (phases, values) in phases.iter_mut().zip(row) {
                         store::<S>(phases, simd.add_f32s(values, bias));
                     }
-                    let mut mixed = [0.0; LANES_MAX * SIDE];
                     interleave(&phases, &mut mixed, lanes);
                     let start = plane + (line.y + y) * full_width + SIDE * first;
                     // SAFETY: only this task has these outputs, and the memory outlives all tasks.
