@@ -14,6 +14,7 @@ locals {
     AWS_REGION                   = var.region
     DARKROOM_URL_EXPIRES         = "1h"
     DARKROOM_MODEL               = "/var/lib/darkroom/models/${var.model}"
+    DARKROOM_LORAS               = "/var/cache/darkroom/loras"
     DARKROOM_CAPACITY            = var.capacity
     DARKROOM_INSTANCE_TYPE       = var.instance_type
     DARKROOM_SPOT_NOTICES        = var.capacity == "spot" ? "ec2" : "off"

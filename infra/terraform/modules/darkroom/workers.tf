@@ -65,6 +65,7 @@ locals {
                   DARKROOM_MODEL           = coalesce(worker.settings.url, "s3://${var.bucket.name}/models/${worker.model}")
                   DARKROOM_MODEL_CACHE     = "/var/cache/darkroom"
                   DARKROOM_MODEL_CACHE_MAX = "${var.cache_gib}GiB"
+                  DARKROOM_LORAS           = "/var/cache/darkroom/loras"
                   DARKROOM_CAPACITY        = worker.capacity
                   DARKROOM_INSTANCE_TYPE   = worker.settings.instance_types[worker.capacity]
                   # Karpenter has the notice and drains the node; the metadata service is closed to pods.
@@ -75,7 +76,7 @@ locals {
                   DARKROOM_WORKERS_MIN = tostring(worker.workers.min)
                 }) : { name = key, value = value }],
                 [for batch in compact([worker.settings.batch == null ? "" : tostring(worker.settings.batch)]) : { name = "DARKROOM_BATCH", value = batch }],
-                # By default a worker is called after its process id, which is the same in every container.
+                # By default a worker has a name that nothing else has: this one leads to its pod.
                 [{ name = "DARKROOM_WORKER", valueFrom = { fieldRef = { fieldPath = "metadata.name" } } }],
               )
               ports = [{ name = "metrics", containerPort = local.metrics, protocol = "TCP" }]
