@@ -18,6 +18,8 @@ use candle_core::cuda_backend::{CudaDType, DeviceId};
 use candle_core::{CudaDevice, CudaStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
+use super::error::is_out_of_memory;
+
 /// What the choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Convolution {
@@ -114,7 +116,12 @@ impl Convolution {
         match self.run_by::<T>(choice, &cudnn, x, weight) {
             Err(error) if choice.algorithm != PLAIN.algorithm => {
                 tracing::warn!(%error, convolution = ?self, ?choice, "cuDNN could not do what it recommends");
-                self.run_by::<T>(self.remember(PLAIN), &cudnn, x, weight)
+                let output = self.run_by::<T>(PLAIN, &cudnn, x, weight)?;
+                // Room there may be the next time.
+                if !is_out_of_memory(&error) {
+                    self.remember(PLAIN);
+                }
+                Ok(output)
             }
             result => result,
         }

@@ -206,7 +206,7 @@ impl Placements {
     }
 
     /// The placements on `device`, text encoders `beside` it: what `asked` says, else f32 on the CPU; elsewhere bf16 for weights
-    /// that are stored so (they do not fit into f16's range), else f16, but f32 for a VAE that `upcasts`.
+    /// that are stored so (they do not fit into f16's range), else f16; but f32 for a VAE in f16 that upcasts, whoever asked.
     pub(crate) fn choose(
         device: &Device,
         beside: &Device,
@@ -228,11 +228,12 @@ impl Placements {
             };
             Placement { device: device.clone(), dtype }
         };
-        let vae = if unasked == DType::F16 && vae_upcasts { DType::F32 } else { unasked };
+        let vae = place(device, asked.vae, unasked);
+        let vae = if vae.dtype == DType::F16 && vae_upcasts { Placement { dtype: DType::F32, ..vae } } else { vae };
         Self {
             denoiser: place(device, asked.denoiser, unasked),
             text_encoder: place(beside, asked.text_encoder, unasked),
-            vae: place(device, asked.vae, vae),
+            vae,
         }
     }
 }

@@ -111,6 +111,12 @@ pub enum LoadError {
     Device(#[from] candle_core::Error),
 }
 
+/// Whether the device had no room. cudarc has no type for it that candle would pass on.
+pub(super) fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    let message = error.to_string();
+    ["out of memory", "OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|sign| message.contains(sign))
+}
+
 impl LoadError {
     /// Why `path` could not be read.
     pub(crate) fn reading(path: &Path, source: std::io::Error) -> Self {

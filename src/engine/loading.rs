@@ -103,13 +103,21 @@ pub fn open(directory: &Path, options: &LoadOptions, known: KnownPieces) -> Resu
         }
     }
     let device = options.device.open()?;
-    let stored = Weights::open(&files[config.denoiser.directory()], &on(&Device::Cpu, DType::F32))?.stored_dtype();
+    let stored = match config.index.family {
+        // What it adds up goes beyond f16's range, in whatever its weights are stored.
+        Family::Flux => DType::BF16,
+        Family::StableDiffusion | Family::StableDiffusionXl | Family::StableDiffusion3 => {
+            Weights::open(&files[config.denoiser.directory()], &on(&Device::Cpu, DType::F32))?.stored_dtype()
+        }
+    };
     let asked = Precisions {
         denoiser: options.precisions.denoiser.or(overrides.precision.denoiser),
         text_encoder: options.precisions.text_encoder.or(overrides.precision.text_encoder),
         vae: options.precisions.vae.or(overrides.precision.vae),
     };
-    let placements = Placements::choose(&device, &device::beside(&device)?, asked, stored, config.vae.force_upcast);
+    // As diffusers takes it where the configuration says nothing; only its pipelines of SDXL ask.
+    let vae_upcasts = config.vae.force_upcast.unwrap_or(config.index.family == Family::StableDiffusionXl);
+    let placements = Placements::choose(&device, &device::beside(&device)?, asked, stored, vae_upcasts);
     let source = Source {
         directory: directory.into(),
         config,

@@ -18,14 +18,14 @@ use super::condition::TextEncoders;
 use super::config::Family;
 use super::denoiser::{Denoiser, Told};
 use super::digest::ModelDigest;
-use super::error::LoadError;
+use super::error::{LoadError, is_out_of_memory};
 use super::loading::{Source, Weighted};
 use super::lora::{self, LoraError, MergeKey};
 #[cfg(test)]
 use super::picture;
 use super::preview::ColourMap;
 use super::random::Generator;
-use super::sampler::{FlowSigmas, PlanOptions, SamplerState, Shortened, StepPlan, Trajectory};
+use super::sampler::{FlowSigmas, PlanOptions, SamplerState, Shortened, StepPlan, Trajectory, as_written};
 use super::start::{Inpainting, Pictures, Started, Starter};
 #[cfg(test)]
 use super::tokenizer::ClipTokenizer;
@@ -36,8 +36,10 @@ use crate::job::{Fault, FaultCode, ImageSpec, LoraChoice, ModelManifest, Sampler
 
 /// Previews are small and short-lived.
 const PREVIEW_JPEG_QUALITY: u8 = 80;
-/// Models with LoRAs that are kept for further jobs, as far as nobody uses them.
+/// Models with LoRAs that are kept for further jobs, as far as nobody uses them, and which part at most of the memory that the
+/// device has left: what steps do not take.
 const MERGED_BYTES_MAX: u64 = 12 << 30;
+const MERGED_SHARE: u64 = 5;
 /// What [`Pipeline::render`] calls its row.
 const RENDERED_ROW: RowId = RowId(u64::MAX);
 
@@ -149,16 +151,19 @@ impl Rendered {
 
 /// A failure of candle as a fault.
 fn failed(error: candle_core::Error) -> Fault {
-    let message = error.to_string();
-    // cudarc has no type for it that candle would pass on.
-    let memory = ["out of memory", "OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|sign| message.contains(sign));
-    let code = if memory { FaultCode::OutOfMemory } else { FaultCode::EngineFailed };
-    Fault::retry(code, format!("the model failed: {message}"))
+    let code = if is_out_of_memory(&error) { FaultCode::OutOfMemory } else { FaultCode::EngineFailed };
+    Fault::retry(code, format!("the model failed: {error}"))
 }
 
 /// Why there is no model with the LoRAs of an image, as a fault.
 fn unmergeable(error: LoadError) -> Fault {
-    if let LoadError::Lora(error) = &error {
+    if let LoadError::Device(error) | LoadError::Lora(LoraError::Device(error)) = error {
+        return failed(error);
+    }
+    if let LoadError::Lora(error @ LoraError::Io { .. }) = error {
+        return Fault::retry(FaultCode::FetchFailed, format!("loras: {error}"));
+    }
+    if let LoadError::Lora(error) = error {
         return invalid(format!("loras: {error}"));
     }
     Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
@@ -181,12 +186,14 @@ impl Pipeline {
         scale: LatentScale,
         decoder: Decoder,
     ) -> Self {
+        let left = DeviceMemory::new(&source.placements.denoiser.device, base.mapped_bytes).left();
+        let merged_bytes_max = left.map_or(MERGED_BYTES_MAX, |left| MERGED_BYTES_MAX.min(left / MERGED_SHARE));
         Self {
             manifest,
             digest,
             source,
             base: Arc::new(base),
-            merged: Cache::new(MERGED_BYTES_MAX, 0),
+            merged: Cache::new(merged_bytes_max, 0),
             scale,
             decoder,
             encoder: None,
@@ -345,7 +352,15 @@ impl Pipeline {
         // Only what stayed in its file and is changed will be copied besides what the base model has in memory.
         let base = &self.base;
         self.merged.make_room(base.copied_bytes + loras.changed_bytes().min(base.mapped_bytes));
-        let model = Arc::new(self.source.merged(&Arc::new(loras)).map_err(unmergeable)?);
+        let loras = Arc::new(loras);
+        let merged = match self.source.merged(&loras) {
+            Err(LoadError::Device(error) | LoadError::Lora(LoraError::Device(error))) if is_out_of_memory(&error) => {
+                self.merged.make_room(u64::MAX);
+                self.source.merged(&loras)
+            }
+            merged => merged,
+        };
+        let model = Arc::new(merged.map_err(unmergeable)?);
         self.merged.insert(key, Arc::clone(&model), model.copied_bytes);
         Ok(model)
     }
@@ -355,7 +370,7 @@ impl Pipeline {
         let options = PlanOptions {
             strength: match spec.start {
                 Start::Noise => None,
-                Start::Picture { strength } | Start::Inpaint { strength } => Some(f64::from(strength)),
+                Start::Picture { strength } | Start::Inpaint { strength } => Some(as_written(strength)),
             },
             shortened: if self.source.config.index.class.starts_with("LatentConsistencyModel") {
                 Shortened::Schedule
@@ -429,6 +444,23 @@ impl Pipeline {
             image: image_digest(spec, pictures.map(|pictures| pictures.digest.as_str())),
         };
         Ok((row, conditioning.warnings))
+    }
+
+    /// Waits for a GPU to have done what it was told.
+    fn wait(&self) -> candle_core::Result<()> {
+        if self.device().is_cpu() { Ok(()) } else { self.device().synchronize() }
+    }
+
+    /// [`failed`], of a device that may be lost: after some failures a GPU refuses everything of the process, and every further
+    /// job would fail at once.
+    fn failed(&self, error: candle_core::Error) -> Fault {
+        if is_out_of_memory(&error) {
+            return failed(error);
+        }
+        match self.wait() {
+            Ok(()) => failed(error),
+            Err(lost) => Fault::fatal(FaultCode::EngineLost, format!("the device is lost: {lost}; first: {error}")),
+        }
     }
 
     /// What the denoiser says of the next step of `rows`: `(g of all rows, c, h, w)` f32, and its deep features. They share
@@ -676,7 +708,9 @@ impl Engine for Pipeline {
         } else {
             groups.iter().map(run).collect()
         };
-        for (id, moved) in moved.map_err(failed)?.into_iter().flatten() {
+        // A step that is said to be made is made: what comes after is measured by itself, and fails for itself.
+        let moved = moved.and_then(|moved| self.wait().map(|()| moved)).map_err(|error| self.failed(error))?;
+        for (id, moved) in moved.into_iter().flatten() {
             let row = self.row_mut(id)?;
             row.state = moved.state;
             row.random = moved.random;
@@ -693,7 +727,7 @@ impl Engine for Pipeline {
         if self.colours.is_none() {
             let channels = self.source.config.vae.latent_channels;
             let fitted = ColourMap::fit(&self.decoder, channels, self.device());
-            self.colours = Some(fitted.map_err(failed)?);
+            self.colours = Some(fitted.map_err(|error| self.failed(error))?);
         }
         let row = self.row(row)?;
         let Some(colours) = &self.colours else { return Err(Fault::retry(FaultCode::EngineFailed, "no colour map")) };
@@ -713,8 +747,10 @@ impl Engine for Pipeline {
         if !values.iter().all(|value| value.is_finite()) {
             return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));
         }
-        let decode = || self.decoder.decode(latents).map_err(failed);
-        if self.device().is_cpu() { among_threads(decode) } else { decode() }
+        let decode = || self.decoder.decode(latents);
+        let picture = if self.device().is_cpu() { among_threads(decode) } else { decode() };
+        let picture = picture.map_err(|error| self.failed(error))?;
+        picture.ok_or_else(|| Fault::reject(FaultCode::NotFinite, "the image holds values that are not numbers"))
     }
 
     fn release(&mut self, row: RowId) {

@@ -259,14 +259,17 @@ impl Decoder {
         self.output.forward(&self.norm.forward(&x, None)?)?.to_dtype(DType::F32)
     }
 
-    /// The picture of `latents (1, c, h, w)`.
-    pub(crate) fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
+    /// The picture of `latents (1, c, h, w)`; `None` where some of its values are no numbers.
+    pub(crate) fn decode(&self, latents: &Tensor) -> Result<Option<RgbImage>> {
         let pixels = self.forward(latents)?.squeeze(0)?; // (3, h, w)
         let (_, height, width) = pixels.dims3()?;
         let values = pixels.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
+        if !values.iter().all(|value| value.is_finite()) {
+            return Ok(None);
+        }
         // As diffusers does it: to 0..1, cut off, to 0..255, rounded half to even.
         let byte = |value: f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
         let pixels = values.into_iter().map(byte).collect();
-        Ok(RgbImage { width: width as u32, height: height as u32, pixels })
+        Ok(Some(RgbImage { width: width as u32, height: height as u32, pixels }))
     }
 }

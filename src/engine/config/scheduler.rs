@@ -334,6 +334,11 @@ const FIXED: [(&str, &[&str]); 6] = [
 ];
 
 impl SchedulerConfig {
+    /// The last noise level before none, where levels are stretched to it. diffusers takes 0 for nothing said.
+    pub(crate) fn terminal(&self) -> Option<f64> {
+        self.shift_terminal.filter(|last| *last > 0.0)
+    }
+
     pub(super) fn read(directory: &Path) -> Result<Self, LoadError> {
         let file = directory.join("scheduler/scheduler_config.json");
         let text = std::fs::read_to_string(&file).map_err(|source| LoadError::reading(&file, source))?;

@@ -30,9 +30,8 @@ pub(crate) struct VaeConfig {
     pub(crate) use_post_quant_conv: bool,
     #[serde(default = "yes")]
     pub(crate) use_quant_conv: bool,
-    /// Whether decoding overflows in f16.
-    #[serde(default)]
-    pub(crate) force_upcast: bool,
+    /// Whether decoding overflows in f16, where it is said.
+    pub(crate) force_upcast: Option<bool>,
 }
 
 fn stable_diffusion_1_scaling() -> f64 {

@@ -88,7 +88,7 @@ fn flow_sigmas(
     let sigma = |index: usize| if unipc { 1.0 - width * index as f64 } else { width * (steps - index) as f64 };
     let mut sigmas: Vec<f64> = (0..steps).map(|index| shifted(sigma(index), shift)).collect();
     if unipc {
-        if let Some(terminal) = config.shift_terminal {
+        if let Some(terminal) = config.terminal() {
             sigmas = stretched_to(terminal, sigmas);
         }
         if (sigmas[0] - 1.0).abs() < UNIPC_FLOW_EPSILON {

@@ -44,7 +44,7 @@ pub(super) fn plan(steps: usize, config: &SchedulerConfig, options: &PlanOptions
     };
     let width = if steps == 1 { 0.0 } else { (max - min) / (steps - 1) as f64 };
     let mut sigmas: Vec<f64> = (0..steps).map(|index| shifted(max - width * index as f64, shift)).collect();
-    if let Some(terminal) = config.shift_terminal {
+    if let Some(terminal) = config.terminal() {
         sigmas = stretched_to(terminal, sigmas);
     }
     if let Some(spaced) = spaced(config.sigma_spacing(), (sigmas[0], sigmas[steps - 1]), steps, config) {

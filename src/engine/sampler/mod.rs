@@ -180,6 +180,11 @@ impl Trajectory {
     }
 }
 
+/// The number that a client wrote: the nearest one of 32 bits is a little less than 0.7, and takes a step less.
+pub(crate) fn as_written(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| f64::from(number))
+}
+
 /// Calls of the model that `strength` leaves out; `get_timesteps` of diffusers' image-to-image pipelines, where Stable
 /// Diffusion cuts the taken steps to an integer, SD3 and FLUX the skipped ones.
 fn skipped(kind: SamplerKind, steps: usize, strength: Option<f64>) -> std::result::Result<usize, PlanError> {

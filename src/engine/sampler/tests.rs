@@ -268,6 +268,26 @@ fn the_number_of_steps_is_that_of_the_calls_of_the_model() {
 }
 
 #[test]
+fn a_strength_takes_the_steps_of_the_number_that_was_written() {
+    let count = |kind, steps, config: &SchedulerConfig, strength| {
+        let options = PlanOptions { strength: Some(as_written(strength)), ..PlanOptions::default() };
+        Trajectory::plan(kind, steps, config, &options).map(|trajectory| trajectory.steps.len())
+    };
+    for (strength, steps, taken) in [(0.7, 10, 7), (0.9, 30, 27), (0.35, 20, 7), (0.95, 40, 38), (0.3, 10, 3)] {
+        let taken = Ok(taken);
+        assert_eq!(
+            count(SamplerKind::Ddim, steps, &SchedulerConfig::default(), strength),
+            taken,
+            "{strength} of {steps}"
+        );
+    }
+    for (strength, steps, taken) in [(0.1, 10, 1), (0.3, 10, 3), (0.4, 50, 20), (0.36, 25, 9), (0.7, 10, 7)] {
+        let taken = Ok(taken);
+        assert_eq!(count(SamplerKind::FlowMatchEuler, steps, &flow_match(), strength), taken, "{strength} of {steps}");
+    }
+}
+
+#[test]
 fn a_model_has_the_samplers_that_suit_its_configuration() {
     let but = |left_out: &[&str]| -> Vec<SamplerKind> {
         let left_out = |kind: &SamplerKind| left_out.iter().any(|name| kind.as_str().starts_with(name));
