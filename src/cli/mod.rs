@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use darkroom::job::{Fault, FaultCode};
-use darkroom::shell::bus::{ApiError, ConnectError};
+use darkroom::shell::bus::{ApiError, ConnectError, PublishError};
 use darkroom::shell::client::{SubmitError, WatchError};
 use darkroom::shell::config::BusOptions;
 use darkroom::shell::dead_letters::DeadLetterError;
@@ -76,7 +76,7 @@ const EXIT_CODES: &str = "Exit codes:
   11 the tenant has as many requests in the queue as it may
   12 the queue of all tenants is full
 
-Logs: DARKROOM_LOG=info (or debug, trace). Traces: OTEL_EXPORTER_OTLP_ENDPOINT.";
+Logs: DARKROOM_LOG=info (or debug, trace), DARKROOM_LOG_FORMAT=json. Traces, metrics, logs: OTEL_EXPORTER_OTLP_ENDPOINT.";
 
 /// Text to image as an event-driven function over NATS JetStream
 #[derive(Debug, Parser)]
@@ -226,6 +226,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failed {
                 (Some(SubmitError::Api(_) | SubmitError::Bus(_)), _) => (Exit::Unreachable, "unreachable"),
                 (_, Some(WatchError::Unknown { .. })) => (Exit::NotFound, "unknown_job"),
                 (_, Some(WatchError::Closed | WatchError::Bus(_))) => (Exit::Unreachable, "unreachable"),
+                (Some(SubmitError::Publish(PublishError::Unconfirmed { .. })), _) => (Exit::Unreachable, "unreachable"),
                 (Some(SubmitError::Publish(_)) | None, None) => (Exit::Failure, "failed"),
             }
         };

@@ -1,5 +1,5 @@
-//! OpenTelemetry: logs to standard error always; traces and metrics over OTLP when an endpoint is configured; metrics for
-//! Prometheus when it may ask (`shell::exposition` answers).
+//! OpenTelemetry: logs to standard error always; traces, metrics and logs over OTLP when an endpoint is configured; metrics
+//! for Prometheus when it may ask (`shell::exposition` answers).
 //!
 //! The endpoint and everything else come from the standard variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …).
 
@@ -12,7 +12,9 @@ use opentelemetry::metrics::Meter;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{Context, KeyValue};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -26,6 +28,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
     metrics: Option<SdkMeterProvider>,
+    logs: Option<SdkLoggerProvider>,
 }
 
 /// Why telemetry could not be set up.
@@ -37,6 +40,9 @@ pub enum TelemetryError {
     /// Prometheus' registry refused the exporter.
     #[error("metrics cannot be kept for Prometheus")]
     Registry(#[from] opentelemetry_sdk::error::OTelSdkError),
+    /// A form of lines that there is not.
+    #[error("DARKROOM_LOG_FORMAT is {0:?}, must be text or json")]
+    Format(String),
     /// A subscriber was installed before.
     #[error("telemetry is set up already")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
@@ -51,7 +57,7 @@ pub enum Scraped {
     ByPrometheus,
 }
 
-/// Sets up logs, and traces and metrics if the environment names an OTLP endpoint. Once per process.
+/// Sets up logs, and OTLP for all three if the environment names an endpoint. Once per process.
 ///
 /// # Errors
 /// [`TelemetryError`].
@@ -71,6 +77,7 @@ pub fn start(service: &'static str, log_default: &str, scraped: Scraped) -> Resu
     } else {
         None
     };
+    let log_resource = resource.clone();
     let mut readers = SdkMeterProvider::builder().with_resource(resource);
     if endpoint("METRICS") {
         readers = readers.with_periodic_exporter(opentelemetry_otlp::MetricExporter::builder().with_http().build()?);
@@ -89,18 +96,30 @@ pub fn start(service: &'static str, log_default: &str, scraped: Scraped) -> Resu
 
     let filter = EnvFilter::try_from_env("DARKROOM_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("{log_default},async_nats=warn")));
-    let logs = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .with_filter(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = match std::env::var("DARKROOM_LOG_FORMAT").as_deref() {
+        Err(_) | Ok("" | "text") => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Ok("json") => lines.json().flatten_event(true).boxed(),
+        Ok(other) => return Err(TelemetryError::Format(other.to_owned())),
+    };
+    let logs = if endpoint("LOGS") {
+        let exporter = opentelemetry_otlp::LogExporter::builder().with_http().build()?;
+        Some(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(log_resource).build())
+    } else {
+        None
+    };
+    // Not of what sends them, which would have more to say with everything that it sends; and no prompts, whatever is wanted
+    // on this machine.
+    let sent = logs.as_ref().map(|provider| {
+        OpenTelemetryTracingBridge::new(provider).with_filter(EnvFilter::new("darkroom=info,async_nats=warn"))
+    });
     let spans = traces.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("darkroom"))
             .with_filter(EnvFilter::new("darkroom=info"))
     });
-    tracing_subscriber::registry().with(spans).with(logs).try_init()?;
-    Ok(Telemetry { traces, metrics })
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).with(sent).try_init()?;
+    Ok(Telemetry { traces, metrics, logs })
 }
 
 impl Telemetry {
@@ -113,6 +132,11 @@ impl Telemetry {
         }
         if let Some(metrics) = self.metrics
             && let Err(error) = metrics.shutdown()
+        {
+            tracing::warn!(%error, "telemetry.flush");
+        }
+        if let Some(logs) = self.logs
+            && let Err(error) = logs.shutdown()
         {
             tracing::warn!(%error, "telemetry.flush");
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::stack::{PATIENCE, REQUESTS, Stack, started};
 use crate::support::otlp::{OtlpReceiver, ReceivedSpan};
@@ -35,6 +35,7 @@ async fn the_trace_of_a_request_goes_on_through_batch_store_and_event() {
             |received| {
                 !received.spans_named("job.process").is_empty()
                     && received.metric_named("diffusion_requests_total").is_some()
+                    && received.has_logged("worker.exit")
             },
             Duration::from_secs(30),
         )
@@ -77,12 +78,20 @@ async fn the_trace_of_a_request_goes_on_through_batch_store_and_event() {
 #[tokio::test(flavor = "multi_thread")]
 async fn prompts_do_not_reach_logs() {
     let stack = Stack::start().await;
-    let mut worker =
-        started(stack.worker_command().args(["--exit-when-idle", "1s"]).env("DARKROOM_LOG", "debug")).await;
+    let otlp = OtlpReceiver::start().await;
+    let mut command = stack.worker_command();
+    command.args(["--exit-when-idle", "1s"]).env("OTEL_EXPORTER_OTLP_ENDPOINT", otlp.endpoint());
+    command.env("DARKROOM_LOG", "debug").env("DARKROOM_LOG_FORMAT", "json");
+    let mut worker = started(&mut command).await;
     stack
         .request("secret", &json!({"prompt": "xyzzyplugh", "num_inference_steps": 2, "width": 64, "height": 64}))
         .await;
     stack.end_of("secret").await;
     worker.wait(PATIENCE).await;
-    assert!(!worker.stderr().contains("xyzzyplugh"));
+    let lines = worker.stderr();
+    assert!(!lines.contains("xyzzyplugh"));
+    let logged = |line: &str| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    assert!(lines.lines().map(logged).any(|line| line["message"] == "worker.exit"));
+    let received = otlp.wait_for(|received| received.has_logged("worker.exit"), PATIENCE).await;
+    assert!(!format!("{:?}", received.logs).contains("xyzzyplugh"));
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, StatusCode, header};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::metrics::v1::{Metric, metric, number_data_point};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -69,12 +71,19 @@ pub(crate) struct Received {
     pub(crate) spans: Vec<ReceivedSpan>,
     /// Every export of every metric: cumulative ones come again and again.
     pub(crate) metrics: Vec<ReceivedMetric>,
+    pub(crate) logs: Vec<LogRecord>,
 }
 
 impl Received {
     /// The spans of a name.
     pub(crate) fn spans_named(&self, name: &str) -> Vec<&ReceivedSpan> {
         self.spans.iter().filter(|received| received.span.name == name).collect()
+    }
+
+    /// Whether these words were logged.
+    pub(crate) fn has_logged(&self, words: &str) -> bool {
+        let body = |record: &LogRecord| record.body.as_ref().and_then(|body| body.value.as_ref()).map(text);
+        self.logs.iter().any(|record| body(record).as_deref() == Some(words))
     }
 
     /// The last export of a metric.
@@ -165,6 +174,13 @@ impl AsyncHandler<Full<Bytes>> for Handler {
                     let metrics = group.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
                     received.metrics.extend(metrics.map(|metric| ReceivedMetric { service: service.clone(), metric }));
                 }
+            }
+            "/v1/logs" => {
+                let Ok(export) = ExportLogsServiceRequest::decode(body) else {
+                    return status(StatusCode::BAD_REQUEST);
+                };
+                let scopes = export.resource_logs.into_iter().flat_map(|group| group.scope_logs);
+                received.logs.extend(scopes.flat_map(|scope| scope.log_records));
             }
             _ => return status(StatusCode::NOT_FOUND),
         }
