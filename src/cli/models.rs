@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use darkroom::sched::Mono;
 use darkroom::shell::clock::Clock;
 use darkroom::shell::config::{BusOptions, ModelOptions, ModelSource};
-use darkroom::shell::model_cache::{self, ModelCache};
+use darkroom::shell::model_cache::{self, ModelCache, ToSend};
 use serde_json::json;
 
 use super::output::Output;
@@ -32,6 +32,9 @@ pub(crate) enum ModelsCommand {
         /// Where to, as s3://bucket/models/sd15
         #[arg(value_name = "URL")]
         url: ModelSource,
+        /// Send every file, also those that are there already: objects may be damaged
+        #[arg(long)]
+        all: bool,
     },
     /// Bring a model of the object store into this machine's cache, as a worker does when it starts
     #[command(after_help = "Example:\n  darkroom models fetch --model s3://bucket/models/sd15")]
@@ -41,11 +44,11 @@ pub(crate) enum ModelsCommand {
 pub(crate) async fn models(bus: &BusOptions, options: ModelsOptions, output: &Output) -> Result<Exit, Failed> {
     match options.command.unwrap_or(ModelsCommand::List) {
         ModelsCommand::List => jobs::models(bus, output).await,
-        ModelsCommand::Push { directory, url } => {
+        ModelsCommand::Push { directory, url, all } => {
             let ModelSource::Url(url) = url else {
                 return Err(anyhow::anyhow!("URL must be one of an object store, as s3://bucket/models/sd15").into());
             };
-            let pushed = model_cache::push(&directory, &url).await?;
+            let pushed = model_cache::push(&directory, &url, if all { ToSend::All } else { ToSend::Changed }).await?;
             let bytes: u64 = pushed.files.iter().map(|file| file.size).sum();
             output.line(
                 format!(

@@ -41,7 +41,7 @@ use layout::{Entry, Layout, Plan, PlannedFile, Stamp, Verified, VerifiedFile};
 use policy::{Kept, Need, NoRoom};
 use source::{Remote, RemoteFile, Source};
 
-pub use push::{Pushed, push};
+pub use push::{Pushed, ToSend, push};
 
 /// How often a model may change while it is fetched.
 const LOOKS_MAX: u32 = 3;
@@ -72,7 +72,7 @@ pub enum ModelCacheError {
     Manifest(#[from] ModelFilesError),
     /// The manifest says of an object what is not so.
     #[error(
-        "{url}: the manifest says {expected} of {path}, the store has {found}; put the model there again with `darkroom models push`"
+        "{url}: the manifest says {expected} of {path}, the store has {found}; put the model there again with `darkroom models push --all`"
     )]
     ManifestLies {
         /// Of the model.
@@ -110,7 +110,7 @@ pub enum ModelCacheError {
     },
     /// What was fetched twice is not what it should be.
     #[error(
-        "{path} was fetched twice and has the digest {found}, not {expected}; put the model there again with `darkroom models push`"
+        "{path} was fetched twice and has the digest {found}, not {expected}; put the model there again with `darkroom models push --all`"
     )]
     Digest {
         /// Of the file.

@@ -11,6 +11,7 @@ use object_store::{ObjectStoreExt as _, PutPayload, WriteMultipart};
 
 use crate::wire::model_files::{self, ModelFile, ModelFiles, is_path_below};
 
+use super::super::store;
 use super::ModelCacheError;
 use super::fetching::blocking;
 use super::hashing::digests_of;
@@ -31,11 +32,20 @@ pub struct Pushed {
     pub sent: u64,
 }
 
+/// What of a model is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToSend {
+    /// What the manifest that is there does not list, or is not there in its size.
+    Changed,
+    /// Everything: objects may be damaged.
+    All,
+}
+
 /// Puts the files that make the diffusers directory `directory` below `url`, and the manifest last.
 ///
 /// # Errors
 /// [`ModelCacheError`].
-pub async fn push(directory: &Path, url: &str) -> Result<Pushed, ModelCacheError> {
+pub async fn push(directory: &Path, url: &str, what: ToSend) -> Result<Pushed, ModelCacheError> {
     let found = {
         let directory = directory.to_owned();
         blocking(move || files_below(&directory)).await.map_err(|error| ModelCacheError::file(Path::new(url), error))?
@@ -43,8 +53,8 @@ pub async fn push(directory: &Path, url: &str) -> Result<Pushed, ModelCacheError
     if !found.iter().any(|path| path == "model_index.json") {
         return Err(ModelCacheError::NoModel { url: directory.display().to_string() });
     }
-    if let Some(path) = url.strip_prefix("file://") {
-        std::fs::create_dir_all(path).map_err(|error| ModelCacheError::file(Path::new(path), error))?;
+    if let Some(path) = store::local_path(url) {
+        std::fs::create_dir_all(&path).map_err(|error| ModelCacheError::file(&path, error))?;
     }
     let source = Source::open(url)?;
     let before = source.manifest().await?.map(|manifest| manifest.files).unwrap_or_default();
@@ -57,7 +67,9 @@ pub async fn push(directory: &Path, url: &str) -> Result<Pushed, ModelCacheError
         let size = file.metadata().map_err(failed)?.len();
         let sha256 = blocking(move || digests_of(&to_hash)).await.map_err(failed)?.sha256;
         let file_of_model = ModelFile { path, size, sha256 };
-        if !before.contains(&file_of_model) {
+        let is_there =
+            what == ToSend::Changed && before.contains(&file_of_model) && is_there(&source, &file_of_model).await?;
+        if !is_there {
             tracing::info!(path = file_of_model.path, size, "model.push");
             send(&source, &file_of_model, file, &local).await?;
             sent += size;
@@ -70,6 +82,15 @@ pub async fn push(directory: &Path, url: &str) -> Result<Pushed, ModelCacheError
     let objects = source.store().objects();
     objects.put(&source.key(model_files::NAME), PutPayload::from(bytes)).await.map_err(stored)?;
     Ok(Pushed { files: manifest.files, sent })
+}
+
+/// Whether there is an object of the file's size.
+async fn is_there(source: &Source, file: &ModelFile) -> Result<bool, ModelCacheError> {
+    match source.store().objects().head(&source.key(&file.path)).await {
+        Ok(found) => Ok(found.size == file.size),
+        Err(object_store::Error::NotFound { .. }) => Ok(false),
+        Err(source) => Err(ModelCacheError::Send { path: file.path.clone(), source }),
+    }
 }
 
 async fn send(source: &Source, file: &ModelFile, content: File, local: &Path) -> Result<(), ModelCacheError> {

@@ -54,7 +54,7 @@ impl Source {
     pub(super) fn open(url: &str) -> Result<Self, ModelCacheError> {
         // Nothing is signed for anybody.
         let options = StoreOptions { store: url.to_owned(), url_expires: Duration::ZERO };
-        let path = url.strip_prefix("file://").map(std::path::Path::new);
+        let path = store::local_path(url);
         if path.is_some_and(|path| !path.is_dir()) {
             // Opening would make it.
             return Err(ModelCacheError::NoModel { url: url.to_owned() });
