@@ -1,6 +1,6 @@
 //! `submit`, `watch`, `status`, `cancel`, `list` and `models`: what clients run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -427,10 +427,8 @@ async fn completed(data: &Value, fetch: &FetchOptions, output: &Output) -> Resul
 }
 
 async fn read_image(image: &StoredImage, from: Option<&str>) -> anyhow::Result<Vec<u8>> {
-    let bytes = match (from, image.url.strip_prefix("file://")) {
-        (None, Some(path)) => {
-            std::fs::read(Path::new(path)).with_context(|| format!("{} cannot be read", image.url))?
-        }
+    let bytes = match (from, store::local_path(&image.url)) {
+        (None, Some(path)) => std::fs::read(path).with_context(|| format!("{} cannot be read", image.url))?,
         (Some(url), _) => {
             let options = StoreOptions { store: url.to_owned(), url_expires: Duration::from_secs(3600) };
             store::open(&options)?.get(&image.key).await?.to_vec()

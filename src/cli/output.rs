@@ -1,6 +1,6 @@
 //! What a user sees: text, or JSON lines. The only place that prints.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,12 +21,22 @@ impl Output {
         self.json
     }
 
-    /// A result: `text` for people, `value` for scripts. A reader that is gone ends the process quietly.
+    /// A result: `text` for people, `value` for scripts. A reader that is gone ends the process quietly; what cannot be written
+    /// for another reason is an error, as nobody has the result.
     pub(crate) fn line(self, text: impl AsRef<str>, value: &Value) {
-        let line = if self.json { value.to_string() } else { text.as_ref().to_owned() };
-        if writeln!(std::io::stdout().lock(), "{line}").is_err() {
-            std::process::exit(0);
+        if let Err(error) = self.try_line(text, value) {
+            if error.kind() == ErrorKind::BrokenPipe {
+                std::process::exit(0);
+            }
+            self.error("failed", &anyhow::Error::new(error).context("the result cannot be written"));
+            std::process::exit(1);
         }
+    }
+
+    /// The same, for a process that has more to do than to tell.
+    pub(crate) fn try_line(self, text: impl AsRef<str>, value: &Value) -> std::io::Result<()> {
+        let line = if self.json { value.to_string() } else { text.as_ref().to_owned() };
+        writeln!(std::io::stdout().lock(), "{line}")
     }
 
     /// Something only people want to know.

@@ -134,7 +134,10 @@ pub(crate) async fn up(options: UpOptions, output: &Output) -> Result<Exit, Fail
             "gateway": addresses.gateway,
             "store": addresses.store,
         });
-        output.line(line.to_string(), &line);
+        // Who does not read it may use it all the same; ending here would leave the functions behind.
+        if let Err(error) = output.try_line(line.to_string(), &line) {
+            tracing::warn!(%error, "up.ready");
+        }
     })
     .await?;
     Ok(Exit::Success)

@@ -550,9 +550,18 @@ pub async fn list_jobs(
     let pattern = tenant.map_or_else(|| ">".to_owned(), |tenant| format!("{tenant}.*"));
     let mut entries = bucket.watch_with_history(&pattern).await.map_err(|error| lost(&error))?;
     let mut listed = VecDeque::new();
-    // A tenant without records never gets an entry, so the wait is bounded.
-    while let Ok(Some(entry)) = tokio::time::timeout(Duration::from_secs(2), entries.next()).await {
-        let entry = entry.map_err(|error| lost(&error))?;
+    // A tenant without records never gets an entry, so the wait is bounded. Oldest come first: a part would be the wrong one.
+    let mut is_begun = false;
+    loop {
+        let entry = match tokio::time::timeout(Duration::from_secs(if is_begun { 10 } else { 2 }), entries.next()).await
+        {
+            Ok(Some(entry)) => entry.map_err(|error| lost(&error))?,
+            Ok(None) | Err(_) if is_begun => {
+                return Err(Fault::retry(FaultCode::BusFailed, "the jobs' records: not all of them came in time"));
+            }
+            Ok(None) | Err(_) => break,
+        };
+        is_begun = true;
         let record = crate::wire::record::decode(&entry.value).ok();
         // The client library takes the server's mark for a purge, which nobody else makes here.
         let is_gone = entry.value.is_empty() && entry.operation == Operation::Purge;

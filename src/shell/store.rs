@@ -1,5 +1,6 @@
 //! Images in object storage: `object_store` chosen by URL, presigned URLs where the store can sign.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +79,11 @@ pub enum StoreError {
         #[source]
         source: object_store::Error,
     },
+}
+
+/// Where a `file:` URL leads to; `None` for other URLs.
+pub fn local_path(url: &str) -> Option<PathBuf> {
+    Url::parse(url).ok().filter(|url| url.scheme() == "file")?.to_file_path().ok()
 }
 
 /// Opens the store. Nothing is read or written but the directory of a `file:` store.

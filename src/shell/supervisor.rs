@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use crate::job::{Capacity, Fault, ModelManifest};
 use crate::wire::subject;
@@ -29,8 +30,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const SERVER_START: Duration = Duration::from_secs(15);
 /// How often it is asked whether the gateway listens.
 const LISTENS_EVERY: Duration = Duration::from_millis(20);
-/// Time that functions get to end before they are killed.
+/// Time that functions get to end before they are killed, and that workers take at the most.
 const STOP_GRACE: Duration = Duration::from_secs(25);
+const WORKER_GRACE: &str = "20s";
+/// What functions would read of the environment although it is meant for another server, or for one of them only.
+const OF_OTHERS: [&str; 7] =
+    ["NATS_CREDS", "NATS_NKEY", "NATS_CA", "NATS_CERT", "NATS_KEY", "NATS_INBOX_PREFIX", "DARKROOM_METRICS_LISTEN"];
 /// A function that ended badly is started again after so long, doubled each time up to a minute.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
@@ -155,7 +160,7 @@ pub async fn run(
         nats: format!("nats://127.0.0.1:{}", config.nats_port),
         websocket: format!("ws://127.0.0.1:{websocket_port}"),
         gateway: format!("http://127.0.0.1:{}", config.http_port),
-        store: format!("file://{}", objects.display()),
+        store: Url::from_file_path(&objects).map_or_else(|()| format!("file://{}", objects.display()), Into::into),
     };
 
     let mut server = Command::new(&config.nats_server);
@@ -281,6 +286,9 @@ struct Process {
 
 impl Process {
     fn start(mut command: Command, program: &Path) -> Result<Self, SupervisorError> {
+        for name in OF_OTHERS {
+            command.env_remove(name);
+        }
         let child = command
             .stdin(Stdio::null())
             // Standard output is for what scripts read.
@@ -453,6 +461,7 @@ impl<'a> Platform<'a> {
                 .arg(&self.addresses.store)
                 .arg("--model")
                 .arg(&*directory)
+                .args(["--grace", WORKER_GRACE])
                 .arg("--exit-when-idle")
                 .arg(format!("{}ms", self.config.idle.as_millis()));
             slot.process = Some(Process::start(command, &program)?);
