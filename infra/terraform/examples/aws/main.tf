@@ -72,6 +72,8 @@ module "nats" {
   source        = "../../modules/nats"
   accounts_dir  = var.accounts_dir
   storage_class = module.cluster.storage_class
+  # Charts wait for pods, and pods for nodes.
+  depends_on = [module.cluster]
 }
 
 module "keda" {
@@ -83,6 +85,7 @@ module "observability" {
   source          = "../../modules/observability"
   storage_class   = module.cluster.storage_class
   traces_endpoint = var.traces_endpoint
+  depends_on      = [module.cluster]
 }
 
 module "darkroom" {

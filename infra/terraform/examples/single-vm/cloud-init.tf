@@ -17,7 +17,9 @@ locals {
     DARKROOM_LORAS               = "/var/cache/darkroom/loras"
     DARKROOM_CAPACITY            = var.capacity
     DARKROOM_INSTANCE_TYPE       = var.instance_type
-    DARKROOM_SPOT_NOTICES        = var.capacity == "spot" ? "ec2" : "off"
+    # A worker that ends by itself switches the machine off where it is to stop when idle, and EC2 does not bring back what was
+    # switched off. There it is told by the system, when EC2 stops the machine.
+    DARKROOM_SPOT_NOTICES        = var.capacity == "spot" && var.stop_when_idle == null ? "ec2" : "off"
     DARKROOM_GRACE               = "75s"
   }, fileexists(local.prices) ? { DARKROOM_PRICES = "/etc/darkroom/prices.toml" } : {})
 
