@@ -206,7 +206,7 @@ impl Placements {
     }
 
     /// The placements on `device`, text encoders `beside` it: what `asked` says, else f32 on the CPU; elsewhere bf16 for weights
-    /// that are stored so (they do not fit into f16's range), else f16; but f32 for a VAE in f16 that upcasts, whoever asked.
+    /// that are stored so (they do not fit into f16's range), else f16; but there f32 for a VAE in f16 that upcasts, whoever asked.
     pub(crate) fn choose(
         device: &Device,
         beside: &Device,
@@ -229,7 +229,9 @@ impl Placements {
             Placement { device: device.clone(), dtype }
         };
         let vae = place(device, asked.vae, unasked);
-        let vae = if vae.dtype == DType::F16 && vae_upcasts { Placement { dtype: DType::F32, ..vae } } else { vae };
+        // On the CPU f16 is how weights lie in memory, and all sums are f32.
+        let overflows = vae_upcasts && vae.dtype == DType::F16 && !device.is_cpu();
+        let vae = if overflows { Placement { dtype: DType::F32, ..vae } } else { vae };
         Self {
             denoiser: place(device, asked.denoiser, unasked),
             text_encoder: place(beside, asked.text_encoder, unasked),
