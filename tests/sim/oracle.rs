@@ -84,6 +84,7 @@ impl Oracle {
                 must!(self, *count <= DELIVERIES_MAX, "{ticket:?} was delivered {count} times");
                 if let Some(held) = watch.held.get_mut(ticket) {
                     (held.extended, held.confirmed) = (now, now);
+                    held.came_again |= matches!(held.action, Some(Action::Settle(Verdict::Nak(_))));
                     *self.met.entry("redelivered to its holder").or_default() += 1;
                 } else if let Some(body) = body {
                     watch.held.insert(*ticket, Held::new(body.clone(), now));
@@ -92,7 +93,8 @@ impl Oracle {
             Input::Acted { ticket, outcome } => {
                 let Some(held) = watch.held.get_mut(ticket) else { return };
                 match (held.action.take(), outcome) {
-                    (Some(Action::Settle(_)), Acted::Done) => held.settled = true,
+                    // What came again while it was given back is to be given back once more.
+                    (Some(Action::Settle(_)), Acted::Done) => held.settled = !std::mem::take(&mut held.came_again),
                     (Some(Action::Store), Acted::Done) => held.stored = true,
                     (Some(Action::Store), Acted::Failed(_)) => held.blamed = true,
                     (Some(Action::Claim), Acted::Claimed(claim)) => {

@@ -31,6 +31,8 @@ pub(crate) struct Held {
     pub(crate) stored: bool,
     pub(crate) blamed: bool,
     pub(crate) settled: bool,
+    /// It was delivered once more while it was given back.
+    pub(crate) came_again: bool,
     /// A picture of it was decoded before its last step.
     pub(crate) partial: bool,
     /// Somebody wants it stopped.
@@ -77,6 +79,7 @@ impl Held {
             stored: false,
             blamed: false,
             settled: false,
+            came_again: false,
             partial: false,
             stopping: false,
         }
