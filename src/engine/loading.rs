@@ -13,7 +13,7 @@ use super::clip::{Clip, Projection};
 use super::condition::{ClipEncoder, FLUX_T5_TOKENS, Known, SD3_T5_TOKENS, TextEncoders};
 use super::config::{DenoiserConfig, Family, PipelineConfig};
 use super::denoiser::Denoiser;
-use super::device::{self, DeviceChoice, Placement, Placements, Precisions};
+use super::device::{self, DeviceChoice, Placement, Placements, Precision, Precisions};
 use super::digest::{KnownPieces, ModelDigest};
 use super::error::LoadError;
 use super::flux::FluxTransformer;
@@ -118,6 +118,9 @@ pub fn open(directory: &Path, options: &LoadOptions, known: KnownPieces) -> Resu
     // As diffusers takes it where the configuration says nothing; only its pipelines of SDXL ask.
     let vae_upcasts = config.vae.force_upcast.unwrap_or(config.index.family == Family::StableDiffusionXl);
     let placements = Placements::choose(&device, &device::beside(&device)?, asked, stored, vae_upcasts);
+    if asked.vae == Some(Precision::F16) && placements.vae.dtype == DType::F32 {
+        tracing::warn!("model.vae: f32, not f16, as `force_upcast` says that it overflows");
+    }
     let source = Source {
         directory: directory.into(),
         config,

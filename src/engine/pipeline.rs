@@ -155,20 +155,6 @@ fn failed(error: candle_core::Error) -> Fault {
     Fault::retry(code, format!("the model failed: {error}"))
 }
 
-/// Why there is no model with the LoRAs of an image, as a fault.
-fn unmergeable(error: LoadError) -> Fault {
-    if let LoadError::Device(error) | LoadError::Lora(LoraError::Device(error)) = error {
-        return failed(error);
-    }
-    if let LoadError::Lora(error @ LoraError::Io { .. }) = error {
-        return Fault::retry(FaultCode::FetchFailed, format!("loras: {error}"));
-    }
-    if let LoadError::Lora(error) = error {
-        return invalid(format!("loras: {error}"));
-    }
-    Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
-}
-
 fn unknown(id: RowId) -> Fault {
     Fault::retry(FaultCode::EngineFailed, format!("row {} is not in the engine", id.0))
 }
@@ -316,7 +302,7 @@ impl Pipeline {
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
-        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)
+        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(|error| self.failed(error))
     }
 
     /// What the state of `row` belongs to. Waits for the model's digest.
@@ -347,8 +333,10 @@ impl Pipeline {
         };
         let files: Result<Vec<_>, LoraError> =
             loras.iter().map(|lora| Ok((lora::find(folder, &lora.name)?, lora.weight))).collect();
-        let loras =
-            files.map_err(LoadError::from).and_then(|files| self.source.lora_set(&files)).map_err(unmergeable)?;
+        let loras = files
+            .map_err(LoadError::from)
+            .and_then(|files| self.source.lora_set(&files))
+            .map_err(|error| self.unmergeable(error))?;
         // Only what stayed in its file and is changed will be copied besides what the base model has in memory.
         let base = &self.base;
         self.merged.make_room(base.copied_bytes + loras.changed_bytes().min(base.mapped_bytes));
@@ -360,7 +348,7 @@ impl Pipeline {
             }
             merged => merged,
         };
-        let model = Arc::new(merged.map_err(unmergeable)?);
+        let model = Arc::new(merged.map_err(|error| self.unmergeable(error))?);
         self.merged.insert(key, Arc::clone(&model), model.copied_bytes);
         Ok(model)
     }
@@ -399,7 +387,7 @@ impl Pipeline {
                 self.source.encoder().map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?;
             self.encoder = Some(encoder);
         }
-        pictures.to_device(self.device()).map(Some).map_err(failed)
+        pictures.to_device(self.device()).map(Some).map_err(|error| self.failed(error))
     }
 
     /// A row at its first step, and what the requester should know.
@@ -461,6 +449,20 @@ impl Pipeline {
             Ok(()) => failed(error),
             Err(lost) => Fault::fatal(FaultCode::EngineLost, format!("the device is lost: {lost}; first: {error}")),
         }
+    }
+
+    /// Why there is no model with the LoRAs of an image, as a fault.
+    fn unmergeable(&self, error: LoadError) -> Fault {
+        if let LoadError::Device(error) | LoadError::Lora(LoraError::Device(error)) = error {
+            return self.failed(error);
+        }
+        if let LoadError::Lora(error @ LoraError::Io { .. }) = error {
+            return Fault::retry(FaultCode::FetchFailed, format!("loras: {error}"));
+        }
+        if let LoadError::Lora(error) = error {
+            return invalid(format!("loras: {error}"));
+        }
+        Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
     }
 
     /// What the denoiser says of the next step of `rows`: `(g of all rows, c, h, w)` f32, and its deep features. They share
@@ -648,7 +650,9 @@ impl Engine for Pipeline {
         let row = self.row(row)?;
         let (state, random) = (row.state.clone(), row.random.clone());
         let whole = row.kept_for_next().map(|kept| kept.latents.clone());
-        Checkpoint { facts: self.facts(row)?, step: row.step, state, whole, random }.to_bytes().map_err(failed)
+        Checkpoint { facts: self.facts(row)?, step: row.step, state, whole, random }
+            .to_bytes()
+            .map_err(|error| self.failed(error))
     }
 
     fn resume(
@@ -663,13 +667,13 @@ impl Engine for Pipeline {
         let (first, warnings) = self.first(spec, pictures, None)?;
         facts.check(self.facts(&first)?)?;
         first.fits(&state, &random)?;
-        let state = state.to_device(self.device()).map_err(failed)?;
+        let state = state.to_device(self.device()).map_err(|error| self.failed(error))?;
         let steps = first.trajectory.steps.len() as u32;
         let mut resumed = Row { step, state, random, ..first };
         match (resumed.whole_step(), whole) {
             (Some(since), Some(latents)) => {
-                let latents = latents.to_device(self.device()).map_err(failed)?;
-                let kept = self.keep_again(&resumed, since, latents).map_err(failed)?;
+                let latents = latents.to_device(self.device()).map_err(|error| self.failed(error))?;
+                let kept = self.keep_again(&resumed, since, latents).map_err(|error| self.failed(error))?;
                 resumed.features = resumed.features.map(|features| Features { kept: Some(kept), ..features });
             }
             (None, None) => {}
@@ -731,7 +735,7 @@ impl Engine for Pipeline {
         }
         let row = self.row(row)?;
         let Some(colours) = &self.colours else { return Err(Fault::retry(FaultCode::EngineFailed, "no colour map")) };
-        let picture = colours.apply(&row.state.estimate).map_err(failed)?;
+        let picture = colours.apply(&row.state.estimate).map_err(|error| self.failed(error))?;
         image::jpeg(&picture, PREVIEW_JPEG_QUALITY)
     }
 
@@ -743,7 +747,8 @@ impl Engine for Pipeline {
             return Err(Fault::retry(FaultCode::EngineFailed, format!("row {} has made no step", id.0)));
         }
         let latents = if is_finished { &row.state.latents } else { &row.state.estimate };
-        let values = latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(failed)?;
+        let values =
+            latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(|error| self.failed(error))?;
         if !values.iter().all(|value| value.is_finite()) {
             return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));
         }
