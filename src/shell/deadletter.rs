@@ -38,6 +38,8 @@ pub struct DeadletterOptions {
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// A request this young may have been published before the consumers of its model were made.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Requests on one subject that one sweep fails.
+const AT_ONCE: usize = 256;
 /// How much later a sweep for it comes.
 const HASTE: Duration = Duration::from_millis(100);
 
@@ -143,10 +145,15 @@ async fn sweep_until(ending: &Ending, stop: &CancellationToken) -> Result<(), Fa
             }
             () = &mut due => {
                 is_hastened = false;
-                match sweep(ending).await {
+                let swept = tokio::select! {
+                    // Each step of it can be made once more by the next one.
+                    () = stop.cancelled() => return Ok(()),
+                    swept = sweep(ending) => swept,
+                };
+                match swept {
                     Ok(swept) => {
                         served = swept.filters;
-                        is_hastened = swept.some_are_young;
+                        is_hastened = swept.some_are_left;
                     }
                     Err(fault) => tracing::warn!(%fault, "deadletter.sweep"),
                 }
@@ -173,8 +180,8 @@ pub(super) fn serves(filter: &str, subject: &str) -> bool {
 struct Swept {
     /// Those of all consumers.
     filters: Vec<String>,
-    /// Whether unserved requests are left that were not old enough.
-    some_are_young: bool,
+    /// Whether unserved requests are left that were not old enough, or too many.
+    some_are_left: bool,
 }
 
 /// Fails every request that no consumer filters, unless it is too young.
@@ -183,15 +190,16 @@ async fn sweep(ending: &Ending) -> Result<Swept, Fault> {
     let served = topology::served(&ending.bus).await.map_err(lost)?;
     let filters: Vec<String> = served.into_iter().map(|consumer| consumer.filter).collect();
     let counts = topology::requests_by_subject(&ending.bus).await.map_err(lost)?;
-    let mut some_are_young = false;
+    let mut some_are_left = false;
     for subject in counts.keys().filter(|subject| !is_served(&filters, subject)) {
-        some_are_young |= fail_all_on(ending, subject, &filters).await?;
+        some_are_left |= fail_some_on(ending, subject, &filters).await?;
     }
-    Ok(Swept { filters, some_are_young })
+    Ok(Swept { filters, some_are_left })
 }
 
-/// Fails the requests on a subject; whether some are left that are too young.
-async fn fail_all_on(ending: &Ending, on: &str, filters: &[String]) -> Result<bool, Fault> {
+/// Fails the oldest requests on a subject; whether some are left. Not all at once: where more keep coming, other subjects have
+/// their turn, and whoever serves this one meanwhile is seen.
+async fn fail_some_on(ending: &Ending, on: &str, filters: &[String]) -> Result<bool, Fault> {
     let lost = |error: &(dyn std::error::Error + 'static)| Fault::retry(FaultCode::BusFailed, chain(error));
     let stream = ending.bus.context.get_stream_no_info(subject::STREAM_REQUESTS).await.map_err(|error| lost(&error))?;
     let mut models: Vec<&str> = filters.iter().filter_map(|filter| filter.split('.').nth(2)).collect();
@@ -201,7 +209,7 @@ async fn fail_all_on(ending: &Ending, on: &str, filters: &[String]) -> Result<bo
         FaultCode::Unserved,
         format!("nothing serves {on}; a request goes to {}, models here: {known}", subject::REQUEST_FORM),
     );
-    loop {
+    for _ in 0..AT_ONCE {
         // The oldest first: while new ones keep coming, the newest is never old enough.
         let message: Stored = match stream.get_first_raw_message_by_subject(on, 1).await {
             Ok(message) => message.into(),
@@ -214,6 +222,7 @@ async fn fail_all_on(ending: &Ending, on: &str, filters: &[String]) -> Result<bo
         tracing::warn!(%fault, sequence = message.sequence, "deadletter.unserved");
         ending.end_request(&message, &fault).await?;
     }
+    Ok(true)
 }
 
 #[cfg(test)]
