@@ -15,6 +15,8 @@ use super::store::{Found, Store};
 
 /// The largest LoRAs that people share are below it.
 const BYTES_MAX: usize = 2 << 30;
+/// Longer than it takes to write one.
+const DRAFT_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// The folder that the engine reads, filled from the store.
 #[derive(Clone, Debug)]
@@ -68,6 +70,7 @@ impl LoraFolder {
 /// another container with the same folder, where processes have the same ids.
 fn write(folder: &Path, name: &LoraName, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
+    remove_old_drafts(folder)?;
     let draft = folder.join(format!(".{name}.{}", Uuid::new_v4().simple()));
     let written = std::fs::write(&draft, bytes)
         .and_then(|()| std::fs::rename(&draft, folder.join(format!("{name}.safetensors"))));
@@ -76,6 +79,21 @@ fn write(folder: &Path, name: &LoraName, bytes: &[u8]) -> std::io::Result<()> {
         let _ = std::fs::remove_file(&draft);
     }
     written
+}
+
+/// Of writers that were killed; who still writes has begun lately.
+fn remove_old_drafts(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_old = |age: std::time::Duration| age > DRAFT_AGE_MAX;
+        let is_draft = entry.file_name().to_string_lossy().starts_with('.');
+        let written = entry.metadata().and_then(|file| file.modified());
+        if is_draft && written.is_ok_and(|written| written.elapsed().is_ok_and(is_old)) {
+            // Another worker may do it at the same time.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -97,6 +115,9 @@ mod tests {
         store.put("loras/mine.safetensors", Bytes::from_static(b"weights"), "application/octet-stream").await.unwrap();
         let folder = directory.path().join("loras");
         let choice = |name: &str| LoraChoice { name: name.parse().unwrap(), weight: 1.0 };
+        std::fs::create_dir(&folder).unwrap();
+        let draft = std::fs::File::create(folder.join(".mine.of-one-who-was-killed")).unwrap();
+        draft.set_modified(std::time::UNIX_EPOCH).unwrap();
         let loras = LoraFolder::new(folder.clone(), store);
         let choices = [choice("mine"), choice("other")];
         let all = futures_util::future::join_all((0..8).map(|_| loras.bring(&choices))).await;
