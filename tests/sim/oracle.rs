@@ -92,9 +92,10 @@ impl Oracle {
             }
             Input::Acted { ticket, outcome } => {
                 let Some(held) = watch.held.get_mut(ticket) else { return };
+                let came_again = std::mem::take(&mut held.came_again);
                 match (held.action.take(), outcome) {
                     // What came again while it was given back is to be given back once more.
-                    (Some(Action::Settle(_)), Acted::Done) => held.settled = !std::mem::take(&mut held.came_again),
+                    (Some(Action::Settle(_)), Acted::Done) => held.settled = !came_again,
                     (Some(Action::Store), Acted::Done) => held.stored = true,
                     (Some(Action::Store), Acted::Failed(_)) => held.blamed = true,
                     (Some(Action::Claim), Acted::Claimed(claim)) => {

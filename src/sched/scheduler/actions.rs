@@ -110,7 +110,6 @@ impl Scheduler {
             Acted::Done if held.came_again => {
                 // It was given back, and is here again already: forgotten now, nobody would have it until its lease ends.
                 self.succeeded(ticket);
-                self.held.change(ticket, |held| held.came_again = false);
                 self.act(ticket, action);
             }
             Acted::Done => {
@@ -285,7 +284,11 @@ impl Scheduler {
             // A message that may be somebody else's by now must not be given back: that would deliver it once more.
             return self.forget(ticket);
         }
-        self.held.change(ticket, |held| held.phase = Phase::Acting(action.clone()));
+        self.held.change(ticket, |held| {
+            held.phase = Phase::Acting(action.clone());
+            // Of the newest delivery.
+            held.came_again = false;
+        });
         self.effects.push_back(Effect::Act { ticket, action });
     }
 
