@@ -19,8 +19,8 @@ locals {
     DARKROOM_INSTANCE_TYPE       = var.instance_type
     # A worker that ends by itself switches the machine off where it is to stop when idle, and EC2 does not bring back what was
     # switched off. There it is told by the system, when EC2 stops the machine.
-    DARKROOM_SPOT_NOTICES        = var.capacity == "spot" && var.stop_when_idle == null ? "ec2" : "off"
-    DARKROOM_GRACE               = "75s"
+    DARKROOM_SPOT_NOTICES = var.capacity == "spot" && var.stop_when_idle == null ? "ec2" : "off"
+    DARKROOM_GRACE        = "75s"
   }, fileexists(local.prices) ? { DARKROOM_PRICES = "/etc/darkroom/prices.toml" } : {})
 
   # Who serves beside generate, and what each is told besides.
