@@ -134,6 +134,12 @@ pub trait Engine: Send {
     /// Whether the first image pays for what is only done once, such as compiling kernels.
     fn warm_up_pays(&self) -> bool;
 
+    /// Waits for the device to have done what it was told.
+    ///
+    /// # Errors
+    /// When the device is lost: after some failures a GPU refuses everything of the process.
+    fn wait(&self) -> candle_core::Result<()>;
+
     /// What encodes prompts ahead of time, while this works on other images.
     fn prompt_encoder(&self) -> Arc<dyn PromptEncoder>;
 

@@ -155,6 +155,20 @@ fn failed(error: candle_core::Error) -> Fault {
     Fault::retry(code, format!("the model failed: {error}"))
 }
 
+/// Why there is no model with the LoRAs of an image, as a fault.
+fn unmergeable(error: LoadError) -> Fault {
+    if let LoadError::Device(error) | LoadError::Lora(LoraError::Device(error)) = error {
+        return failed(error);
+    }
+    if let LoadError::Lora(error @ LoraError::Io { .. }) = error {
+        return Fault::retry(FaultCode::FetchFailed, format!("loras: {error}"));
+    }
+    if let LoadError::Lora(error) = error {
+        return invalid(format!("loras: {error}"));
+    }
+    Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
+}
+
 fn unknown(id: RowId) -> Fault {
     Fault::retry(FaultCode::EngineFailed, format!("row {} is not in the engine", id.0))
 }
@@ -302,7 +316,7 @@ impl Pipeline {
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
-        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(|error| self.failed(error))
+        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)
     }
 
     /// What the state of `row` belongs to. Waits for the model's digest.
@@ -333,10 +347,8 @@ impl Pipeline {
         };
         let files: Result<Vec<_>, LoraError> =
             loras.iter().map(|lora| Ok((lora::find(folder, &lora.name)?, lora.weight))).collect();
-        let loras = files
-            .map_err(LoadError::from)
-            .and_then(|files| self.source.lora_set(&files))
-            .map_err(|error| self.unmergeable(error))?;
+        let loras =
+            files.map_err(LoadError::from).and_then(|files| self.source.lora_set(&files)).map_err(unmergeable)?;
         // Only what stayed in its file and is changed will be copied besides what the base model has in memory.
         let base = &self.base;
         self.merged.make_room(base.copied_bytes + loras.changed_bytes().min(base.mapped_bytes));
@@ -348,7 +360,7 @@ impl Pipeline {
             }
             merged => merged,
         };
-        let model = Arc::new(merged.map_err(|error| self.unmergeable(error))?);
+        let model = Arc::new(merged.map_err(unmergeable)?);
         self.merged.insert(key, Arc::clone(&model), model.copied_bytes);
         Ok(model)
     }
@@ -387,7 +399,7 @@ impl Pipeline {
                 self.source.encoder().map_err(|error| Fault::retry(FaultCode::EngineFailed, error.to_string()))?;
             self.encoder = Some(encoder);
         }
-        pictures.to_device(self.device()).map(Some).map_err(|error| self.failed(error))
+        pictures.to_device(self.device()).map(Some).map_err(failed)
     }
 
     /// A row at its first step, and what the requester should know.
@@ -432,37 +444,6 @@ impl Pipeline {
             image: image_digest(spec, pictures.map(|pictures| pictures.digest.as_str())),
         };
         Ok((row, conditioning.warnings))
-    }
-
-    /// Waits for a GPU to have done what it was told.
-    fn wait(&self) -> candle_core::Result<()> {
-        if self.device().is_cpu() { Ok(()) } else { self.device().synchronize() }
-    }
-
-    /// [`failed`], of a device that may be lost: after some failures a GPU refuses everything of the process, and every further
-    /// job would fail at once.
-    fn failed(&self, error: candle_core::Error) -> Fault {
-        if is_out_of_memory(&error) {
-            return failed(error);
-        }
-        match self.wait() {
-            Ok(()) => failed(error),
-            Err(lost) => Fault::fatal(FaultCode::EngineLost, format!("the device is lost: {lost}; first: {error}")),
-        }
-    }
-
-    /// Why there is no model with the LoRAs of an image, as a fault.
-    fn unmergeable(&self, error: LoadError) -> Fault {
-        if let LoadError::Device(error) | LoadError::Lora(LoraError::Device(error)) = error {
-            return self.failed(error);
-        }
-        if let LoadError::Lora(error @ LoraError::Io { .. }) = error {
-            return Fault::retry(FaultCode::FetchFailed, format!("loras: {error}"));
-        }
-        if let LoadError::Lora(error) = error {
-            return invalid(format!("loras: {error}"));
-        }
-        Fault::retry(FaultCode::EngineFailed, format!("the model with LoRAs cannot be loaded: {error}"))
     }
 
     /// What the denoiser says of the next step of `rows`: `(g of all rows, c, h, w)` f32, and its deep features. They share
@@ -638,6 +619,10 @@ impl Engine for Pipeline {
         !self.device().is_cpu()
     }
 
+    fn wait(&self) -> candle_core::Result<()> {
+        if self.device().is_cpu() { Ok(()) } else { self.device().synchronize() }
+    }
+
     fn prompt_encoder(&self) -> Arc<dyn PromptEncoder> {
         Arc::<TextEncoders>::clone(&self.base.text)
     }
@@ -650,9 +635,7 @@ impl Engine for Pipeline {
         let row = self.row(row)?;
         let (state, random) = (row.state.clone(), row.random.clone());
         let whole = row.kept_for_next().map(|kept| kept.latents.clone());
-        Checkpoint { facts: self.facts(row)?, step: row.step, state, whole, random }
-            .to_bytes()
-            .map_err(|error| self.failed(error))
+        Checkpoint { facts: self.facts(row)?, step: row.step, state, whole, random }.to_bytes().map_err(failed)
     }
 
     fn resume(
@@ -667,13 +650,13 @@ impl Engine for Pipeline {
         let (first, warnings) = self.first(spec, pictures, None)?;
         facts.check(self.facts(&first)?)?;
         first.fits(&state, &random)?;
-        let state = state.to_device(self.device()).map_err(|error| self.failed(error))?;
+        let state = state.to_device(self.device()).map_err(failed)?;
         let steps = first.trajectory.steps.len() as u32;
         let mut resumed = Row { step, state, random, ..first };
         match (resumed.whole_step(), whole) {
             (Some(since), Some(latents)) => {
-                let latents = latents.to_device(self.device()).map_err(|error| self.failed(error))?;
-                let kept = self.keep_again(&resumed, since, latents).map_err(|error| self.failed(error))?;
+                let latents = latents.to_device(self.device()).map_err(failed)?;
+                let kept = self.keep_again(&resumed, since, latents).map_err(failed)?;
                 resumed.features = resumed.features.map(|features| Features { kept: Some(kept), ..features });
             }
             (None, None) => {}
@@ -713,7 +696,7 @@ impl Engine for Pipeline {
             groups.iter().map(run).collect()
         };
         // A step that is said to be made is made: what comes after is measured by itself, and fails for itself.
-        let moved = moved.and_then(|moved| self.wait().map(|()| moved)).map_err(|error| self.failed(error))?;
+        let moved = moved.and_then(|moved| self.wait().map(|()| moved)).map_err(failed)?;
         for (id, moved) in moved.into_iter().flatten() {
             let row = self.row_mut(id)?;
             row.state = moved.state;
@@ -731,11 +714,11 @@ impl Engine for Pipeline {
         if self.colours.is_none() {
             let channels = self.source.config.vae.latent_channels;
             let fitted = ColourMap::fit(&self.decoder, channels, self.device());
-            self.colours = Some(fitted.map_err(|error| self.failed(error))?);
+            self.colours = Some(fitted.map_err(failed)?);
         }
         let row = self.row(row)?;
         let Some(colours) = &self.colours else { return Err(Fault::retry(FaultCode::EngineFailed, "no colour map")) };
-        let picture = colours.apply(&row.state.estimate).map_err(|error| self.failed(error))?;
+        let picture = colours.apply(&row.state.estimate).map_err(failed)?;
         image::jpeg(&picture, PREVIEW_JPEG_QUALITY)
     }
 
@@ -747,14 +730,13 @@ impl Engine for Pipeline {
             return Err(Fault::retry(FaultCode::EngineFailed, format!("row {} has made no step", id.0)));
         }
         let latents = if is_finished { &row.state.latents } else { &row.state.estimate };
-        let values =
-            latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(|error| self.failed(error))?;
+        let values = latents.flatten_all().and_then(|latents| latents.to_vec1::<f32>()).map_err(failed)?;
         if !values.iter().all(|value| value.is_finite()) {
             return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));
         }
         let decode = || self.decoder.decode(latents);
         let picture = if self.device().is_cpu() { among_threads(decode) } else { decode() };
-        let picture = picture.map_err(|error| self.failed(error))?;
+        let picture = picture.map_err(failed)?;
         picture.ok_or_else(|| Fault::reject(FaultCode::NotFinite, "the image holds values that are not numbers"))
     }
 

@@ -214,6 +214,19 @@ fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
     Ok(())
 }
 
+/// `fault`, unless the device is lost: every further job would fail at once.
+fn of_device(engine: &dyn Engine, fault: Fault) -> Fault {
+    if fault.code != FaultCode::EngineFailed {
+        return fault;
+    }
+    match engine.wait() {
+        Ok(()) => fault,
+        Err(lost) => {
+            Fault::fatal(FaultCode::EngineLost, format!("the device is lost: {lost}; first: {}", fault.message))
+        }
+    }
+}
+
 fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock, answer: &dyn Fn(Answer)) {
     let row_id = |row: &RowKey| RowId(row.0);
     while let Ok(command) = inbox.recv() {
@@ -271,7 +284,7 @@ fn serve(engine: &mut dyn Engine, inbox: &mpsc::Receiver<Command>, clock: Clock,
         let failed = |fault: Fault| Answer { outcome: Err(fault), took, ..answered(EngineReport::Stepped) };
         match done {
             Ok(Ok(done)) => answer(Answer { took, ..done }),
-            Ok(Err(fault)) => answer(failed(fault)),
+            Ok(Err(fault)) => answer(failed(of_device(engine, fault))),
             Err(panic) => {
                 let message = panic
                     .downcast_ref::<String>()
