@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ use super::store::{Found, Store};
 /// The largest LoRAs that people share are below it.
 const BYTES_MAX: usize = 2 << 30;
 /// Longer than it takes to write one.
-const DRAFT_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(3600);
+const DRAFT_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// The folder that the engine reads, filled from the store.
 #[derive(Clone, Debug)]
@@ -85,7 +86,7 @@ fn write(folder: &Path, name: &LoraName, bytes: &[u8]) -> std::io::Result<()> {
 fn remove_old_drafts(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        let is_old = |age: std::time::Duration| age > DRAFT_AGE_MAX;
+        let is_old = |age: Duration| age > DRAFT_AGE_MAX;
         let is_draft = entry.file_name().to_string_lossy().starts_with('.');
         let written = entry.metadata().and_then(|file| file.modified());
         if is_draft && written.is_ok_and(|written| written.elapsed().is_ok_and(is_old)) {
@@ -98,8 +99,6 @@ fn remove_old_drafts(folder: &Path) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
 
     use super::*;

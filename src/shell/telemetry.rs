@@ -125,19 +125,12 @@ pub fn start(service: &'static str, log_default: &str, scraped: Scraped) -> Resu
 impl Telemetry {
     /// Sends what is left. Blocks for as long as the exporter's timeout.
     pub fn flush(self) {
-        if let Some(traces) = self.traces
-            && let Err(error) = traces.shutdown()
-        {
-            tracing::warn!(%error, "telemetry.flush");
-        }
-        if let Some(metrics) = self.metrics
-            && let Err(error) = metrics.shutdown()
-        {
-            tracing::warn!(%error, "telemetry.flush");
-        }
-        if let Some(logs) = self.logs
-            && let Err(error) = logs.shutdown()
-        {
+        let flushed = [
+            self.traces.map(|traces| traces.shutdown()),
+            self.metrics.map(|metrics| metrics.shutdown()),
+            self.logs.map(|logs| logs.shutdown()),
+        ];
+        for error in flushed.into_iter().flatten().filter_map(Result::err) {
             tracing::warn!(%error, "telemetry.flush");
         }
     }
