@@ -137,8 +137,8 @@ pub trait Engine: Send {
     /// Waits for the device to have done what it was told.
     ///
     /// # Errors
-    /// When the device is lost: after some failures a GPU refuses everything of the process.
-    fn wait(&self) -> candle_core::Result<()>;
+    /// `Fatal` when it is lost: after some failures a GPU refuses everything of the process.
+    fn wait(&self) -> Result<(), Fault>;
 
     /// What encodes prompts ahead of time, while this works on other images.
     fn prompt_encoder(&self) -> Arc<dyn PromptEncoder>;

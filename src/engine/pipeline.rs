@@ -619,8 +619,9 @@ impl Engine for Pipeline {
         !self.device().is_cpu()
     }
 
-    fn wait(&self) -> candle_core::Result<()> {
-        if self.device().is_cpu() { Ok(()) } else { self.device().synchronize() }
+    fn wait(&self) -> Result<(), Fault> {
+        let lost = |error| Fault::fatal(FaultCode::EngineLost, format!("the device is lost: {error}"));
+        if self.device().is_cpu() { Ok(()) } else { self.device().synchronize().map_err(lost) }
     }
 
     fn prompt_encoder(&self) -> Arc<dyn PromptEncoder> {
@@ -696,7 +697,8 @@ impl Engine for Pipeline {
             groups.iter().map(run).collect()
         };
         // A step that is said to be made is made: what comes after is measured by itself, and fails for itself.
-        let moved = moved.and_then(|moved| self.wait().map(|()| moved)).map_err(failed)?;
+        let moved = moved.map_err(failed)?;
+        self.wait()?;
         for (id, moved) in moved.into_iter().flatten() {
             let row = self.row_mut(id)?;
             row.state = moved.state;

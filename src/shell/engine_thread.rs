@@ -221,9 +221,7 @@ fn of_device(engine: &dyn Engine, fault: Fault) -> Fault {
     }
     match engine.wait() {
         Ok(()) => fault,
-        Err(lost) => {
-            Fault::fatal(FaultCode::EngineLost, format!("the device is lost: {lost}; first: {}", fault.message))
-        }
+        Err(lost) => Fault { message: format!("{}; first: {}", lost.message, fault.message), ..lost },
     }
 }
 
