@@ -20,6 +20,10 @@ const GUESSED_FIXED_SHARE: f64 = 0.3;
 const OBSERVATION_WEIGHT: f64 = 0.2;
 /// An observation that is off by more than this factor counts as if it were off by it: machines have hiccups.
 const OBSERVATION_FACTOR_MAX: f64 = 3.0;
+/// Steps that were kept smaller than they could have been, before a larger one is tried again: the first time.
+const STEPS_BEFORE_RETRY: u32 = 8;
+/// The same, at most.
+const STEPS_BEFORE_RETRY_MAX: u32 = 1 << 10;
 
 /// Numbers of images, which grow, and a value of each. They are few, and looked through with every decision, in which a
 /// map is slow.
@@ -29,9 +33,26 @@ type ByImages = Vec<(u32, f64)>;
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Shape {
     steps_ms: ByImages,
+    /// The most images whose step was measured at leisure.
+    images_measured: u32,
+    retry: Retry,
     decode_ms: Option<f64>,
     steps_bytes: ByImages,
     decode_bytes: Option<f64>,
+}
+
+/// When a larger step is tried again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Retry {
+    /// Steps since the last time that were kept smaller than they could have been.
+    steps: u32,
+    steps_before: u32,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { steps: 0, steps_before: STEPS_BEFORE_RETRY }
+    }
 }
 
 /// What one worker's engine takes.
@@ -43,7 +64,9 @@ pub struct CostModel {
 impl CostModel {
     /// Takes in what was measured at leisure: it replaces what was known.
     pub fn measured_step(&mut self, key: BatchKey, images: u32, took: Duration) {
-        learn(&mut self.shapes.entry(key).or_default().steps_ms, images, |_| milliseconds(took));
+        let shape = self.shapes.entry(key).or_default();
+        learn(&mut shape.steps_ms, images, |_| milliseconds(took));
+        shape.images_measured = shape.images_measured.max(images);
     }
 
     /// The same for a decode.
@@ -64,6 +87,20 @@ impl CostModel {
     /// Takes in what a step at work took.
     pub fn observed_step(&mut self, key: BatchKey, images: u32, took: Duration) {
         learn(&mut self.shapes.entry(key).or_default().steps_ms, images, |known| observed(known, took));
+    }
+
+    /// A step was kept to `images` because more did not seem worth it. After some of them what was seen of larger ones is
+    /// forgotten, so that one is tried again: the first of a size pays for what is done once, and machines have bad moments.
+    /// Each time it takes twice as many steps. What was measured at leisure stands.
+    pub fn kept_small(&mut self, key: BatchKey, images: u32) {
+        let Some(shape) = self.shapes.get_mut(&key) else { return };
+        shape.retry.steps += 1;
+        if shape.retry.steps >= shape.retry.steps_before {
+            let stays = images.max(shape.images_measured);
+            shape.steps_ms.retain(|(count, _)| *count <= stays);
+            shape.retry.steps = 0;
+            shape.retry.steps_before = (2 * shape.retry.steps_before).min(STEPS_BEFORE_RETRY_MAX);
+        }
     }
 
     /// The same for a decode.
@@ -256,6 +293,27 @@ mod tests {
         costs.observed_decode(key(512), ms(10));
         costs.observed_decode(key(512), ms(20));
         assert!((costs.decode_ms(key(512)) - 12.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_was_seen_of_larger_steps_is_forgotten_ever_more_rarely_and_what_was_measured_never() {
+        let mut costs = CostModel::default();
+        costs.observed_step(key(512), 1, ms(100));
+        let guessed_ms = costs.step_ms(key(512), 8);
+        for steps in [8, 16, 32] {
+            costs.observed_step(key(512), 8, ms(5000));
+            for _ in 1..steps {
+                costs.kept_small(key(512), 1);
+                assert!(costs.step_ms(key(512), 8) > 4999.0);
+            }
+            costs.kept_small(key(512), 1);
+            assert!((costs.step_ms(key(512), 8) - guessed_ms).abs() < 1e-9);
+        }
+        costs.measured_step(key(512), 4, ms(700));
+        costs.observed_step(key(512), 8, ms(5000));
+        (0..STEPS_BEFORE_RETRY_MAX).for_each(|_| costs.kept_small(key(512), 1));
+        assert!((costs.step_ms(key(512), 4) - 700.0).abs() < 1e-9);
+        assert!(costs.step_ms(key(512), 8) < 4999.0);
     }
 
     #[test]

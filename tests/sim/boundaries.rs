@@ -1,12 +1,13 @@
 //! Trouble at every boundary: whatever a worker was about to do or had just done, the job ends as it should.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use darkroom::job::{Capacity, Fault, FaultCode, Status};
 use darkroom::sched::{
-    Acted, Action, BatchKey, Claim, Config, Effect, Exit, Input, Mono, Offer, PullOutcome, Scheduler, TenantKey,
-    Ticket, Transition, Verdict,
+    Acted, Action, BatchKey, Claim, Config, Effect, EngineReport, EngineWork, Exit, Input, Mono, Offer, PullOutcome,
+    Scheduler, TenantKey, Ticket, Transition, Verdict,
 };
 
 use crate::clients::{Body, Deed, Poison};
@@ -180,6 +181,44 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
         }
     }
     assert_eq!(done.last(), Some(&(3, Action::Claim)), "until it has ended: {done:?}");
+}
+
+/// The first step of a size pays for what is done once, and machines have bad moments.
+#[test]
+fn a_larger_step_that_was_slow_once_is_tried_again() {
+    let now = Cell::new(Mono::from_micros(1_000_000));
+    let mut scheduler = Scheduler::new(Knobs::quiet().config, now.get());
+    while scheduler.poll_effect().is_some() {}
+    let mut effects = VecDeque::new();
+    let mut tell = |input, took: Duration| {
+        now.set(now.get().after(took));
+        scheduler.handle(now.get(), input);
+        effects.extend(std::iter::from_fn(|| scheduler.poll_effect()));
+        std::mem::take(&mut effects)
+    };
+    let come = Input::Delivered { ticket: Ticket(1), lane: 0, offer: Some(offer(4, 100)), pending: 0, deliveries: 1 };
+    tell(come, Duration::ZERO);
+    let won = Acted::Claimed(Claim::Won { failures: 0, deaths: 0, stopping: false });
+    let mut todo = tell(Input::Acted { ticket: Ticket(1), outcome: won }, Duration::ZERO);
+    let mut steps = Vec::new();
+    while let Some(effect) = todo.pop_front() {
+        let Effect::Engine(work) = effect else { continue };
+        let (report, took_ms) = match work {
+            EngineWork::Admit { .. } => (EngineReport::Admitted { steps: 100, made: 0 }, 1),
+            EngineWork::Step { rows, .. } => {
+                let images = rows.len() as u64;
+                steps.push(images);
+                let is_first_of_many = images > 1 && steps.iter().filter(|images| **images > 1).count() == 1;
+                (EngineReport::Stepped, if is_first_of_many { 5000 } else { 30 + 10 * images })
+            }
+            EngineWork::Save { .. } => (EngineReport::Saved, 1),
+            EngineWork::Decode { .. } => (EngineReport::Decoded, 1),
+            EngineWork::Release { .. } => continue,
+        };
+        todo.extend(tell(Input::Engine(Ok(report)), Duration::from_millis(took_ms)));
+    }
+    assert_eq!(steps.iter().sum::<u64>(), 400);
+    assert!(steps.iter().filter(|images| **images == 1).count() < 20, "{steps:?}");
 }
 
 /// The server may deliver it again before it confirms that it took it back.

@@ -81,6 +81,9 @@ impl Scheduler {
             if rows.iter().all(is_whole) {
                 self.costs.observed_step(key, images, took);
             }
+            if images >= self.images_useful(key) && images < self.images_at_hand(rows).min(self.limit(key)) {
+                self.costs.kept_small(key, images);
+            }
             self.fits.stepped(key, images);
             self.forget_useful(key);
         }
@@ -88,6 +91,19 @@ impl Scheduler {
         for row in rows {
             if let Some(held) = self.rows.get(row).and_then(|row| self.held.get(row.ticket)) {
                 self.shares.charge(held.offer.tenant, each_ms);
+            }
+        }
+    }
+
+    /// How many images could have been in this step: all that are in the engine, and those behind them.
+    fn images_at_hand(&self, rows: &[RowKey]) -> u32 {
+        let group = rows.first().and_then(|row| self.rows.get(row)).map(|row| row.group);
+        match self.backlog() {
+            Backlog::Waiting => u32::MAX,
+            Backlog::None => {
+                let mates =
+                    self.rows.values().filter(|row| Some(row.group) == group && row.stage == RowStage::Stepping);
+                u32::try_from(mates.count()).unwrap_or(u32::MAX)
             }
         }
     }
