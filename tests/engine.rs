@@ -497,7 +497,7 @@ fn half_precision_on_the_cpu_draws_nearly_the_same() {
 }
 
 #[test]
-fn weights_of_16_bits_draw_on_the_cpu_what_they_draw_as_f32() {
+fn weights_of_16_bits_draw_on_the_cpu_the_same_whoever_rounded_them() {
     for (family, precision) in [
         ("sd1", Precision::F16),
         ("sd1", Precision::Bf16),
@@ -529,7 +529,9 @@ fn weights_of_16_bits_draw_on_the_cpu_what_they_draw_as_f32() {
         let (read_in_their_file, made_wider_when_loaded) = (drawn(precision), drawn(Precision::F32));
         assert_ne!(full, rounded_when_loaded, "{family}, {precision:?}");
         assert_eq!(rounded_when_loaded, read_in_their_file, "{family}, {precision:?}");
-        assert_eq!(rounded_when_loaded, made_wider_when_loaded, "{family}, {precision:?}");
+        // By f16 nothing else is rounded; by bf16 what they are multiplied with is.
+        let is_the_same = rounded_when_loaded == made_wider_when_loaded;
+        assert_eq!(is_the_same, precision == Precision::F16, "{family}, {precision:?}");
     }
 }
 

@@ -18,6 +18,7 @@ mod group_norm;
 mod launch;
 mod matrix;
 mod numbers;
+mod pairs;
 mod scratch;
 mod tile;
 #[cfg(any(test, feature = "cuda"))]
@@ -756,10 +757,16 @@ mod tests {
             x.inplace_op1(&kind)?;
             Ok(x)
         };
-        let narrow: Vec<half::f16> = tall.iter().map(|weight| half::f16::from_f32(*weight)).collect();
+        let halves: Vec<half::f16> = tall.iter().map(|weight| half::f16::from_f32(*weight)).collect();
+        let uppers = |values: &[f32]| values.iter().map(|weight| half::bf16::from_f32(*weight)).collect::<Vec<_>>();
+        let (tall_uppers, uppers) = (uppers(&tall), uppers(&weight));
+        let in_pairs = |x: &Tensor, repeat: usize, stride: usize| {
+            let weight = Numbers::Bf16(&uppers);
+            x.apply_op2_no_bwd(&bias, &Convolution { weight, stride, repeat, padding: 1 })
+        };
         let product =
             |x: &Tensor, weight: Numbers<'_>| x.flatten_from(2)?.apply_op1_no_bwd(&Product { weight, outputs: 22 });
-        let operations: [(&str, &Operation<'_>); 13] = [
+        let operations: [(&str, &Operation<'_>); 17] = [
             ("winograd", &|x| winograd(x, 1)),
             ("winograd, doubled", &|x| winograd(x, 2)),
             ("direct", &|x| convolve(x, 1, 1)),
@@ -768,7 +775,11 @@ mod tests {
             ("gelu by tanh", &|x| gelu(x, Gelu::Tanh)),
             ("quick gelu", &|x| gelu(x, Gelu::Quick)),
             ("product", &|x| product(x, Numbers::F32(&tall))),
-            ("product of 16 bits", &|x| product(x, Numbers::F16(&narrow))),
+            ("product of f16", &|x| product(x, Numbers::F16(&halves))),
+            ("product of bf16", &|x| product(x, Numbers::Bf16(&tall_uppers))),
+            ("direct, bf16", &|x| in_pairs(x, 1, 1)),
+            ("direct, bf16, some pixels", &|x| in_pairs(x, 1, 2)),
+            ("direct, bf16, doubled", &|x| in_pairs(x, 2, 1)),
             ("attention", &|x| flat(x)?.apply_op3_no_bwd(&flat(x)?, &flat(x)?, &Attention { mask: None, scale: 0.3 })),
             ("group norm", &|x| x.apply_op2_no_bwd(&affine, &GroupNorm { groups: 17, eps: 1e-5, silu: true })),
             ("layer norm", &|x| flat(x)?.apply_op2_no_bwd(&affine, &LayerNorm { eps: 1e-5 })),

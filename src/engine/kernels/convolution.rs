@@ -41,7 +41,7 @@ impl Convolution<'_> {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
+    use half::{bf16, f16};
 
     use super::*;
     use crate::engine::tiny;
@@ -88,21 +88,23 @@ mod tests {
         for case in cases {
             let [channels, outputs, height, width, stride, repeat, padding] = case;
             let batch = 2;
-            let input = values("input", &[batch, channels, height, width]);
-            let weight = values("weight", &[outputs, channels, 3, 3]);
-            let bias = values("bias", &[outputs]);
-            let (input, bias) = (&input[..], &bias[..]);
-            // Of few bits, so that every format has them.
-            let narrow: Vec<bf16> = weight.iter().map(|weight| bf16::from_f32(*weight)).collect();
-            let weight: Vec<f32> = narrow.iter().map(|weight| weight.to_f32()).collect();
-            let (weight, narrow) = (Numbers::F32(&weight), Numbers::Bf16(&narrow));
+            // Of few bits, and not too small, so that every format has them.
+            let narrow = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+            let wide = |values: &[bf16]| values.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
+            let input = wide(&narrow(values("input", &[batch, channels, height, width])));
+            let weight = wide(&narrow(values("weight", &[outputs, channels, 3, 3])));
+            let halves: Vec<f16> = weight.into_iter().map(f16::from_f32).collect();
+            let uppers = narrow(halves.iter().map(|weight| weight.to_f32()).collect());
+            let (weight, bias) = (wide(&uppers), values("bias", &[outputs]));
+            let (input, weight, bias) = (&input[..], Numbers::F32(&weight), &bias[..]);
             let job = Convolution { input, weight, bias, batch, channels, height, width, stride, repeat, padding };
             let [rows, columns] = job.output_size();
             let found = job.run();
-            assert!(Convolution { weight: narrow, ..job }.run() == found, "{case:?}");
+            assert!(Convolution { weight: Numbers::F16(&halves), ..job }.run() == found, "{case:?}");
             let direct = direct::convolve(&job);
-            assert!(direct::convolve(&Convolution { weight: narrow, ..job }) == direct, "{case:?}");
-            for found in [found, direct] {
+            assert!(direct::convolve(&Convolution { weight: Numbers::F16(&halves), ..job }) == direct, "{case:?}");
+            let in_pairs = Convolution { weight: Numbers::Bf16(&uppers), ..job }.run();
+            for found in [found, direct, in_pairs] {
                 assert_eq!(found.len(), batch * outputs * rows * columns, "{case:?}");
                 let (mut worst, mut largest) = (0.0_f64, 0.0_f64);
                 for (index, found) in found.iter().enumerate().step_by(1 + found.len() / 4000) {

@@ -4,17 +4,21 @@
 //! from line to line, and only the sum at each zero is nobody's. Where pixels are skipped, those of one remainder stand
 //! together. What each weight is multiplied by are then consecutive values that begin at an offset of its own, which is all
 //! that a product needs to know: XNNPACK calls it indirect convolution (Dukhan, "The Indirect Convolution Algorithm", 2019).
+//! With weights of bf16 the pixels of two channels stand in one word, and weights are put in that order.
 
 use std::ops::Range;
 
+use half::bf16;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::convolution::{Convolution, TAPS};
+use super::numbers::Numbers;
+use super::pairs::pair;
 use super::scratch::Scratch;
-use super::tile::{self, Begin, Division, Left, Lines, Target, WIDTH_MAX, processor};
+use super::tile::{self, Begin, Division, Left, Lines, Target, WIDTH_MAX, dispatch, processor, terms_of_line};
 
-/// Channels whose pixels are there at once, and values of these: they stay in the second cache.
+/// Channels, or pairs of them, whose pixels are there at once, and values of these: they stay in the second cache.
 const CHANNELS: usize = 32;
 const VALUES_MAX: usize = 48 << 10;
 
@@ -70,26 +74,60 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
         return Vec::new();
     }
     let pitch = across + 1;
-    let line = job.channels.clamp(1, CHANNELS) * job.stride * job.stride * pitch;
+    let together = job.channels.div_ceil(terms_of_line(job.weight)).clamp(1, CHANNELS);
+    let line = together * job.stride * job.stride * pitch;
     let strips = down.div_ceil((VALUES_MAX / line).saturating_sub(2).max(1));
     let layout = Layout { stride: job.stride, pitch, lines: down.div_ceil(strips) };
     let division = Division::new(job.batch, down.div_ceil(layout.lines), outputs);
     let processor = processor();
+    let in_order = match job.weight {
+        Numbers::F32(_) | Numbers::F16(_) => None,
+        Numbers::Bf16(weight) => Some(put_in_order(job, weight)),
+    };
+    let ordered = in_order.as_deref().map(bytemuck::cast_slice);
     let compute = |target| {
         (0..division.tasks()).into_par_iter().for_each_init(
             || {
-                let pixels = Scratch::new(job.channels.min(CHANNELS) * layout.channel() + WIDTH_MAX);
-                (pixels, Scratch::new(division.outputs_max() * layout.lines * pitch))
+                let pixels = Scratch::new(together * layout.channel() + WIDTH_MAX);
+                (pixels, Scratch::new(pitch), Scratch::new(division.outputs_max() * layout.lines * pitch))
             },
-            |(pixels, sums), index| {
+            |(pixels, line, sums), index| {
                 let (row, strip, outputs) = division.task(index);
                 let lines = strip * layout.lines..down.min((strip + 1) * layout.lines);
-                processor.dispatch(Task { job, layout, row, lines, outputs, pixels, sums, target });
+                processor.dispatch(Task { job, layout, row, lines, outputs, pixels, line, ordered, sums, target });
             },
         );
     };
     // SAFETY: the tasks are all lines of all outputs.
     unsafe { tile::written(length, compute) }
+}
+
+/// The weights of each pair of channels tap by tap, those of both channels side by side: `(outputs, pairs, 9, 2)`. A last
+/// channel that is alone has zeros beside it.
+fn put_in_order(job: &Convolution<'_>, weight: &[bf16]) -> Scratch {
+    let words = job.channels.div_ceil(2) * TAPS;
+    let mut ordered = Scratch::new(job.bias.len() * words);
+    let rows = ordered.par_chunks_exact_mut(words).zip(weight.par_chunks_exact(job.channels * TAPS));
+    rows.with_min_len(8).for_each(|(ordered, weight)| {
+        dispatch(
+            #[inline(always)]
+            || {
+                let ordered: &mut [[bf16; 2 * TAPS]] = bytemuck::cast_slice_mut(ordered);
+                let (pairs, alone) = weight.as_chunks::<{ 2 * TAPS }>();
+                for (ordered, w) in ordered.iter_mut().zip(pairs) {
+                    *ordered = [
+                        w[0], w[9], w[1], w[10], w[2], w[11], w[3], w[12], w[4], w[13], w[5], w[14], w[6], w[15], w[7],
+                        w[16], w[8], w[17],
+                    ];
+                }
+                if let Some(last) = ordered.get_mut(pairs.len()) {
+                    *last = [bf16::ZERO; 2 * TAPS];
+                    last.iter_mut().step_by(2).zip(alone).for_each(|(place, weight)| *place = *weight);
+                }
+            },
+        );
+    });
+    ordered
 }
 
 /// Some outputs of some lines.
@@ -100,6 +138,10 @@ struct Task<'a> {
     lines: Range<usize>,
     outputs: Range<usize>,
     pixels: &'a mut [f32],
+    /// A line of the second channel of a pair.
+    line: &'a mut [f32],
+    /// Weights of bf16, in the order of the pixels.
+    ordered: Option<&'a [bf16]>,
     /// For each output its lines, with one value between them.
     sums: &'a mut [f32],
     target: Target,
@@ -112,16 +154,28 @@ impl Task<'_> {
         let (job, layout) = (self.job, self.layout);
         let Layout { stride, pitch, .. } = layout;
         let size = job.height * job.width;
-        for (channel, pixels) in channels.zip(self.pixels.chunks_exact_mut(layout.channel())) {
-            let input = &job.input[(self.row * job.channels + channel) * size..][..size];
+        let per_line = terms_of_line(job.weight);
+        let planes = |channel: usize| &job.input[(self.row * job.channels + channel) * size..][..size];
+        for (channel, pixels) in channels.clone().step_by(per_line).zip(self.pixels.chunks_exact_mut(layout.channel()))
+        {
+            let input = planes(channel);
+            let second = (channels.contains(&(channel + 1)) && per_line == 2).then(|| planes(channel + 1));
             for (remainder_y, planes) in pixels.chunks_exact_mut(stride * layout.plane()).enumerate() {
                 for (remainder_x, plane) in planes.chunks_exact_mut(layout.plane()).enumerate() {
                     let count = layout.lines_for(self.lines.len());
                     for (index, line) in plane.chunks_exact_mut(pitch).take(count).enumerate() {
                         let y = ((self.lines.start + index) * stride + remainder_y).wrapping_sub(job.padding);
                         if y < job.height * job.repeat {
-                            let from = &input[y / job.repeat * job.width..][..job.width];
-                            fill(line, from, job, remainder_x);
+                            let from = y / job.repeat * job.width..(y / job.repeat + 1) * job.width;
+                            fill(line, &input[from.clone()], job, remainder_x);
+                            if let Some(second) = second {
+                                fill(self.line, &second[from], job, remainder_x);
+                                line.iter_mut()
+                                    .zip(&*self.line)
+                                    .for_each(|(word, second)| *word = pair(*word, *second));
+                            } else if per_line == 2 {
+                                line.iter_mut().for_each(|word| *word = pair(*word, 0.0));
+                            }
                         } else {
                             line.fill(0.0);
                         }
@@ -170,15 +224,20 @@ impl WithSimd for Task<'_> {
         for (term, offset) in offsets.iter_mut().enumerate() {
             *offset = term / TAPS * layout.channel() + layout.offset(term % TAPS);
         }
-        for first in (0..job.channels).step_by(CHANNELS) {
-            let channels = first..job.channels.min(first + CHANNELS);
+        let together = CHANNELS * terms_of_line(job.weight);
+        for first in (0..job.channels).step_by(together) {
+            let channels = first..job.channels.min(first + together);
             self.lay_out(channels.clone());
-            let left = Left {
-                values: job.weight.slice(self.outputs.start * terms + first * TAPS..job.weight.len()),
-                stride: terms,
-                rows: self.outputs.len(),
-                depth: channels.len() * TAPS,
+            let rows = self.outputs.len();
+            let (weight, stride, depth) = match self.ordered {
+                None => (job.weight, terms, channels.len() * TAPS),
+                Some(weight) => {
+                    let even = |channels: usize| channels.next_multiple_of(2) * TAPS;
+                    (Numbers::Bf16(weight), even(job.channels), even(channels.len()))
+                }
             };
+            let values = weight.slice(self.outputs.start * stride + first * TAPS..weight.len());
+            let left = Left { values, stride, rows, depth };
             let lines = Lines { values: self.pixels, offsets: &offsets };
             let begin = if first > 0 { Begin::Output } else { Begin::Rows(&job.bias[self.outputs.clone()]) };
             let sums = Target::new(self.sums);

@@ -1,7 +1,7 @@
 //! The product that all others are made of: a few rows times a panel of columns, summed in registers.
 //!
-//! The left matrix is read where it lies, so weights are never copied or packed; those of 16 bits are made wider, a few
-//! rows at a time. The right one comes as panels of [`width`] columns, one depth after the other, which whoever has the
+//! The left matrix is read where it lies, so weights are never copied or packed; those of f16 are made wider, a few rows at a
+//! time, and those of bf16 are multiplied by pairs of such numbers (`pairs`). The right one comes as panels of [`width`] columns, one depth after the other, which whoever has the
 //! activations makes as he reads them, or as lines that stand anywhere. Every sum is made in the order of its terms, each
 //! of them fused with its addition. So an output has the same bytes whichever rows and columns it is computed with, on
 //! however many threads, and on every processor with any vector width.
@@ -11,15 +11,17 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::numbers::Numbers;
+use super::pairs::{self, Pairs};
 
-/// Rows that are summed at once: with two vectors of columns each they fill the registers of AVX2.
-pub(crate) const ROWS: usize = 6;
-/// Terms of a panel: so many of its columns and of [`ROWS`] rows stay in the first cache.
+/// Rows that are summed at once, by any processor.
+pub(crate) const ROWS_MAX: usize = 8;
+/// Lines of a panel: so many of its columns and of the rows that are summed at once stay in the first cache.
 pub(crate) const DEPTH: usize = 256;
-/// Terms of any left matrix that is not of f32.
+/// Terms of any left matrix that is made wider.
 const NARROW_DEPTH_MAX: usize = 288;
 /// Columns of all panels that are used together: they stay in the second cache.
 pub(crate) const COLUMNS: usize = 256;
@@ -27,6 +29,13 @@ pub(crate) const COLUMNS: usize = 256;
 /// Values of the widest vectors that any processor has, and columns of their panels.
 pub(crate) const LANES_MAX: usize = 16;
 pub(crate) const WIDTH_MAX: usize = 2 * LANES_MAX;
+
+/// Rows that are summed at once: with two vectors of columns each they fill 16 registers, those of AVX2. AVX-512 and Arm have
+/// 32, and channels are multiples of 8.
+#[inline(always)]
+const fn rows_together<S: Simd>() -> usize {
+    if S::REGISTER_COUNT < 32 { 6 } else { ROWS_MAX }
+}
 
 /// Columns of a panel: two vectors.
 #[inline(always)]
@@ -91,23 +100,41 @@ pub(crate) struct Left<'a> {
     pub(crate) depth: usize,
 }
 
-/// The right matrix of a product, as [`multiply`] reads it.
+impl Left<'_> {
+    /// Lines of the right matrix: of two terms each, where these are bf16.
+    #[inline(always)]
+    fn lines(self) -> usize {
+        self.depth.div_ceil(terms_of_line(self.values))
+    }
+}
+
+/// Terms that stand in a word of the right matrix, by what it is multiplied with.
+#[inline(always)]
+pub(crate) fn terms_of_line(left: Numbers<'_>) -> usize {
+    match left {
+        Numbers::F32(_) | Numbers::F16(_) => 1,
+        Numbers::Bf16(_) => 2,
+    }
+}
+
+/// The right matrix of a product, as [`multiply`] reads it: lines of words, each an f32, or two bf16 that are terms of the
+/// same column where the left one is bf16.
 ///
 /// # Safety
-/// Where [`Self::check`] does not panic, [`Self::term`] gives places that may be read, each the first of `width` values.
+/// Where [`Self::check`] does not panic, [`Self::line`] gives places that may be read, each the first of `width` words.
 #[expect(unsafe_code, reason = "what is read is checked before the loop, not in it")]
 pub(crate) unsafe trait Right: Copy {
-    /// Checks that there are `depth` terms of so many columns, or as many more as make up the last panel.
+    /// Checks that there are `lines` of so many columns, or as many more as make up the last panel.
     ///
     /// # Panics
     /// If there are not.
-    fn check(self, columns: usize, depth: usize, width: usize);
+    fn check(self, columns: usize, lines: usize, width: usize);
 
-    /// Where the columns of a panel stand for a term.
+    /// Where the columns of a panel stand in a line.
     ///
     /// # Safety
-    /// The panel and the term are among those that were checked.
-    unsafe fn term(self, panel: usize, term: usize, width: usize) -> *const f32;
+    /// The panel and the line are among those that were checked.
+    unsafe fn line(self, panel: usize, line: usize, width: usize) -> *const f32;
 }
 
 /// A matrix as panels of [`width`] columns, each with its lines one after the other. Lines may be left out before and after
@@ -124,15 +151,15 @@ pub(crate) struct Panels<'a> {
 #[expect(unsafe_code, reason = "as there")]
 unsafe impl Right for Panels<'_> {
     #[inline(always)]
-    fn check(self, columns: usize, depth: usize, width: usize) {
-        let last = (columns.div_ceil(width) - 1) * self.lines + depth;
+    fn check(self, columns: usize, lines: usize, width: usize) {
+        let last = (columns.div_ceil(width) - 1) * self.lines + lines;
         assert!(last * width <= self.values.len(), "panels of {}", self.values.len());
     }
 
     #[inline(always)]
-    unsafe fn term(self, panel: usize, term: usize, width: usize) -> *const f32 {
+    unsafe fn line(self, panel: usize, line: usize, width: usize) -> *const f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.values.as_ptr().add((panel * self.lines + term) * width) }
+        unsafe { self.values.as_ptr().add((panel * self.lines + line) * width) }
     }
 }
 
@@ -148,15 +175,15 @@ pub(crate) struct Lines<'a> {
 #[expect(unsafe_code, reason = "as there")]
 unsafe impl Right for Lines<'_> {
     #[inline(always)]
-    fn check(self, columns: usize, depth: usize, width: usize) {
-        let last = self.offsets[..depth].iter().max().map_or(0, |last| last + columns.next_multiple_of(width));
+    fn check(self, columns: usize, lines: usize, width: usize) {
+        let last = self.offsets[..lines].iter().max().map_or(0, |last| last + columns.next_multiple_of(width));
         assert!(last <= self.values.len(), "lines of {}", self.values.len());
     }
 
     #[inline(always)]
-    unsafe fn term(self, panel: usize, term: usize, width: usize) -> *const f32 {
+    unsafe fn line(self, panel: usize, line: usize, width: usize) -> *const f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.values.as_ptr().add(*self.offsets.get_unchecked(term) + panel * width) }
+        unsafe { self.values.as_ptr().add(*self.offsets.get_unchecked(line) + panel * width) }
     }
 }
 
@@ -175,8 +202,8 @@ impl Division {
     /// Tasks make what they need of a strip for themselves, so its outputs are only divided where there are few strips.
     pub(crate) fn new(batch: usize, strips: usize, outputs: usize) -> Self {
         let wanted = 2 * rayon::current_num_threads();
-        let parts = wanted.div_ceil(strips * batch).clamp(1, outputs.div_ceil(ROWS));
-        let part = outputs.div_ceil(parts).next_multiple_of(ROWS);
+        let parts = wanted.div_ceil(strips * batch).clamp(1, outputs.div_ceil(ROWS_MAX));
+        let part = outputs.div_ceil(parts).next_multiple_of(ROWS_MAX);
         Self { batch, strips, outputs, part, parts: outputs.div_ceil(part) }
     }
 
@@ -257,7 +284,8 @@ impl Target {
 
 /// Adds to `columns` columns of `target`, whose rows begin at `start` and stand `stride` apart, `left` times `right`.
 ///
-/// As many lines of the right matrix are used as `left` has terms; columns past `columns` are not.
+/// As many lines of the right matrix are used as `left` has terms, or half as many if it is of bf16; columns past `columns`
+/// are not.
 ///
 /// # Safety
 /// Nobody else uses these places of the target meanwhile, and what it was made of is still there.
@@ -276,38 +304,38 @@ pub(crate) unsafe fn multiply<S: Simd, R: Right>(
         return;
     }
     assert!((left.rows - 1) * left.stride + depth <= left.values.len(), "a left matrix of {}", left.values.len());
-    assert!(depth <= NARROW_DEPTH_MAX || matches!(left.values, Numbers::F32(_)), "{depth} terms to make wider");
-    right.check(columns, depth, width);
+    assert!(depth <= NARROW_DEPTH_MAX || !matches!(left.values, Numbers::F16(_)), "{depth} terms to make wider");
+    right.check(columns, left.lines(), width);
     assert!(start + (left.rows - 1) * stride + columns <= target.length, "a target of {}", target.length);
     if let Begin::Rows(values) = begin {
         assert!(values.len() >= left.rows, "{} first values", values.len());
     }
     let mut wide;
     let room = match left.values {
-        Numbers::F32(_) => &mut [][..],
-        Numbers::F16(_) | Numbers::Bf16(_) => {
-            wide = [0.0; ROWS * NARROW_DEPTH_MAX];
+        Numbers::F32(_) | Numbers::Bf16(_) => &mut [][..],
+        Numbers::F16(_) => {
+            wide = [0.0; ROWS_MAX * NARROW_DEPTH_MAX];
             &mut wide[..]
         }
     };
-    for row in (0..left.rows).step_by(ROWS) {
-        let count = ROWS.min(left.rows - row);
-        let (rows, left_stride) = match left.values {
-            Numbers::F32(values) => (&values[row * left.stride..], left.stride),
-            Numbers::F16(_) | Numbers::Bf16(_) => {
+    for row in (0..left.rows).step_by(rows_together::<S>()) {
+        let count = rows_together::<S>().min(left.rows - row);
+        let rows = match left.values {
+            Numbers::F32(values) => Rows::Wide(values[row * left.stride..].as_ptr(), left.stride),
+            Numbers::F16(_) => {
                 for (index, room) in room.chunks_exact_mut(depth).take(count).enumerate() {
                     left.values.slice((row + index) * left.stride..(row + index) * left.stride + depth).wide(room);
                 }
-                (&room[..], depth)
+                Rows::Wide(room.as_ptr(), depth)
             }
+            Numbers::Bf16(values) => Rows::Narrow(values[row * left.stride..].as_ptr(), left.stride),
         };
         for (panel, first) in (0..columns).step_by(width).enumerate() {
             // SAFETY: all that is read and written lies within what was checked above.
             unsafe {
                 let turn = Turn {
                     depth,
-                    left: rows.as_ptr(),
-                    left_stride,
+                    rows,
                     right,
                     panel,
                     begin: match begin {
@@ -319,6 +347,8 @@ pub(crate) unsafe fn multiply<S: Simd, R: Right>(
                     columns: width.min(columns - first),
                 };
                 match count {
+                    8 => turn.run::<S, 8>(simd),
+                    7 => turn.run::<S, 7>(simd),
                     6 => turn.run::<S, 6>(simd),
                     5 => turn.run::<S, 5>(simd),
                     4 => turn.run::<S, 4>(simd),
@@ -331,11 +361,70 @@ pub(crate) unsafe fn multiply<S: Simd, R: Right>(
     }
 }
 
-/// A panel times up to [`ROWS`] rows.
+/// How the terms of a line are added to sums.
+pub(crate) trait Terms {
+    /// What the left matrix has.
+    type Value;
+
+    /// How many terms a line has.
+    const PER_LINE: usize;
+
+    /// Adds the `terms` of a line, as many as there are or one less, to sums of two vectors of columns, for rows of the left
+    /// matrix that stand `stride` apart.
+    ///
+    /// # Safety
+    /// Each row has these terms, and the line two vectors.
+    #[expect(unsafe_code, reason = "what is read is checked before the loop, not in it")]
+    unsafe fn add<S: Simd, const COUNT: usize>(
+        simd: S,
+        left: (*const Self::Value, usize),
+        terms: usize,
+        line: *const f32,
+        sums: &mut [[S::f32s; 2]; COUNT],
+    );
+}
+
+/// One f32 in each line.
+struct Singles;
+
+#[expect(unsafe_code, reason = "the caller's promise")]
+impl Terms for Singles {
+    type Value = f32;
+
+    const PER_LINE: usize = 1;
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, const COUNT: usize>(
+        simd: S,
+        (left, stride): (*const f32, usize),
+        _: usize,
+        line: *const f32,
+        sums: &mut [[S::f32s; 2]; COUNT],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let line = line.cast::<S::f32s>();
+            let right = [line.read_unaligned(), line.add(1).read_unaligned()];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = simd.splat_f32s(*left.add(row * stride));
+                sums[0] = simd.mul_add_f32s(factor, right[0], sums[0]);
+                sums[1] = simd.mul_add_f32s(factor, right[1], sums[1]);
+            }
+        }
+    }
+}
+
+/// Rows of the left matrix, and from the first value of one to that of the next.
+#[derive(Clone, Copy, Debug)]
+enum Rows {
+    Wide(*const f32, usize),
+    Narrow(*const bf16, usize),
+}
+
+/// A panel times up to [`ROWS_MAX`] rows.
 struct Turn<'a, R> {
     depth: usize,
-    left: *const f32,
-    left_stride: usize,
+    rows: Rows,
     right: R,
     panel: usize,
     begin: Begin<'a>,
@@ -349,9 +438,9 @@ impl<R: Right> Turn<'_, R> {
     #[expect(unsafe_code, reason = "the caller's promise")]
     unsafe fn run<S: Simd, const COUNT: usize>(self, simd: S) {
         // Clearing it for whole panels, too, would take a fortieth of the time of their sums.
-        let mut edge = [MaybeUninit::<f32>::uninit(); WIDTH_MAX * ROWS];
+        let mut edge = [MaybeUninit::<f32>::uninit(); WIDTH_MAX * ROWS_MAX];
         let is_whole = self.columns == width::<S>();
-        let (place, stride) = if is_whole {
+        let place = if is_whole {
             (self.output, self.output_stride)
         } else {
             edge.fill(MaybeUninit::new(0.0));
@@ -368,7 +457,39 @@ impl<R: Right> Turn<'_, R> {
         };
         // SAFETY: `place` has whole vectors in every row, and the rest was checked by `multiply`.
         unsafe {
-            let lanes = S::F32_LANES;
+            match self.rows {
+                Rows::Wide(left, stride) => self.sum::<S, Singles, COUNT>(simd, (left, stride), place),
+                #[cfg(target_arch = "x86_64")]
+                Rows::Narrow(left, stride) if pairs::are_native(S::F32_LANES) => {
+                    pairs::sum::<R, COUNT>((left, stride), self.depth, (self.right, self.panel), self.begin, place);
+                }
+                Rows::Narrow(left, stride) => self.sum::<S, Pairs, COUNT>(simd, (left, stride), place),
+            }
+        }
+        if !is_whole {
+            for row in 0..COUNT {
+                for column in 0..self.columns {
+                    // SAFETY: within the columns of the target, and of what was cleared.
+                    unsafe {
+                        let value = edge[row * WIDTH_MAX + column].assume_init();
+                        *self.output.add(row * self.output_stride + column) = value;
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "the caller's promise")]
+    unsafe fn sum<S: Simd, T: Terms, const COUNT: usize>(
+        &self,
+        simd: S,
+        (left, left_stride): (*const T::Value, usize),
+        (place, stride): (*mut f32, usize),
+    ) {
+        let lanes = S::F32_LANES;
+        // SAFETY: the caller's promise.
+        unsafe {
             let at = |row: usize, part: usize| place.add(row * stride + part * lanes).cast::<S::f32s>();
             let mut sums = [[simd.splat_f32s(0.0); 2]; COUNT];
             match self.begin {
@@ -384,29 +505,19 @@ impl<R: Right> Turn<'_, R> {
                     }
                 }
             }
-            for term in 0..self.depth {
-                let line = self.right.term(self.panel, term, 2 * lanes).cast::<S::f32s>();
-                let right = [line.read_unaligned(), line.add(1).read_unaligned()];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let factor = simd.splat_f32s(*self.left.add(row * self.left_stride + term));
-                    sums[0] = simd.mul_add_f32s(factor, right[0], sums[0]);
-                    sums[1] = simd.mul_add_f32s(factor, right[1], sums[1]);
-                }
+            let (whole, rest) = (self.depth / T::PER_LINE, self.depth % T::PER_LINE);
+            for index in 0..whole {
+                let line = self.right.line(self.panel, index, 2 * lanes);
+                let left = (left.add(index * T::PER_LINE), left_stride);
+                T::add::<S, COUNT>(simd, left, T::PER_LINE, line, &mut sums);
+            }
+            if rest > 0 {
+                let line = self.right.line(self.panel, whole, 2 * lanes);
+                T::add::<S, COUNT>(simd, (left.add(whole * T::PER_LINE), left_stride), rest, line, &mut sums);
             }
             for (row, sums) in sums.iter().enumerate() {
                 at(row, 0).write_unaligned(sums[0]);
                 at(row, 1).write_unaligned(sums[1]);
-            }
-        }
-        if !is_whole {
-            for row in 0..COUNT {
-                for column in 0..self.columns {
-                    // SAFETY: within the columns of the target, and of what was cleared.
-                    unsafe {
-                        let value = edge[row * WIDTH_MAX + column].assume_init();
-                        *self.output.add(row * self.output_stride + column) = value;
-                    }
-                }
             }
         }
     }

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::convolution::{Convolution, TAPS};
 use super::numbers::Numbers;
 use super::scratch::Scratch;
-use super::tile::{self, Begin, LANES_MAX, Left, Panels, ROWS, Target, WIDTH_MAX, load, processor, store};
+use super::tile::{self, Begin, LANES_MAX, Left, Panels, ROWS_MAX, Target, WIDTH_MAX, load, processor, store};
 
 /// Pixels of a tile's side that are computed at once.
 const SIDE: usize = 4;
@@ -46,11 +46,12 @@ struct Line {
 }
 
 /// Whether it is worth it and can be: with few channels, transforming pixels costs more than is saved, and with few tiles
-/// transforming weights.
+/// transforming weights. What was transformed must not be rounded to bf16: it would be six times as far from the exact sums.
 pub(crate) fn pays(job: &Convolution<'_>) -> bool {
     let keeps_or_doubles = job.stride == 1 && job.padding == 1 && job.repeat <= 2;
     let tiles: usize = job.output_size().into_iter().map(|side| side.div_ceil(SIDE)).product();
-    keeps_or_doubles && job.channels >= 32 && job.bias.len() >= 32 && tiles >= 16
+    let is_wide = !matches!(job.weight, Numbers::Bf16(_));
+    is_wide && keeps_or_doubles && job.channels >= 32 && job.bias.len() >= 32 && tiles >= 16
 }
 
 fn tiles_across(job: &Convolution<'_>) -> usize {
@@ -77,7 +78,7 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
 
     let (processor, threads) = (processor(), rayon::current_num_threads());
     let blocks = outputs.div_ceil(BLOCK).next_multiple_of(threads);
-    let block = outputs.div_ceil(blocks).next_multiple_of(ROWS);
+    let block = outputs.div_ceil(blocks).next_multiple_of(ROWS_MAX);
     let chunks = job.channels.div_ceil(4 * threads);
     // Panels of every vector width have room in it.
     let tiles_max = (group * across).next_multiple_of(WIDTH_MAX);
