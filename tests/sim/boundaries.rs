@@ -187,7 +187,9 @@ fn a_job_that_the_next_dead_worker_ends_is_claimed_with_no_other() {
 #[test]
 fn a_larger_step_that_was_slow_once_is_tried_again() {
     let now = Cell::new(Mono::from_micros(1_000_000));
-    let mut scheduler = Scheduler::new(Knobs::quiet().config, now.get());
+    let mut config = Knobs::quiet().config;
+    config.costs.observed_step(offer(4, 100).key, 1, Duration::from_millis(40));
+    let mut scheduler = Scheduler::new(config, now.get());
     while scheduler.poll_effect().is_some() {}
     let mut effects = VecDeque::new();
     let mut tell = |input, took: Duration| {
@@ -209,7 +211,7 @@ fn a_larger_step_that_was_slow_once_is_tried_again() {
                 let images = rows.len() as u64;
                 steps.push(images);
                 let is_first_of_many = images > 1 && steps.iter().filter(|images| **images > 1).count() == 1;
-                (EngineReport::Stepped, if is_first_of_many { 5000 } else { 30 + 10 * images })
+                (EngineReport::Stepped, if is_first_of_many { 500 } else { 30 + 10 * images })
             }
             EngineWork::Save { .. } => (EngineReport::Saved, 1),
             EngineWork::Decode { .. } => (EngineReport::Decoded, 1),
