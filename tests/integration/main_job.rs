@@ -86,20 +86,28 @@ async fn jobs_that_share_batches_get_the_bytes_they_get_alone() {
     let stack = Stack::start().await;
     let otlp = OtlpReceiver::start().await;
     let requests = forty_requests();
-    for (id, body) in &requests {
-        stack.request(id, body).await;
-    }
-    let mut command = stack.worker_command();
-    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", otlp.endpoint()).args(["--exit-when-idle", "1s"]);
-    let mut worker = started(&mut command).await;
     let alone = tokio::task::spawn_blocking({
         let requests = requests.clone();
         move || rendered_alone(&requests)
     });
-    for (id, _) in &requests {
-        assert_eq!(stack.end_of(id).await.state.status, Status::Completed, "{id}");
+    // On a processor it depends on the minute whether batches pay, which the adaptive policy finds out; the other one makes
+    // them anyway.
+    let halves = requests.split_at(requests.len() / 2);
+    for (policy, requests) in [("fixed", halves.0), ("adaptive", halves.1)] {
+        for (id, body) in requests {
+            stack.request(id, body).await;
+        }
+        let mut command = stack.worker_command();
+        command.args(["--exit-when-idle", "1s", "--policy", policy]);
+        if policy == "fixed" {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", otlp.endpoint());
+        }
+        let mut worker = started(&mut command).await;
+        for (id, _) in requests {
+            assert_eq!(stack.end_of(id).await.state.status, Status::Completed, "{id}");
+        }
+        assert!(worker.wait(PATIENCE).await.success());
     }
-    assert!(worker.wait(PATIENCE).await.success());
     for ((id, _), expected) in requests.iter().zip(alone.await.unwrap()) {
         let events = stack.events_of("t", id).await;
         let kinds = kinds_without_checkpoints(&events);
@@ -112,8 +120,8 @@ async fn jobs_that_share_batches_get_the_bytes_they_get_alone() {
         .wait_for(|received| received.metric_named("diffusion_batch_size").is_some(), Duration::from_secs(30))
         .await;
     let steps = received.spans_named("batch.step").len();
-    let all: usize = requests.iter().map(|(_, body)| body["num_inference_steps"].as_u64().unwrap() as usize).sum();
-    assert!(steps * 2 < all, "{all} steps of images took {steps} steps of batches");
+    let all: usize = halves.0.iter().map(|(_, body)| body["num_inference_steps"].as_u64().unwrap() as usize).sum();
+    assert!(steps * 4 < all * 3, "{all} steps of images took {steps} steps of batches");
     stack.queue_is_empty().await;
 }
 
