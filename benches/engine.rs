@@ -9,7 +9,7 @@ mod turns;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use darkroom::engine::{Engine, LoadOptions, Pipeline, RgbImage, RowId, StartingPictures, encode, load, operations};
 use darkroom::job::{FeatureCache, ImageSpec, OutputFormat};
 
@@ -28,6 +28,14 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         "convolution 320 to 320, 2 of 64x64",
         || operations::convolution(&image, &weight, &bias),
         || image.conv2d(&weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+    )?;
+    // Of so few bits that bf16 has them, too.
+    let coarse = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    let (narrow, coarse_image, coarse_weight) = (weight.to_dtype(DType::BF16)?, coarse(&image)?, coarse(&weight)?);
+    compare(
+        "convolution 320 to 320, 2 of 64x64, bf16",
+        || operations::convolution(&coarse_image, &narrow, &bias),
+        || coarse_image.conv2d(&coarse_weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
     )?;
     let small = wave((2, 1280, 16, 16))?;
     let (weight, bias) = (wave((1280, 1280, 3, 3))?, wave(1280)?);
@@ -51,6 +59,12 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         "product 320 to 2560, 2 of 4096 tokens",
         || operations::product(&tokens, &wide),
         || wide.unsqueeze(0)?.broadcast_as((2, 2560, 320))?.matmul(&tokens),
+    )?;
+    let (narrow, coarse_tokens, coarse_wide) = (wide.to_dtype(DType::BF16)?, coarse(&tokens)?, coarse(&wide)?);
+    compare(
+        "product 320 to 2560, 2 of 4096 tokens, bf16",
+        || operations::product(&coarse_tokens, &narrow),
+        || coarse_wide.unsqueeze(0)?.broadcast_as((2, 2560, 320))?.matmul(&coarse_tokens),
     )?;
     let affine = wave((2, 320))?;
     let norm = candle_nn::GroupNorm::new(affine.get(0)?, affine.get(1)?, 320, 32, 1e-5)?;

@@ -1,7 +1,7 @@
 //! The fused operations of the CPU by themselves, for whoever wants to measure them beside what candle makes of single
 //! ones. Models use them through their layers.
 //!
-//! All tensors are f32 on the CPU.
+//! All tensors are f32 on the CPU; weights of convolutions and products may be f16 or bf16.
 
 use candle_core::{Result, Tensor};
 
@@ -22,7 +22,7 @@ fn check(x: &Tensor) -> Result<Tensor> {
 /// When shapes do not fit.
 pub fn convolution(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (x, bias) = (check(x)?, check(bias)?);
-    Matrix::Loaded(check(weight)?).with_values(|weight| {
+    Matrix::Loaded(weight.contiguous()?).with_values(|weight| {
         x.apply_op2_no_bwd(&bias, &kernels::Convolution { weight, stride: 1, repeat: 1, padding: 1 })
     })
 }
@@ -33,7 +33,7 @@ pub fn convolution(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor>
 /// When shapes do not fit.
 pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (x, outputs) = (check(x)?, weight.dim(0)?);
-    Matrix::Loaded(check(weight)?).with_values(|weight| x.apply_op1_no_bwd(&kernels::Product { weight, outputs }))
+    Matrix::Loaded(weight.contiguous()?).with_values(|weight| x.apply_op1_no_bwd(&kernels::Product { weight, outputs }))
 }
 
 /// `query (n, d, t)` attends to `key (n, d, s)` and `value (n, d, s)`: `(n, d, t)`.
