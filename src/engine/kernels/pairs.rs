@@ -7,7 +7,9 @@
 use half::bf16;
 use pulp::Simd;
 
-use super::tile::{Begin, Right, Terms};
+use super::tile::Terms;
+#[cfg(target_arch = "x86_64")]
+use super::tile::{Begin, Right};
 
 /// The upper half of a word.
 const UPPER: u32 = 0xffff_0000;
@@ -91,12 +93,10 @@ impl Terms for Pairs {
 }
 
 /// Whether the processor has the instruction, and vectors of `lanes` values are those that it takes.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn are_native(lanes: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return lanes == 16 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    lanes == 16 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
 }
 
 /// What `tile` sums with [`Pairs`], for a panel of 32 columns, by the instruction.

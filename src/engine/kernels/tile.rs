@@ -15,7 +15,9 @@ use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::numbers::Numbers;
-use super::pairs::{self, Pairs};
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
+use super::pairs::Pairs;
 
 /// Rows that are summed at once, by any processor.
 pub(crate) const ROWS_MAX: usize = 8;
