@@ -83,10 +83,14 @@ impl WithSimd for Task<'_> {
             let term = |term: usize| &right[(first + term) * product.columns..][columns.clone()];
             for line in 0..lines {
                 // What stands behind a last panel that is not whole is multiplied, and nobody's.
-                let places = panels.chunks_exact_mut(width).skip(line).step_by(lines);
+                let mut places = panels.chunks_exact_mut(width).skip(line).step_by(lines);
                 if per_line == 1 {
-                    for (place, chunk) in places.zip(term(line).chunks(width)) {
-                        place[..chunk.len()].copy_from_slice(chunk);
+                    let (whole, rest) = term(line).split_at(count - count % width);
+                    for (chunk, place) in whole.chunks_exact(width).zip(places.by_ref()) {
+                        place.copy_from_slice(chunk);
+                    }
+                    if let Some(place) = places.next() {
+                        place[..rest.len()].copy_from_slice(rest);
                     }
                 } else {
                     let second = (2 * line + 1 < depth).then(|| term(2 * line + 1));

@@ -64,20 +64,17 @@ impl Terms for Pairs {
     const PER_LINE: usize = 2;
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const COUNT: usize>(
+    unsafe fn add<S: Simd, const COUNT: usize, const PARTS: usize>(
         simd: S,
         (left, stride): (*const bf16, usize),
         terms: usize,
         line: *const f32,
-        sums: &mut [[S::f32s; 2]; COUNT],
+        sums: &mut [[S::f32s; PARTS]; COUNT],
     ) {
         let upper = simd.splat_u32s(UPPER);
         let sixteen = simd.splat_u32s(16);
         // SAFETY: the caller's promise.
-        let words = unsafe {
-            let line = line.cast::<S::u32s>();
-            [line.read_unaligned(), line.add(1).read_unaligned()]
-        };
+        let words = unsafe { line.cast::<[S::u32s; PARTS]>().read_unaligned() };
         let first = words.map(|words| simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(words, sixteen)));
         let second = words.map(|words| simd.transmute_f32s_u32s(simd.and_u32s(words, upper)));
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -99,15 +96,15 @@ pub(crate) fn are_native(lanes: usize) -> bool {
     lanes == 16 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
 }
 
-/// What `tile` sums with [`Pairs`], for a panel of 32 columns, by the instruction.
+/// What `tile` sums with [`Pairs`], for `PARTS` vectors of a panel of 32 columns, by the instruction.
 ///
 /// # Safety
-/// [`are_native`], for 16. `place` has 32 values in every row, `stride` apart; `left` has `depth` terms in every row;
+/// [`are_native`], for 16. `place` has these vectors in every row, `stride` apart; `left` has `depth` terms in every row;
 /// `right` has as many words as there are pairs of them in this panel.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[expect(unsafe_code, reason = "the caller's promise")]
-pub(crate) unsafe fn sum<R: Right, const COUNT: usize>(
+pub(crate) unsafe fn sum<R: Right, const COUNT: usize, const PARTS: usize>(
     (left, left_stride): (*const bf16, usize),
     depth: usize,
     (right, panel): (R, usize),
@@ -115,39 +112,35 @@ pub(crate) unsafe fn sum<R: Right, const COUNT: usize>(
     (place, stride): (*mut f32, usize),
 ) {
     use std::arch::x86_64::{
-        __m512, __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     };
-    const LANES: usize = 16;
+    const WIDTH: usize = 32;
 
-    // SAFETY: any bits are a vector of these.
-    let numbers = |vector: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(vector) };
-    // SAFETY: all that is read and written is what the caller promises.
+    // SAFETY: all that is read and written is what the caller promises, and any bits are a vector of numbers.
     unsafe {
-        let at = |row: usize, part: usize| place.add(row * stride + part * LANES);
-        let mut sums = [[_mm512_setzero_ps(); 2]; COUNT];
+        let at = |row: usize| place.add(row * stride).cast::<[__m512; PARTS]>();
+        let mut sums = [[_mm512_setzero_ps(); PARTS]; COUNT];
         match begin {
             Begin::Zero => {}
             Begin::Rows(values) => {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    *sums = [_mm512_set1_ps(*values.get_unchecked(row)); 2];
+                    *sums = [_mm512_set1_ps(*values.get_unchecked(row)); PARTS];
                 }
             }
             Begin::Output => {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    *sums = [_mm512_loadu_ps(at(row, 0)), _mm512_loadu_ps(at(row, 1))];
+                    *sums = at(row).read_unaligned();
                 }
             }
         }
         let mut add = |index: usize, terms: usize| {
-            let line = right.line(panel, index, 2 * LANES);
-            let right = [numbers(_mm512_loadu_ps(line)), numbers(_mm512_loadu_ps(line.add(LANES)))];
+            let right = right.line(panel, index, WIDTH).cast::<[__m512bh; PARTS]>().read_unaligned();
             for (row, sums) in sums.iter_mut().enumerate() {
                 let word = word(left.add(row * left_stride + 2 * index), terms);
-                let factor =
-                    std::mem::transmute::<std::arch::x86_64::__m512i, __m512bh>(_mm512_set1_epi32(word as i32));
-                sums[0] = _mm512_dpbf16_ps(sums[0], factor, right[0]);
-                sums[1] = _mm512_dpbf16_ps(sums[1], factor, right[1]);
+                let factor = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(word.cast_signed()));
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = _mm512_dpbf16_ps(*sum, factor, right);
+                }
             }
         };
         for index in 0..depth / 2 {
@@ -156,9 +149,8 @@ pub(crate) unsafe fn sum<R: Right, const COUNT: usize>(
         if depth % 2 == 1 {
             add(depth / 2, 1);
         }
-        for (row, sums) in sums.iter().enumerate() {
-            _mm512_storeu_ps(at(row, 0), sums[0]);
-            _mm512_storeu_ps(at(row, 1), sums[1]);
+        for (row, sums) in sums.into_iter().enumerate() {
+            at(row).write_unaligned(sums);
         }
     }
 }

@@ -348,16 +348,7 @@ pub(crate) unsafe fn multiply<S: Simd, R: Right>(
                     output_stride: stride,
                     columns: width.min(columns - first),
                 };
-                match count {
-                    8 => turn.run::<S, 8>(simd),
-                    7 => turn.run::<S, 7>(simd),
-                    6 => turn.run::<S, 6>(simd),
-                    5 => turn.run::<S, 5>(simd),
-                    4 => turn.run::<S, 4>(simd),
-                    3 => turn.run::<S, 3>(simd),
-                    2 => turn.run::<S, 2>(simd),
-                    _ => turn.run::<S, 1>(simd),
-                }
+                if turn.columns > S::F32_LANES { turn.of::<S, 2>(simd, count) } else { turn.of::<S, 1>(simd, count) }
             }
         }
     }
@@ -371,18 +362,18 @@ pub(crate) trait Terms {
     /// How many terms a line has.
     const PER_LINE: usize;
 
-    /// Adds the `terms` of a line, as many as there are or one less, to sums of two vectors of columns, for rows of the left
-    /// matrix that stand `stride` apart.
+    /// Adds the `terms` of a line, as many as there are or one less, to sums of one or two vectors of columns, for rows of the
+    /// left matrix that stand `stride` apart.
     ///
     /// # Safety
-    /// Each row has these terms, and the line two vectors.
+    /// Each row has these terms, and the line these vectors.
     #[expect(unsafe_code, reason = "what is read is checked before the loop, not in it")]
-    unsafe fn add<S: Simd, const COUNT: usize>(
+    unsafe fn add<S: Simd, const COUNT: usize, const PARTS: usize>(
         simd: S,
         left: (*const Self::Value, usize),
         terms: usize,
         line: *const f32,
-        sums: &mut [[S::f32s; 2]; COUNT],
+        sums: &mut [[S::f32s; PARTS]; COUNT],
     );
 }
 
@@ -396,21 +387,21 @@ impl Terms for Singles {
     const PER_LINE: usize = 1;
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const COUNT: usize>(
+    unsafe fn add<S: Simd, const COUNT: usize, const PARTS: usize>(
         simd: S,
         (left, stride): (*const f32, usize),
         _: usize,
         line: *const f32,
-        sums: &mut [[S::f32s; 2]; COUNT],
+        sums: &mut [[S::f32s; PARTS]; COUNT],
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let line = line.cast::<S::f32s>();
-            let right = [line.read_unaligned(), line.add(1).read_unaligned()];
+            let right = line.cast::<[S::f32s; PARTS]>().read_unaligned();
             for (row, sums) in sums.iter_mut().enumerate() {
                 let factor = simd.splat_f32s(*left.add(row * stride));
-                sums[0] = simd.mul_add_f32s(factor, right[0], sums[0]);
-                sums[1] = simd.mul_add_f32s(factor, right[1], sums[1]);
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = simd.mul_add_f32s(factor, right, *sum);
+                }
             }
         }
     }
@@ -436,12 +427,31 @@ struct Turn<'a, R> {
 }
 
 impl<R: Right> Turn<'_, R> {
+    /// For so many rows, and as many vectors of the panel as have columns.
     #[inline(always)]
     #[expect(unsafe_code, reason = "the caller's promise")]
-    unsafe fn run<S: Simd, const COUNT: usize>(self, simd: S) {
+    unsafe fn of<S: Simd, const PARTS: usize>(self, simd: S, rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows {
+                8 => self.run::<S, 8, PARTS>(simd),
+                7 => self.run::<S, 7, PARTS>(simd),
+                6 => self.run::<S, 6, PARTS>(simd),
+                5 => self.run::<S, 5, PARTS>(simd),
+                4 => self.run::<S, 4, PARTS>(simd),
+                3 => self.run::<S, 3, PARTS>(simd),
+                2 => self.run::<S, 2, PARTS>(simd),
+                _ => self.run::<S, 1, PARTS>(simd),
+            }
+        }
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "the caller's promise")]
+    unsafe fn run<S: Simd, const COUNT: usize, const PARTS: usize>(self, simd: S) {
         // Clearing it for whole panels, too, would take a fortieth of the time of their sums.
         let mut edge = [MaybeUninit::<f32>::uninit(); WIDTH_MAX * ROWS_MAX];
-        let is_whole = self.columns == width::<S>();
+        let is_whole = self.columns == PARTS * S::F32_LANES;
         let place = if is_whole {
             (self.output, self.output_stride)
         } else {
@@ -460,12 +470,13 @@ impl<R: Right> Turn<'_, R> {
         // SAFETY: `place` has whole vectors in every row, and the rest was checked by `multiply`.
         unsafe {
             match self.rows {
-                Rows::Wide(left, stride) => self.sum::<S, Singles, COUNT>(simd, (left, stride), place),
+                Rows::Wide(left, stride) => self.sum::<S, Singles, COUNT, PARTS>(simd, (left, stride), place),
                 #[cfg(target_arch = "x86_64")]
                 Rows::Narrow(left, stride) if pairs::are_native(S::F32_LANES) => {
-                    pairs::sum::<R, COUNT>((left, stride), self.depth, (self.right, self.panel), self.begin, place);
+                    let right = (self.right, self.panel);
+                    pairs::sum::<R, COUNT, PARTS>((left, stride), self.depth, right, self.begin, place);
                 }
-                Rows::Narrow(left, stride) => self.sum::<S, Pairs, COUNT>(simd, (left, stride), place),
+                Rows::Narrow(left, stride) => self.sum::<S, Pairs, COUNT, PARTS>(simd, (left, stride), place),
             }
         }
         if !is_whole {
@@ -483,7 +494,7 @@ impl<R: Right> Turn<'_, R> {
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "the caller's promise")]
-    unsafe fn sum<S: Simd, T: Terms, const COUNT: usize>(
+    unsafe fn sum<S: Simd, T: Terms, const COUNT: usize, const PARTS: usize>(
         &self,
         simd: S,
         (left, left_stride): (*const T::Value, usize),
@@ -492,18 +503,18 @@ impl<R: Right> Turn<'_, R> {
         let lanes = S::F32_LANES;
         // SAFETY: the caller's promise.
         unsafe {
-            let at = |row: usize, part: usize| place.add(row * stride + part * lanes).cast::<S::f32s>();
-            let mut sums = [[simd.splat_f32s(0.0); 2]; COUNT];
+            let at = |row: usize| place.add(row * stride).cast::<[S::f32s; PARTS]>();
+            let mut sums = [[simd.splat_f32s(0.0); PARTS]; COUNT];
             match self.begin {
                 Begin::Zero => {}
                 Begin::Rows(values) => {
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        *sums = [simd.splat_f32s(*values.get_unchecked(row)); 2];
+                        *sums = [simd.splat_f32s(*values.get_unchecked(row)); PARTS];
                     }
                 }
                 Begin::Output => {
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        *sums = [at(row, 0).read_unaligned(), at(row, 1).read_unaligned()];
+                        *sums = at(row).read_unaligned();
                     }
                 }
             }
@@ -511,15 +522,14 @@ impl<R: Right> Turn<'_, R> {
             for index in 0..whole {
                 let line = self.right.line(self.panel, index, 2 * lanes);
                 let left = (left.add(index * T::PER_LINE), left_stride);
-                T::add::<S, COUNT>(simd, left, T::PER_LINE, line, &mut sums);
+                T::add::<S, COUNT, PARTS>(simd, left, T::PER_LINE, line, &mut sums);
             }
             if rest > 0 {
                 let line = self.right.line(self.panel, whole, 2 * lanes);
-                T::add::<S, COUNT>(simd, (left.add(whole * T::PER_LINE), left_stride), rest, line, &mut sums);
+                T::add::<S, COUNT, PARTS>(simd, (left.add(whole * T::PER_LINE), left_stride), rest, line, &mut sums);
             }
-            for (row, sums) in sums.iter().enumerate() {
-                at(row, 0).write_unaligned(sums[0]);
-                at(row, 1).write_unaligned(sums[1]);
+            for (row, sums) in sums.into_iter().enumerate() {
+                at(row).write_unaligned(sums);
             }
         }
     }

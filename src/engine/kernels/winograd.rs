@@ -375,31 +375,39 @@ impl Outputs<'_> {
         let point_size = self.outputs.len() * stride + GAP;
         let mut phases = [[0.0; LANES_MAX]; SIDE];
         let mut mixed = [0.0; LANES_MAX * SIDE];
-        for (line_index, line) in self.lines.iter().enumerate() {
-            let plane = (line.row * job.bias.len() + output) * full_height * full_width;
-            for first in (0..across).step_by(lanes) {
-                let at = index * stride + line_index * across + first;
-                let mut rows = [[simd.splat_f32s(0.0); 6]; SIDE];
-                for x in 0..6 {
-                    let points = each(
-                        simd,
-                        #[inline(always)]
-                        |y| load::<S>(&self.products[(y * 6 + x) * point_size + at..]),
-                    );
-                    for (row, values) in rows.iter_mut().zip(transform_back(simd, points)) {
-                        row[x] = values;
-                    }
+        // Lines of few tiles share vectors.
+        let tiles = self.lines.len() * across;
+        for first in (0..tiles).step_by(lanes) {
+            let at = index * stride + first;
+            let mut rows = [[simd.splat_f32s(0.0); 6]; SIDE];
+            for x in 0..6 {
+                let points = each(
+                    simd,
+                    #[inline(always)]
+                    |y| load::<S>(&self.products[(y * 6 + x) * point_size + at..]),
+                );
+                for (row, values) in rows.iter_mut().zip(transform_back(simd, points)) {
+                    row[x] = values;
                 }
-                let pixels = (SIDE * lanes).min(full_width - SIDE * first);
-                for (y, row) in rows.into_iter().enumerate().take(full_height - line.y) {
-                    let row = transform_back(simd, row);
-                    for (phases, values) in phases.iter_mut().zip(row) {
-                        store::<S>(phases, simd.add_f32s(values, bias));
+            }
+            let end = tiles.min(first + lanes);
+            for (y, row) in rows.into_iter().enumerate() {
+                for (phases, values) in phases.iter_mut().zip(transform_back(simd, row)) {
+                    store::<S>(phases, simd.add_f32s(values, bias));
+                }
+                interleave(&phases, &mut mixed, lanes);
+                let mut tile = first;
+                while tile < end {
+                    let (line, x) = (self.lines[tile / across], tile % across);
+                    let next = end.min(tile - x + across);
+                    let pixels = (SIDE * (next - tile)).min(full_width - SIDE * x);
+                    if line.y + y < full_height {
+                        let plane = (line.row * job.bias.len() + output) * full_height;
+                        let start = (plane + line.y + y) * full_width + SIDE * x;
+                        // SAFETY: only this task has these outputs, and the memory outlives all tasks.
+                        unsafe { self.target.write(start, &mixed[SIDE * (tile - first)..][..pixels]) };
                     }
-                    interleave(&phases, &mut mixed, lanes);
-                    let start = plane + (line.y + y) * full_width + SIDE * first;
-                    // SAFETY: only this task has these outputs, and the memory outlives all tasks.
-                    unsafe { self.target.write(start, &mixed[..pixels]) };
+                    tile = next;
                 }
             }
         }
