@@ -33,8 +33,8 @@ type ByImages = Vec<(u32, f64)>;
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Shape {
     steps_ms: ByImages,
-    /// The most images whose step was measured at leisure.
-    images_measured: u32,
+    /// What was measured at leisure of these.
+    measured_ms: ByImages,
     retry: Retry,
     decode_ms: Option<f64>,
     steps_bytes: ByImages,
@@ -66,7 +66,7 @@ impl CostModel {
     pub fn measured_step(&mut self, key: BatchKey, images: u32, took: Duration) {
         let shape = self.shapes.entry(key).or_default();
         learn(&mut shape.steps_ms, images, |_| milliseconds(took));
-        shape.images_measured = shape.images_measured.max(images);
+        learn(&mut shape.measured_ms, images, |_| milliseconds(took));
     }
 
     /// The same for a decode.
@@ -91,13 +91,18 @@ impl CostModel {
 
     /// A step was kept to `images` because more did not seem worth it. After some of them what was seen of larger ones is
     /// forgotten, so that one is tried again: the first of a size pays for what is done once, and machines have bad moments.
-    /// Each time it takes twice as many steps. What was measured at leisure stands.
+    /// Each time it takes twice as many steps. What was measured at leisure is what they take then.
     pub fn kept_small(&mut self, key: BatchKey, images: u32) {
         let Some(shape) = self.shapes.get_mut(&key) else { return };
+        let seen = |of: &ByImages| of.partition_point(|(count, _)| *count <= images);
+        let (known, measured) = (seen(&shape.steps_ms), &shape.measured_ms[seen(&shape.measured_ms)..]);
+        if shape.steps_ms[known..] == *measured {
+            return;
+        }
         shape.retry.steps += 1;
         if shape.retry.steps >= shape.retry.steps_before {
-            let stays = images.max(shape.images_measured);
-            shape.steps_ms.retain(|(count, _)| *count <= stays);
+            shape.steps_ms.truncate(known);
+            shape.steps_ms.extend_from_slice(measured);
             shape.retry.steps = 0;
             shape.retry.steps_before = (2 * shape.retry.steps_before).min(STEPS_BEFORE_RETRY_MAX);
         }
@@ -296,10 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_of_larger_steps_is_forgotten_ever_more_rarely_and_what_was_measured_never() {
+    fn what_was_seen_of_larger_steps_is_forgotten_ever_more_rarely_and_what_was_measured_stands() {
         let mut costs = CostModel::default();
         costs.observed_step(key(512), 1, ms(100));
         let guessed_ms = costs.step_ms(key(512), 8);
+        (0..STEPS_BEFORE_RETRY_MAX).for_each(|_| costs.kept_small(key(512), 1));
         for steps in [8, 16, 32] {
             costs.observed_step(key(512), 8, ms(5000));
             for _ in 1..steps {
@@ -309,10 +315,12 @@ mod tests {
             costs.kept_small(key(512), 1);
             assert!((costs.step_ms(key(512), 8) - guessed_ms).abs() < 1e-9);
         }
-        costs.measured_step(key(512), 4, ms(700));
+        costs.measured_step(key(512), 4, ms(300));
+        costs.observed_step(key(512), 4, ms(5000));
         costs.observed_step(key(512), 8, ms(5000));
-        (0..STEPS_BEFORE_RETRY_MAX).for_each(|_| costs.kept_small(key(512), 1));
-        assert!((costs.step_ms(key(512), 4) - 700.0).abs() < 1e-9);
+        assert!(costs.step_ms(key(512), 4) > 400.0);
+        (0..64).for_each(|_| costs.kept_small(key(512), 1));
+        assert!((costs.step_ms(key(512), 4) - 300.0).abs() < 1e-9, "the hiccup is forgotten");
         assert!(costs.step_ms(key(512), 8) < 4999.0);
     }
 

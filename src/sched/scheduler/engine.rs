@@ -80,9 +80,9 @@ impl Scheduler {
             // One that is not whole says nothing of the others.
             if rows.iter().all(is_whole) {
                 self.costs.observed_step(key, images, took);
-            }
-            if images >= self.images_useful(key) && images < self.images_at_hand(rows).min(self.limit(key)) {
-                self.costs.kept_small(key, images);
+                if images >= self.images_useful(key) && images < self.images_at_hand(rows).min(self.limit(key)) {
+                    self.costs.kept_small(key, images);
+                }
             }
             self.fits.stepped(key, images);
             self.forget_useful(key);
