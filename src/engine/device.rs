@@ -177,7 +177,7 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// The number format of activations: that of the weights, but on the CPU, which has no arithmetic of 16 bits, f32.
+    /// The number format of activations: that of the weights, but on the CPU, whose sums are of 32 bits, f32.
     pub(crate) fn computes_in(&self) -> DType {
         let is_narrow = matches!(self.dtype, DType::F16 | DType::BF16);
         if is_narrow && self.device.is_cpu() { DType::F32 } else { self.dtype }

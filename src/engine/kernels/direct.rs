@@ -16,7 +16,7 @@ use super::convolution::{Convolution, TAPS};
 use super::numbers::Numbers;
 use super::pairs::pair;
 use super::scratch::Scratch;
-use super::tile::{self, Begin, Division, Left, Lines, Target, WIDTH_MAX, dispatch, processor, terms_of_line};
+use super::tile::{self, Begin, Division, Left, Lines, Target, WIDTH_MAX, processor, terms_of_line};
 
 /// Channels, or pairs of them, whose pixels are there at once, and values of these: they stay in the second cache.
 const CHANNELS: usize = 32;
@@ -80,54 +80,26 @@ pub(crate) fn convolve(job: &Convolution<'_>) -> Vec<f32> {
     let layout = Layout { stride: job.stride, pitch, lines: down.div_ceil(strips) };
     let division = Division::new(job.batch, down.div_ceil(layout.lines), outputs);
     let processor = processor();
-    let in_order = match job.weight {
-        Numbers::F32(_) | Numbers::F16(_) => None,
-        Numbers::Bf16(weight) => Some(put_in_order(job, weight)),
-    };
-    let ordered = in_order.as_deref().map(bytemuck::cast_slice);
     let compute = |target| {
         (0..division.tasks()).into_par_iter().for_each_init(
             || {
                 let pixels = Scratch::new(together * layout.channel() + WIDTH_MAX);
-                (pixels, Scratch::new(pitch), Scratch::new(division.outputs_max() * layout.lines * pitch))
+                let weights = match job.weight {
+                    Numbers::F32(_) | Numbers::F16(_) => 0,
+                    Numbers::Bf16(_) => division.outputs_max() * together * TAPS,
+                };
+                let sums = Scratch::new(division.outputs_max() * layout.lines * pitch);
+                (pixels, Scratch::new(pitch), Scratch::new(weights), sums)
             },
-            |(pixels, line, sums), index| {
+            |(pixels, line, weights, sums), index| {
                 let (row, strip, outputs) = division.task(index);
                 let lines = strip * layout.lines..down.min((strip + 1) * layout.lines);
-                processor.dispatch(Task { job, layout, row, lines, outputs, pixels, line, ordered, sums, target });
+                processor.dispatch(Task { job, layout, row, lines, outputs, pixels, line, weights, sums, target });
             },
         );
     };
     // SAFETY: the tasks are all lines of all outputs.
     unsafe { tile::written(length, compute) }
-}
-
-/// The weights of each pair of channels tap by tap, those of both channels side by side: `(outputs, pairs, 9, 2)`. A last
-/// channel that is alone has zeros beside it.
-fn put_in_order(job: &Convolution<'_>, weight: &[bf16]) -> Scratch {
-    let words = job.channels.div_ceil(2) * TAPS;
-    let mut ordered = Scratch::new(job.bias.len() * words);
-    let rows = ordered.par_chunks_exact_mut(words).zip(weight.par_chunks_exact(job.channels * TAPS));
-    rows.with_min_len(8).for_each(|(ordered, weight)| {
-        dispatch(
-            #[inline(always)]
-            || {
-                let ordered: &mut [[bf16; 2 * TAPS]] = bytemuck::cast_slice_mut(ordered);
-                let (pairs, alone) = weight.as_chunks::<{ 2 * TAPS }>();
-                for (ordered, w) in ordered.iter_mut().zip(pairs) {
-                    *ordered = [
-                        w[0], w[9], w[1], w[10], w[2], w[11], w[3], w[12], w[4], w[13], w[5], w[14], w[6], w[15], w[7],
-                        w[16], w[8], w[17],
-                    ];
-                }
-                if let Some(last) = ordered.get_mut(pairs.len()) {
-                    *last = [bf16::ZERO; 2 * TAPS];
-                    last.iter_mut().step_by(2).zip(alone).for_each(|(place, weight)| *place = *weight);
-                }
-            },
-        );
-    });
-    ordered
 }
 
 /// Some outputs of some lines.
@@ -140,14 +112,37 @@ struct Task<'a> {
     pixels: &'a mut [f32],
     /// A line of the second channel of a pair.
     line: &'a mut [f32],
-    /// Weights of bf16, in the order of the pixels.
-    ordered: Option<&'a [bf16]>,
+    /// Weights of bf16 for some channels, in the order of the pixels.
+    weights: &'a mut [f32],
     /// For each output its lines, with one value between them.
     sums: &'a mut [f32],
     target: Target,
 }
 
 impl Task<'_> {
+    /// The weights of each pair of channels tap by tap, those of both channels side by side: `(outputs, pairs, 9, 2)`. A
+    /// last channel that is alone has zeros beside it.
+    #[inline(always)]
+    fn put_in_order(&mut self, weight: &[bf16], channels: Range<usize>) {
+        let words = channels.len().div_ceil(2) * TAPS;
+        for (ordered, output) in self.weights.chunks_exact_mut(words).zip(self.outputs.clone()) {
+            let weight = &weight[(output * self.job.channels + channels.start) * TAPS..][..channels.len() * TAPS];
+            let ordered: &mut [[bf16; 2 * TAPS]] = bytemuck::cast_slice_mut(ordered);
+            let (pairs, alone) = weight.as_chunks::<{ 2 * TAPS }>();
+            // So written that the compiler makes shuffles of it.
+            for (ordered, w) in ordered.iter_mut().zip(pairs) {
+                *ordered = [
+                    w[0], w[9], w[1], w[10], w[2], w[11], w[3], w[12], w[4], w[13], w[5], w[14], w[6], w[15], w[7],
+                    w[16], w[8], w[17],
+                ];
+            }
+            if let Some(last) = ordered.get_mut(pairs.len()) {
+                *last = [bf16::ZERO; 2 * TAPS];
+                last.iter_mut().step_by(2).zip(alone).for_each(|(place, weight)| *place = *weight);
+            }
+        }
+    }
+
     /// Lays out the pixels of some channels.
     #[inline(always)]
     fn lay_out(&mut self, channels: Range<usize>) {
@@ -229,15 +224,19 @@ impl WithSimd for Task<'_> {
             let channels = first..job.channels.min(first + together);
             self.lay_out(channels.clone());
             let rows = self.outputs.len();
-            let (weight, stride, depth) = match self.ordered {
-                None => (job.weight, terms, channels.len() * TAPS),
-                Some(weight) => {
-                    let even = |channels: usize| channels.next_multiple_of(2) * TAPS;
-                    (Numbers::Bf16(weight), even(job.channels), even(channels.len()))
+            let left = match job.weight {
+                Numbers::F32(_) | Numbers::F16(_) => Left {
+                    values: job.weight.slice(self.outputs.start * terms + first * TAPS..job.weight.len()),
+                    stride: terms,
+                    rows,
+                    depth: channels.len() * TAPS,
+                },
+                Numbers::Bf16(weight) => {
+                    self.put_in_order(weight, channels.clone());
+                    let depth = channels.len().next_multiple_of(2) * TAPS;
+                    Left { values: Numbers::Bf16(bytemuck::cast_slice(self.weights)), stride: depth, rows, depth }
                 }
             };
-            let values = weight.slice(self.outputs.start * stride + first * TAPS..weight.len());
-            let left = Left { values, stride, rows, depth };
             let lines = Lines { values: self.pixels, offsets: &offsets };
             let begin = if first > 0 { Begin::Output } else { Begin::Rows(&job.bias[self.outputs.clone()]) };
             let sums = Target::new(self.sums);

@@ -1,10 +1,10 @@
 //! The product that all others are made of: a few rows times a panel of columns, summed in registers.
 //!
 //! The left matrix is read where it lies, so weights are never copied or packed; those of f16 are made wider, a few rows at a
-//! time, and those of bf16 are multiplied by pairs of such numbers (`pairs`). The right one comes as panels of [`width`] columns, one depth after the other, which whoever has the
-//! activations makes as he reads them, or as lines that stand anywhere. Every sum is made in the order of its terms, each
-//! of them fused with its addition. So an output has the same bytes whichever rows and columns it is computed with, on
-//! however many threads, and on every processor with any vector width.
+//! time, and those of bf16 are multiplied by pairs of such numbers (`pairs`). The right one comes as panels of [`width`]
+//! columns, one depth after the other, which whoever has the activations makes as he reads them, or as lines that stand
+//! anywhere. Every sum is made in one order, each of its terms fused with its addition. So an output has the same bytes
+//! whichever rows and columns it is computed with, on however many threads, and on every processor with any vector width.
 //!
 //! The shape of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
