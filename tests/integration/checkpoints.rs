@@ -104,6 +104,7 @@ async fn a_worker_killed_at_any_step_costs_no_more_than_the_steps_between_two_ch
     };
     let expected = rendered_alone(&[("alone".to_owned(), request(7, STEPS))]).remove(0);
     let mut worker = next().await;
+    let mut interrupted = 0;
     for step in 1..STEPS {
         let job = format!("killed-at-{step}");
         let at_step = stepped(&stack, &job, step.into());
@@ -121,6 +122,7 @@ async fn a_worker_killed_at_any_step_costs_no_more_than_the_steps_between_two_ch
         eventually("a checkpoint of one of the last steps", PATIENCE, is_recorded).await;
         worker.kill();
         let record = record_of(&stack, &job).await;
+        interrupted += u32::from(!record.state.status.is_terminal());
         let saved = record.checkpoint.map_or(0, |checkpoint| checkpoint.images[0].step);
         worker = next().await;
         let record = stack.end_of(&job).await;
@@ -130,6 +132,7 @@ async fn a_worker_killed_at_any_step_costs_no_more_than_the_steps_between_two_ch
         let resumed = u32::try_from(terminal["resumed_from_step"].as_u64().unwrap()).unwrap();
         assert!(resumed >= saved, "{job} went on from step {resumed}, not from {saved}");
     }
+    assert!(interrupted > STEPS / 2, "all but {interrupted} had ended before a checkpoint was recorded");
     stack.queue_is_empty().await;
 }
 
