@@ -2,10 +2,14 @@
 //! them.
 //!
 //! candle's own way asks for an algorithm at every call, clears the memory that it wants, and never lets it use tensor cores.
+//!
+//! Tensor cores want channels last, and cuDNN brings all it is given into that order, the weights too, at every call. So weights of
+//! 16 bits are kept in it, and what goes in and out is turned by a kernel of ours, together with the bias. Nothing else here has
+//! that order.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
@@ -15,22 +19,35 @@ use candle_core::cuda_backend::cudarc::cudnn::sys::{
 use candle_core::cuda_backend::cudarc::cudnn::{ConvForward, Cudnn, CudnnDataType, CudnnError};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, DeviceId};
-use candle_core::{CudaDevice, CudaStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{
+    CudaDevice, CudaStorage, CustomOp2, DType, Device, Error, Layout, Result, Shape, Tensor, WithDType, bail,
+};
 use half::{bf16, f16};
 
 use super::error::is_out_of_memory;
+use super::kernels;
 
 /// What the choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Convolution {
     device: DeviceId,
     dtype: DType,
-    /// `(b, c, h, w)`
+    order: Order,
+    /// `(b, c, h, w)`, whatever the order.
     input: [usize; 4],
     /// `(out, c, h, w)`
     weight: [usize; 4],
     padding: usize,
     stride: usize,
+}
+
+/// How tensors lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Order {
+    /// `(b, c, h, w)`
+    ChannelsFirst,
+    /// `(b, h, w, c)`
+    ChannelsLast,
 }
 
 /// An algorithm, and the bytes of memory that it wants.
@@ -43,7 +60,8 @@ struct Choice {
 /// For what the recommended algorithm cannot do after all, or has no memory for: every shape, without memory.
 const PLAIN: Choice = Choice { algorithm: Algorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM, workspace_bytes: 0 };
 
-static CHOICES: LazyLock<Mutex<HashMap<Convolution, Choice>>> = LazyLock::new(Mutex::default);
+/// None where cuDNN cannot do it: only with channels last.
+static CHOICES: LazyLock<Mutex<HashMap<Convolution, Option<Choice>>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     /// Handles do not go from thread to thread.
@@ -58,8 +76,92 @@ pub(super) fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usiz
         return Ok(None);
     }
     let (input, weight_sizes) = (x.dims4()?.into(), weight.dims4()?.into());
-    let convolution = Convolution { device, dtype: x.dtype(), input, weight: weight_sizes, padding, stride };
+    let order = Order::ChannelsFirst;
+    let convolution = Convolution { device, dtype: x.dtype(), order, input, weight: weight_sizes, padding, stride };
     x.apply_op2_no_bwd(weight, &convolution).map(Some)
+}
+
+/// Whether weights of `inputs` to `outputs` channels are better kept with channels last: where there are tensor cores for them, and
+/// cuDNN's result is right.
+pub(super) fn wants_channels_last(device: &Device, dtype: DType, inputs: usize, outputs: usize) -> bool {
+    /// Channels that tensor cores take at once.
+    const ALIGNED: usize = 8;
+    static IS_RIGHT: OnceLock<bool> = OnceLock::new();
+    let is_meant =
+        matches!(dtype, DType::F16 | DType::BF16) && inputs.is_multiple_of(ALIGNED) && outputs.is_multiple_of(ALIGNED);
+    is_meant
+        && device.is_cuda()
+        && *IS_RIGHT.get_or_init(|| {
+            let checked = check_channels_last(device);
+            if let Err(error) = &checked {
+                tracing::warn!(%error, "convolutions have channels first on this GPU: that is slower");
+            }
+            checked.is_ok()
+        })
+}
+
+/// `weight (out, c, h, w)` with channels last: `(out, h, w, c)`.
+pub(super) fn channels_last(weight: &Tensor) -> Result<Tensor> {
+    weight.permute((0, 2, 3, 1))?.contiguous()
+}
+
+/// `x (b, c, h, w)` with `weight (out, h, w, c)` and `bias (out)`: `(b, out, h', w')`, or nothing for what cuDNN cannot do
+/// so, or has no memory for.
+pub(super) fn convolve_channels_last(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    padding: usize,
+    stride: usize,
+) -> Result<Option<Tensor>> {
+    let (b, c, h, w) = x.dims4()?;
+    let (out, rows, columns, _) = weight.dims4()?;
+    let convolution = Convolution {
+        device: x.device().as_cuda_device()?.id(),
+        dtype: x.dtype(),
+        order: Order::ChannelsLast,
+        input: [b, c, h, w],
+        weight: [out, c, rows, columns],
+        padding,
+        stride,
+    };
+    let x = x.contiguous()?.reshape((b, c, h * w))?.apply_op1_no_bwd(&kernels::Transpose)?;
+    let Ok(y) = x.apply_op2_no_bwd(weight, &convolution) else { return Ok(None) };
+    let [_, _, h, w] = convolution.output();
+    let y = y.reshape((b, h * w, out))?.apply_op2_no_bwd(bias, &kernels::Transpose)?;
+    y.reshape((b, out, h, w)).map(Some)
+}
+
+/// Compares a small convolution with channels last with the CPU's.
+fn check_channels_last(device: &Device) -> Result<()> {
+    let (b, c, out, h, w) = (2, 24, 16, 9, 7);
+    let numbers = |shape: &[usize], step: f64| -> Result<Tensor> {
+        let count: usize = shape.iter().product();
+        // Small whole numbers are the same in every format.
+        let values = (0..count).map(|index| ((index as f64 * step).sin() * 2.0).round() as f32);
+        Tensor::from_vec(values.collect(), shape, &Device::Cpu)
+    };
+    let (x, weight, bias) = (numbers(&[b, c, h, w], 0.7)?, numbers(&[out, c, 3, 3], 1.3)?, numbers(&[out], 2.1)?);
+    if !kernels::take(&x.to_device(device)?) {
+        bail!("fused kernels are not used");
+    }
+    for (dtype, digits) in [(DType::F16, 10), (DType::BF16, 7)] {
+        let there = |tensor: &Tensor| tensor.to_device(device)?.to_dtype(dtype);
+        for (padding, stride) in [(1, 1), (1, 2), (0, 2)] {
+            let expected = x.conv2d(&weight, padding, stride, 1, 1)?.broadcast_add(&bias.reshape((1, out, 1, 1))?)?;
+            let (x, weight, bias) = (there(&x)?, channels_last(&there(&weight)?)?, there(&bias)?);
+            let Some(found) = convolve_channels_last(&x, &weight, &bias, padding, stride)? else {
+                bail!("cuDNN cannot do it in {dtype:?}");
+            };
+            let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+            for (found, expected) in values(&found)?.into_iter().zip(values(&expected)?) {
+                if !kernels::is_close(found, expected, digits) {
+                    bail!("a convolution of {dtype:?} makes {found} of what should be {expected}");
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Convolution {
@@ -69,9 +171,8 @@ impl Convolution {
         [self.input[0], self.weight[0], side(2), side(3)]
     }
 
-    fn remember(&self, choice: Choice) -> Choice {
+    fn remember(&self, choice: Option<Choice>) {
         CHOICES.lock().unwrap_or_else(PoisonError::into_inner).insert(*self, choice);
-        choice
     }
 
     /// Describes it to cuDNN, for values of the type `T`. Sums are f32 whatever the type, as PyTorch has them.
@@ -90,10 +191,13 @@ impl Convolution {
             // Otherwise 13 of the 23 bits would be left out.
             Math::CUDNN_FMA_MATH
         } else {
-            // Otherwise cuDNN multiplies without tensor cores. With them, it changes the layout by itself.
+            // Otherwise cuDNN multiplies without tensor cores. With them, it brings all into their order by itself.
             Math::CUDNN_TENSOR_OP_MATH
         })?;
-        let format = Format::CUDNN_TENSOR_NCHW;
+        let format = match self.order {
+            Order::ChannelsFirst => Format::CUDNN_TENSOR_NCHW,
+            Order::ChannelsLast => Format::CUDNN_TENSOR_NHWC,
+        };
         call(ConvForward {
             conv: &convolution,
             x: &cudnn.create_4d_tensor::<T>(format, input)?,
@@ -110,21 +214,34 @@ impl Convolution {
         let cudnn = handle(x.0.device())?;
         let known = CHOICES.lock().unwrap_or_else(PoisonError::into_inner).get(self).copied();
         let choice = match known {
-            Some(choice) => choice,
-            None => self.remember(self.described::<T, _>(&cudnn, choose).unwrap_or(PLAIN)),
-        };
-        match self.run_by::<T>(choice, &cudnn, x, weight) {
-            Err(error) if choice.algorithm != PLAIN.algorithm => {
-                tracing::warn!(%error, convolution = ?self, ?choice, "cuDNN could not do what it recommends");
-                let output = self.run_by::<T>(PLAIN, &cudnn, x, weight)?;
-                // Room there may be the next time.
-                if !is_out_of_memory(&error) {
-                    self.remember(PLAIN);
-                }
-                Ok(output)
+            Some(Some(choice)) => choice,
+            Some(None) => bail!("cuDNN could not do it before"),
+            None => {
+                let choice = self.described::<T, _>(&cudnn, choose).unwrap_or(PLAIN);
+                self.remember(Some(choice));
+                choice
             }
-            result => result,
+        };
+        let error = match self.run_by::<T>(choice, &cudnn, x, weight) {
+            Err(error) if self.order == Order::ChannelsLast || choice.algorithm != PLAIN.algorithm => error,
+            result => return result,
+        };
+        // Room there may be the next time.
+        let is_lasting = !is_out_of_memory(&error);
+        if is_lasting {
+            tracing::warn!(%error, convolution = ?self, ?choice, "cuDNN could not do what it recommends");
         }
+        if self.order == Order::ChannelsLast {
+            if is_lasting {
+                self.remember(None);
+            }
+            return Err(error);
+        }
+        let output = self.run_by::<T>(PLAIN, &cudnn, x, weight)?;
+        if is_lasting {
+            self.remember(Some(PLAIN));
+        }
+        Ok(output)
     }
 
     fn run_by<T: CudaDType + CudnnDataType + DeviceRepr + WithDType>(
@@ -184,7 +301,12 @@ impl CustomOp2 for Convolution {
         } else {
             self.run::<bf16>((x, x_l), (weight, weight_l))?
         };
-        Ok((output, Shape::from(&self.output())))
+        let [b, out, h, w] = self.output();
+        let shape = match self.order {
+            Order::ChannelsFirst => [b, out, h, w],
+            Order::ChannelsLast => [b, h, w, out],
+        };
+        Ok((output, Shape::from(&shape)))
     }
 }
 

@@ -34,6 +34,8 @@ use candle_core::{
 use rayon::prelude::*;
 
 pub(super) use numbers::Numbers;
+#[cfg(feature = "cudnn")]
+pub(super) use twins::is_close;
 
 /// Whether the operations take `x`, which is contiguous.
 pub(super) fn take(x: &Tensor) -> bool {
@@ -679,6 +681,82 @@ impl InplaceOp3 for GatedAccumulate {
         }
         let plan = launch::gated_accumulate(batch * width, tokens)?;
         cuda::run_in_place(&plan, target, target_l, &[(gate, gate_l), (other, other_l)])
+    }
+}
+
+/// `x (b, r, c)` to `(b, c, r)`, plus a bias `(c)` if there is one: between the order of channels that everything else has and that
+/// of convolutions on tensor cores. On the CPU, whose convolutions have no order of their own, it is there to be compared with.
+#[cfg(any(test, feature = "cuda"))]
+pub(super) struct Transpose;
+
+#[cfg(any(test, feature = "cuda"))]
+impl Transpose {
+    fn run(x: &CpuStorage, x_l: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (batch, rows, columns) = x_l.shape().dims3()?;
+        if bias.is_some_and(|bias| bias.len() != columns) {
+            bail!("{:?} biases for {columns} columns", bias.map(<[f32]>::len));
+        }
+        let mut output = Vec::with_capacity(batch * rows * columns);
+        for matrix in values(x, x_l)?.chunks(rows * columns) {
+            for column in 0..columns {
+                let bias = bias.map_or(0.0, |bias| bias[column]);
+                output.extend(matrix.iter().skip(column).step_by(columns).map(|value| value + bias));
+            }
+        }
+        Ok((CpuStorage::F32(output), Shape::from((batch, columns, rows))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn run_on_gpu(
+        x: &CudaStorage,
+        x_l: &Layout,
+        bias: Option<(&CudaStorage, &Layout)>,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (batch, rows, columns) = x_l.shape().dims3()?;
+        if bias.is_some_and(|(_, layout)| layout.dims() != [columns]) {
+            bail!("biases {:?} for {columns} columns", bias.map(|(_, layout)| layout.dims().to_vec()));
+        }
+        let plan = launch::transpose([batch, rows, columns], bias.is_some())?;
+        let inputs: Vec<_> = std::iter::once((x, x_l)).chain(bias).collect();
+        cuda::run(&plan, &inputs, &Shape::from((batch, columns, rows)))
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+impl CustomOp1 for Transpose {
+    fn name(&self) -> &'static str {
+        "transpose"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        Self::run(x, x_l, None)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, x_l: &Layout) -> Result<(CudaStorage, Shape)> {
+        Self::run_on_gpu(x, x_l, None)
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+impl CustomOp2 for Transpose {
+    fn name(&self) -> &'static str {
+        "transpose-biased"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, bias: &CpuStorage, bias_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        Self::run(x, x_l, Some(values(bias, bias_l)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_l: &Layout,
+        bias: &CudaStorage,
+        bias_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Self::run_on_gpu(x, x_l, Some((bias, bias_l)))
     }
 }
 

@@ -165,11 +165,13 @@ fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Resul
 /// A 3×3 convolution with padding of one pixel.
 #[derive(Debug)]
 pub(super) struct Convolution {
-    /// `(out, in, 3, 3)`
+    /// `(out, in, 3, 3)`, or `(out, 3, 3, in)` if `channels_last`.
     weight: Matrix,
     /// `(out)`
     bias: Tensor,
     resize: Resize,
+    #[cfg(feature = "cudnn")]
+    channels_last: bool,
 }
 
 impl Convolution {
@@ -180,7 +182,19 @@ impl Convolution {
         resize: Resize,
     ) -> std::result::Result<Self, LoadError> {
         let weight = weights.matrix(&[outputs, inputs, 3, 3], "weight")?;
-        Ok(Self { weight, bias: weights.get(&[outputs], "bias")?, resize })
+        let bias = weights.get(&[outputs], "bias")?;
+        #[cfg(feature = "cudnn")]
+        if super::cudnn::wants_channels_last(bias.device(), bias.dtype(), inputs, outputs) {
+            let weight = Matrix::Loaded(super::cudnn::channels_last(weight.tensor()?)?);
+            return Ok(Self { weight, bias, resize, channels_last: true });
+        }
+        Ok(Self {
+            weight,
+            bias,
+            resize,
+            #[cfg(feature = "cudnn")]
+            channels_last: false,
+        })
     }
 
     /// `(b, in, h, w)` to `(b, out, h', w')`.
@@ -203,6 +217,15 @@ impl Convolution {
             Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
             Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
         };
+        #[cfg(feature = "cudnn")]
+        if self.channels_last {
+            let weight = self.weight.tensor()?;
+            if let Some(y) = super::cudnn::convolve_channels_last(&x, weight, &self.bias, padding, stride)? {
+                return Ok(y);
+            }
+            let weight = weight.permute((0, 3, 1, 2))?.contiguous()?;
+            return accumulate(convolve(&x, &weight, padding, stride)?, &self.bias);
+        }
         accumulate(convolve(&x, self.weight.tensor()?, padding, stride)?, &self.bias)
     }
 }

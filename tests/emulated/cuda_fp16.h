@@ -1,4 +1,5 @@
-// Numbers of 16 bits with 5 of exponent, with CUDA's names: conversions alone, for the kernels compute in f32.
+// Numbers of 16 bits with 5 of exponent, with CUDA's names. Whatever is computed with them is computed in f32 and rounded when it is
+// stored, as kernels do that spell it out.
 #pragma once
 
 #include <cmath>
@@ -7,28 +8,43 @@
 
 struct __half {
     uint16_t bits;
+
+    __half() = default;
+    __half(float x) : bits(rounded(x)) {}
+    operator float() const { return wide(bits); }
+    __half& operator+=(float x) { return *this = __half(*this + x); }
+    __half& operator*=(float x) { return *this = __half(*this * x); }
+
+    static __half of_bits(uint16_t bits) {
+        __half x;
+        x.bits = bits;
+        return x;
+    }
+
+    static float wide(uint16_t bits) {
+        int exponent = bits >> 10 & 31, fraction = bits & 1023;
+        float size = exponent == 0    ? std::ldexp(float(fraction), -24)
+                     : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                      : std::ldexp(float(fraction | 1024), exponent - 25);
+        return bits & 0x8000 ? -size : size;
+    }
+
+    // To the nearest, ties to even.
+    static uint16_t rounded(float x) {
+        uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+        float size = std::fabs(x);
+        if (std::isnan(x)) return 0x7fff;
+        if (size >= 65520.0f) return uint16_t(sign | 0x7c00);
+        int exponent = size < 6.103515625e-5f ? -14 : std::ilogb(size);
+        // The default mode of rounding is that one.
+        int steps = int(std::nearbyint(std::ldexp(size, 10 - exponent)));
+        int biased = steps < 1024 ? 0 : exponent + 15;
+        // What was rounded up to the next power of two carries into the exponent.
+        return uint16_t(sign | ((biased ? (biased << 10) + (steps - 1024) : steps)));
+    }
 };
 
 inline uint16_t __half_as_ushort(__half x) { return x.bits; }
-
-inline float __half2float(__half x) {
-    int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
-    float size = exponent == 0    ? std::ldexp(float(fraction), -24)
-                 : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                  : std::ldexp(float(fraction | 1024), exponent - 25);
-    return x.bits & 0x8000 ? -size : size;
-}
-
-// To the nearest, ties to even.
-inline __half __float2half_rn(float x) {
-    uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-    float size = std::fabs(x);
-    if (std::isnan(x)) return {0x7fff};
-    if (size >= 65520.0f) return {uint16_t(sign | 0x7c00)};
-    int exponent = size < 6.103515625e-5f ? -14 : std::ilogb(size);
-    // The default mode of rounding is that one.
-    int steps = int(std::nearbyint(std::ldexp(size, 10 - exponent)));
-    int biased = steps < 1024 ? 0 : exponent + 15;
-    // What was rounded up to the next power of two carries into the exponent.
-    return {uint16_t(sign | ((biased ? (biased << 10) + (steps - 1024) : steps)))};
-}
+inline float __half2float(__half x) { return x; }
+inline __half __float2half(float x) { return x; }
+inline __half __float2half_rn(float x) { return x; }

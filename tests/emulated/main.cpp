@@ -17,8 +17,6 @@
 #include <utility>
 #include <vector>
 
-#include "cuda_bf16.h"
-#include "cuda_fp16.h"
 #include "emulation.hpp"
 
 #include "../../src/engine/kernels/cuda/kernels.cu"
@@ -87,7 +85,7 @@ template <class... T> Kernel kernel(void (*run)(T...)) {
         {"token_norm_" #FORMAT, kernel(token_norm_##FORMAT)}, {"gelu_" #FORMAT, kernel(gelu_##FORMAT)},                        \
         {"gated_gelu_" #FORMAT, kernel(gated_gelu_##FORMAT)}, {"add_" #FORMAT, kernel(add_##FORMAT)},                          \
         {"add_channel_" #FORMAT, kernel(add_channel_##FORMAT)}, {"gated_add_" #FORMAT, kernel(gated_add_##FORMAT)},            \
-        {"rotate_" #FORMAT, kernel(rotate_##FORMAT)}
+        {"rotate_" #FORMAT, kernel(rotate_##FORMAT)}, {"transpose_" #FORMAT, kernel(transpose_##FORMAT)}
 #define OF_STEPS(STEPS)                                                                                                        \
     {"attention_" #STEPS "_f16", kernel(attention_##STEPS##_f16)}, {"attention_" #STEPS "_bf16", kernel(attention_##STEPS##_bf16)}
 

@@ -12,6 +12,8 @@ const NORM_THREADS: u32 = 256;
 const PART: usize = 8192;
 const NORM_TOKENS: usize = 32;
 const NORM_LINES: u32 = 16;
+const TURNED: usize = 32;
+const TURNED_LINES: u32 = 8;
 const QUERIES: usize = 64;
 const ATTENTION_THREADS: u32 = 128;
 /// Channels of a head, in sixteens, for which there are kernels.
@@ -240,6 +242,16 @@ pub(super) fn rotate([heads, width, tokens]: [usize; 3]) -> Result<Plan> {
     let turns = Argument::Wide { number: 1 };
     let arguments = vec![tensor(0), turns, long(heads * pairs_of_head), long(pairs_of_head), int(tokens)?];
     Ok(in_place(Call { kernel: "rotate", grid, block, arguments }))
+}
+
+/// Of `x (b, rows, columns)` and, if there is one, a bias `(columns)`.
+pub(super) fn transpose([batch, rows, columns]: [usize; 3], biased: bool) -> Result<Plan> {
+    let squares = rows.div_ceil(TURNED) * columns.div_ceil(TURNED);
+    let bias = if biased { tensor(1) } else { Argument::Absent };
+    let arguments = vec![tensor(0), bias, Argument::Output, int(rows)?, int(columns)?];
+    let (grid, block) = ([side(squares)?, second_side(batch)?, 1], [TURNED as u32, TURNED_LINES, 1]);
+    let calls = vec![Call { kernel: "transpose", grid, block, arguments }];
+    Ok(Plan { calls, output_values: batch * rows * columns, scratch_values: 0 })
 }
 
 /// Whether there is a kernel for `heads` of `width` channels.

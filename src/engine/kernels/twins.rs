@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::launch::{self, Argument, Plan};
-use super::{Accumulate, Attention, GatedAccumulate, GatedGelu, Gelu, GroupNorm, LayerNorm, RmsNorm, Rotate};
+use super::{
+    Accumulate, Attention, GatedAccumulate, GatedGelu, Gelu, GroupNorm, LayerNorm, RmsNorm, Rotate, Transpose,
+};
 
 /// Operations that a device has or has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +59,7 @@ impl Case {
 }
 
 /// How far a value may be from `expected`, in a number format of `digits` bits behind the first.
-pub(super) fn is_close(found: f32, expected: f32, digits: i32) -> bool {
+pub(in crate::engine) fn is_close(found: f32, expected: f32, digits: i32) -> bool {
     // An operation rounds its result, and attention its weights too.
     (found - expected).abs() <= 6.0 * f32::powi(2.0, -1 - digits.min(14)) * (1.0 + expected.abs())
 }
@@ -164,6 +166,18 @@ pub(super) const CASES: &[Case] = &[
         shapes: &[&[3, 8, 21], &[2, 4, 21]],
         run: |tensors| changed(&tensors[0], |x| x.inplace_op2(&tensors[1], &Rotate)),
         plan: || launch::rotate([3, 8, 21]),
+    },
+    Case {
+        name: "transpose",
+        shapes: &[&[3, 40, 70]],
+        run: |tensors| tensors[0].apply_op1_no_bwd(&Transpose),
+        plan: || launch::transpose([3, 40, 70], false),
+    },
+    Case {
+        name: "transpose, biased",
+        shapes: &[&[2, 35, 33], &[33]],
+        run: |tensors| tensors[0].apply_op2_no_bwd(&tensors[1], &Transpose),
+        plan: || launch::transpose([2, 35, 33], true),
     },
     attention!("attention of 16", 3, 16, 64, 64),
     attention!("attention of 24", 2, 24, 70, 9),

@@ -241,6 +241,39 @@ template <class T> __device__ void rotate(T* target, const float* turns, int64_t
     }
 }
 
+// ------------------------------------------------------------------------------------------------------ order of channels
+
+// The side of the square that a block turns, lines of its threads, and values between two lines of shared memory, so that those
+// below each other lie in different banks.
+constexpr int TURNED = 32;
+constexpr int TURNED_LINES = 8;
+constexpr int TURNED_GAP = 2;
+
+// `x (b, rows, columns)` to `y (b, columns, rows)`, plus `bias (columns)`, if there is one.
+template <class T> __device__ void transpose(const T* x, const T* bias, T* y, int rows, int columns) {
+    __shared__ T square[TURNED][TURNED + TURNED_GAP];
+    int across = (columns + TURNED - 1) / TURNED;
+    int row = int(blockIdx.x / across) * TURNED, column = int(blockIdx.x % across) * TURNED;
+    int64_t first = int64_t(blockIdx.y) * rows * columns;
+    for (int line = threadIdx.y; line < TURNED; line += TURNED_LINES) {
+        if (row + line < rows && column + int(threadIdx.x) < columns) {
+            square[line][threadIdx.x] = x[first + int64_t(row + line) * columns + column + threadIdx.x];
+        }
+    }
+    __syncthreads();
+    for (int line = threadIdx.y; line < TURNED; line += TURNED_LINES) {
+        if (column + line < columns && row + int(threadIdx.x) < rows) {
+            T value = square[threadIdx.x][line];
+            int64_t index = first + int64_t(column + line) * rows + row + threadIdx.x;
+            if (bias) {
+                narrow(widen(value) + widen(bias[column + line]), y[index]);
+            } else {
+                y[index] = value;
+            }
+        }
+    }
+}
+
 // -------------------------------------------------------------------------------------------------------------- attention
 
 // Queries of a block, 16 to a warp, and keys that are looked at together.
@@ -453,6 +486,9 @@ __device__ void attention(
     extern "C" __global__ void rotate_##FORMAT(                                                                                  \
         T* target, const float* turns, int64_t pairs, int64_t pairs_of_head, int tokens) {                                       \
         rotate(target, turns, pairs, pairs_of_head, tokens);                                                                     \
+    }                                                                                                                            \
+    extern "C" __global__ void transpose_##FORMAT(const T* x, const T* bias, T* y, int rows, int columns) {                      \
+        transpose(x, bias, y, rows, columns);                                                                                    \
     }
 
 FOR_FORMAT(float, f32)
