@@ -25,7 +25,7 @@ use crate::job::{Fault, FeatureCache, ImageSpec, Sizes, Start, Weighting};
 
 /// To be raised with every change of the layout, and of what a step computes: a picture is made by one rule from its
 /// beginning to its end.
-const FORMAT: &str = "7";
+const FORMAT: &str = "8";
 /// More than the metadata and the generator of any row.
 const REST_BYTES_MAX: usize = 64 << 10;
 

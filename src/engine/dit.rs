@@ -194,10 +194,10 @@ impl Embedder {
     }
 }
 
-/// Cosines and sines of each value: `(b, 256, 1)`.
+/// Cosines and sines of each value: `(n, 256)`.
 ///
 /// Always computed in f32: in f16 a timestep times a frequency would lose almost all of its fraction.
-fn sinusoids(values: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
+pub(super) fn sinusoids(values: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
     let half = TIME_WIDTH / 2;
     let mut embedded = Vec::with_capacity(values.len() * TIME_WIDTH);
     for value in values {
@@ -206,7 +206,7 @@ fn sinusoids(values: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
         embedded.extend(cosines);
         embedded.extend(sines);
     }
-    Tensor::from_vec(embedded, (values.len(), TIME_WIDTH, 1), device)?.to_dtype(dtype)
+    Tensor::from_vec(embedded, (values.len(), TIME_WIDTH), device)?.to_dtype(dtype)
 }
 
 /// What modulates all blocks: the timestep, the pooled prompt and, in models that were distilled from guidance, its
@@ -239,16 +239,17 @@ impl Conditioning {
             (None, _) => text,
             (Some(embedder), Some(scale)) => {
                 let scales = vec![scale * 1000.0; pooled.dim(0)?];
-                accumulate(embedder.forward(&sinusoids(&scales, pooled.device(), pooled.dtype())?)?, &text)?
+                let scales = sinusoids(&scales, pooled.device(), pooled.dtype())?.unsqueeze(2)?;
+                accumulate(embedder.forward(&scales)?, &text)?
             }
             (Some(_), None) => candle_core::bail!("the model needs a guidance scale"),
         };
         vector.squeeze(2)
     }
 
-    /// The embedding that every modulation takes, `(b, d, 1)`, for one timestep per row.
-    pub(super) fn forward(&self, timesteps: &[f32], vector: &Tensor) -> Result<Tensor> {
-        let time = self.time.forward(&sinusoids(timesteps, vector.device(), vector.dtype())?)?;
+    /// The embedding that every modulation takes, `(b, d, 1)`, for the [`sinusoids`] of each row's timestep, `(b, 256)`.
+    pub(super) fn forward(&self, time: &Tensor, vector: &Tensor) -> Result<Tensor> {
+        let time = self.time.forward(&time.unsqueeze(2)?)?;
         // Every modulation wants it after a SiLU.
         silu(&accumulate(time, &vector.unsqueeze(2)?)?)
     }

@@ -3,11 +3,12 @@
 //! Latents go in and come out as pictures: packing 2×2 of them into a token happens in here. What the output means, and
 //! what is done with it, is the sampler's business.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::FluxConfig;
 use super::dit::{
     BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, Modulation, Projections, changed, patches,
+    sinusoids,
 };
 use super::error::LoadError;
 use super::kernels::Gelu;
@@ -97,10 +98,21 @@ impl FluxTransformer {
         self.conditioning.vector(pooled, guidance)
     }
 
-    /// The model's output for latents `x (b, c, h, w)` of even sides, each row at its own timestep from 0 to 1000
-    /// (which diffusers' pipeline divides by 1000 and its model multiplies by 1000), with the prompts' embeddings
-    /// `context (b, d, t)`, which are the T5's output, and the `vector (b, v)` of [`Self::vector`]. All tensors are in
-    /// the model's number format, and so is the result.
+    /// Timesteps from 0 to 1000 as the model takes them: `(n, e)`.
+    pub(crate) fn embed(timesteps: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
+        // diffusers' pipeline divides by 1000 and its model multiplies by 1000: in f32 that is not always the identity.
+        let timesteps: Vec<f32> = timesteps.iter().map(|timestep| timestep / 1000.0 * 1000.0).collect();
+        sinusoids(&timesteps, device, dtype)
+    }
+
+    /// Where the tokens of prompts of `tokens` and of latents of such a height and width are, as [`turns`] says.
+    pub(crate) fn places(&self, [height, width]: [usize; 2], tokens: usize, device: &Device) -> Result<Tensor> {
+        turns(&self.config.axes_dims_rope, tokens, height / PATCH_SIDE, width / PATCH_SIDE, device)
+    }
+
+    /// The model's output for latents `x (b, c, h, w)` of even sides, with what [`Self::embed`] made of each row's timestep, the
+    /// prompts' embeddings `context (b, d, t)`, which are the T5's output, the `vector (b, v)` of [`Self::vector`] and the
+    /// [`Self::places`]. All tensors are in the model's number format, and so is the result.
     ///
     /// With it comes what all blocks changed, as [`changed`] says.
     ///
@@ -108,28 +120,26 @@ impl FluxTransformer {
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        timesteps: &[f32],
+        time: &Tensor,
         context: &Tensor,
         vector: &Tensor,
+        places: &Tensor,
         kept: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
         let (b, _, h, w) = x.dims4()?;
         let (rows, columns) = (h / PATCH_SIDE, w / PATCH_SIDE);
         let tokens = context.dim(2)?;
-        // In f32 the way there and back is not always the identity.
-        let timesteps: Vec<f32> = timesteps.iter().map(|timestep| timestep / 1000.0 * 1000.0).collect();
-        let embedding = self.conditioning.forward(&timesteps, vector)?;
+        let embedding = self.conditioning.forward(time, vector)?;
 
         let before = self.input.forward(&patches(x, PATCH_SIDE)?)?;
         let (image, change) = changed(&before, kept, || {
-            let turns = turns(&self.config.axes_dims_rope, tokens, rows, columns, x.device())?;
             let (mut image, mut context) = (before.clone(), self.context_embedding.forward(context)?);
             for block in &self.blocks {
-                (image, context) = block.forward(&image, context, &embedding, Some(&turns))?;
+                (image, context) = block.forward(&image, context, &embedding, Some(places))?;
             }
             let mut all = Tensor::cat(&[context, image], 2)?;
             for block in &self.single_blocks {
-                all = block.forward(&all, &embedding, &turns)?;
+                all = block.forward(&all, &embedding, places)?;
             }
             all.narrow(2, tokens, rows * columns)?.contiguous()
         })?;
@@ -170,7 +180,6 @@ fn turns(axes: &[usize; 3], tokens: usize, rows: usize, columns: usize, device: 
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
 
     use super::super::dit::golden::{self, Inputs, Part};
     use super::*;
@@ -189,7 +198,11 @@ mod tests {
         vector: &Tensor,
         kept: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        model.forward(&inputs.latents, &inputs.timesteps, &inputs.context, vector, kept)
+        let Inputs { latents, timesteps, context, .. } = inputs;
+        let time = FluxTransformer::embed(timesteps, latents.device(), latents.dtype())?;
+        let (_, _, h, w) = latents.dims4()?;
+        let places = model.places([h, w], context.dim(2)?, latents.device())?;
+        model.forward(latents, &time, context, vector, &places, kept)
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::PromptEncoder;
 use super::clip::{Clip, Projection};
 use super::condition::{ClipEncoder, FLUX_T5_TOKENS, Known, SD3_T5_TOKENS, TextEncoders};
 use super::config::{DenoiserConfig, Family, PipelineConfig};
-use super::denoiser::Denoiser;
+use super::denoiser::{Architecture, Denoiser};
 use super::device::{self, DeviceChoice, Placement, Placements, Precision, Precisions};
 use super::digest::{KnownPieces, ModelDigest};
 use super::error::LoadError;
@@ -241,10 +241,11 @@ impl Source {
         let (device, dtype) = (&placement.device, placement.computes_in());
         let weights = self.open(self.config.denoiser.directory(), placement, loras)?.counted(tally);
         let denoiser = match &self.config.denoiser {
-            DenoiserConfig::Unet(config) => Denoiser::Unet(Box::new(Unet::new(&weights, config, device, dtype)?)),
-            DenoiserConfig::Sd3(config) => Denoiser::Sd3(Sd3Transformer::new(&weights, config)?),
-            DenoiserConfig::Flux(config) => Denoiser::Flux(FluxTransformer::new(&weights, config)?),
+            DenoiserConfig::Unet(config) => Architecture::Unet(Box::new(Unet::new(&weights, config, device, dtype)?)),
+            DenoiserConfig::Sd3(config) => Architecture::Sd3(Sd3Transformer::new(&weights, config)?),
+            DenoiserConfig::Flux(config) => Architecture::Flux(FluxTransformer::new(&weights, config)?),
         };
+        let denoiser = Denoiser::new(denoiser);
         let loras = loras.map(|loras| loras.digests()).unwrap_or_default();
         Ok(Weighted { text, denoiser, loras, copied_bytes: tally.copied(), mapped_bytes: tally.mapped() })
     }

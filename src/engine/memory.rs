@@ -131,12 +131,14 @@ mod linux {
     }
 }
 
-/// What the driver of CUDA tells. Tensors lie in the device's pool, of which only its own counters know what is used and was.
+/// What the driver of CUDA tells. Tensors lie in the device's pool, of which only its own counters know what is used and was; what
+/// recorded passes need lies in another, of which all that it has is in use.
 #[cfg(feature = "cuda")]
 pub(super) mod cuda {
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::sys::{
-        CUmemPool_attribute, CUmemoryPool, cuMemPoolGetAttribute, cuMemPoolSetAttribute,
+        CUgraphMem_attribute, CUmemPool_attribute, CUmemoryPool, cuDeviceGetGraphMemAttribute, cuDeviceGraphMemTrim,
+        cuMemPoolGetAttribute, cuMemPoolSetAttribute,
     };
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 
@@ -146,16 +148,38 @@ pub(super) mod cuda {
         stream.context().synchronize().ok()?;
         let (free, _) = stream.context().mem_get_info().ok()?;
         let reserved = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT).unwrap_or(0);
-        let kept = reserved.saturating_sub(used(device).unwrap_or(reserved));
+        let in_use = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT).unwrap_or(reserved);
+        let kept = reserved.saturating_sub(in_use);
         Some(u64::try_from(free).ok()? + kept)
     }
 
     pub(super) fn used(device: &CudaDevice) -> Option<u64> {
-        read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
+        let tensors = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        Some(tensors + of_graphs(device).unwrap_or(0))
     }
 
     pub(super) fn peak(device: &CudaDevice) -> Option<u64> {
-        read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+        let tensors = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+        Some(tensors + of_graphs(device).unwrap_or(0))
+    }
+
+    #[expect(unsafe_code, reason = "cudarc has no safe call for the memory of graphs")]
+    fn of_graphs(device: &CudaDevice) -> Option<u64> {
+        let mut bytes = 0_u64;
+        let attribute = CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT;
+        let ordinal = device.cuda_stream().context().cu_device();
+        // SAFETY: the device is the one that the context was opened on, and the attribute is a 64-bit number.
+        let got = unsafe { cuDeviceGetGraphMemAttribute(ordinal, attribute, (&raw mut bytes).cast()) };
+        got.result().ok().map(|()| bytes)
+    }
+
+    /// Gives back what passes needed that are recorded no more.
+    #[expect(unsafe_code, reason = "cudarc has no safe call for the memory of graphs")]
+    pub(crate) fn give_back_graphs(device: &CudaDevice) {
+        // SAFETY: as in `of_graphs`. What graphs that are left need stays, or comes back when they are launched.
+        let trimmed = unsafe { cuDeviceGraphMemTrim(device.cuda_stream().context().cu_device()) };
+        // The next try to allocate says what is left.
+        let _ = trimmed.result();
     }
 
     /// Makes the present use the peak; none of it are files'.

@@ -3,10 +3,10 @@
 //!
 //! What the output means, and what is done with it, is the sampler's business.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::Sd3Config;
-use super::dit::{BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, changed, patches};
+use super::dit::{BlockKind, BlockShape, Conditioning, ContinuousNorm, JointBlock, changed, patches, sinusoids};
 use super::error::LoadError;
 use super::layers::{Linear, accumulate};
 use super::weights::{Table, Weights};
@@ -71,26 +71,33 @@ impl Sd3Transformer {
         self.conditioning.vector(pooled, guidance)
     }
 
-    /// The model's output for latents `x (b, c, h, w)`, each row at its own timestep from 0 to 1000, which is what
-    /// diffusers' scheduler and pipeline pass on as it is; with the prompts' embeddings `context (b, d, t)` of
-    /// [`context`] and the `vector (b, v)` of [`Self::vector`]. All tensors are in the model's number format, and so is
-    /// the result.
+    /// Timesteps from 0 to 1000, which is what diffusers' scheduler and pipeline pass on as it is, as the model takes
+    /// them: `(n, e)`.
+    pub(crate) fn embed(timesteps: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
+        sinusoids(timesteps, device, dtype)
+    }
+
+    /// The model's output for latents `x (b, c, h, w)`, with what [`Self::embed`] made of each row's timestep, the prompts'
+    /// embeddings `context (b, d, t)` of [`context`], the `vector (b, v)` of [`Self::vector`] and the [`Self::places`]. All
+    /// tensors are in the model's number format, and so is the result.
     ///
     /// With it comes what all blocks changed, as [`changed`] says.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        timesteps: &[f32],
+        time: &Tensor,
         context: &Tensor,
         vector: &Tensor,
+        places: &Tensor,
         kept: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
         let (b, _, h, w) = x.dims4()?;
         let side = self.config.patch_size;
         let (rows, columns) = (h / side, w / side);
-        let embedding = self.conditioning.forward(timesteps, vector)?;
+        let embedding = self.conditioning.forward(time, vector)?;
         let before = self.patch_embedding.forward(&patches(x, side)?)?;
-        let before = accumulate(before, &self.positions(b, rows, columns)?)?;
+        let places = places.broadcast_as(before.shape())?.contiguous()?;
+        let before = accumulate(before, &places)?;
         let (image, change) = changed(&before, kept, || {
             let (mut image, mut context) = (before.clone(), self.context_embedding.forward(context)?);
             for block in &self.blocks {
@@ -105,17 +112,17 @@ impl Sd3Transformer {
         Ok((y, change))
     }
 
-    /// The embeddings of the places of `rows` by `columns` patches in the middle of the largest picture: `(b, d, t)`.
-    fn positions(&self, batch: usize, rows: usize, columns: usize) -> Result<Tensor> {
+    /// The embeddings of the places of the patches of latents of such a height and width, in the middle of the largest
+    /// picture: `(d, t)`.
+    pub(crate) fn places(&self, size: [usize; 2]) -> Result<Tensor> {
+        let [rows, columns] = size.map(|side| side / self.config.patch_size);
         let side = self.config.pos_embed_max_size;
         if rows > side || columns > side {
             candle_core::bail!("{rows} by {columns} patches are more than pos_embed_max_size, {side}");
         }
         let (top, left) = ((side - rows) / 2, (side - columns) / 2);
         let places = (top..top + rows).flat_map(|row| (left..left + columns).map(move |column| row * side + column));
-        let table = self.positions.rows(places)?; // (t, d)
-        let (tokens, width) = table.dims2()?;
-        table.t()?.broadcast_as((batch, width, tokens))?.contiguous()
+        self.positions.rows(places)?.t()?.contiguous()
     }
 }
 
@@ -173,7 +180,10 @@ mod tests {
         vector: &Tensor,
         kept: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        model.forward(&inputs.latents, &inputs.timesteps, &inputs.context, vector, kept)
+        let Inputs { latents, timesteps, context, .. } = inputs;
+        let time = Sd3Transformer::embed(timesteps, latents.device(), latents.dtype())?;
+        let (_, _, h, w) = latents.dims4()?;
+        model.forward(latents, &time, context, vector, &model.places([h, w])?, kept)
     }
 
     #[test]
@@ -242,7 +252,8 @@ mod tests {
         let vector = model.vector(&inputs.pooled, None).unwrap();
         for (h, w, reason) in [(8, 14, "pos_embed_max_size"), (9, 8, "patches")] {
             let latents = Tensor::zeros((2, 4, h, w), DType::F32, &Device::Cpu).unwrap();
-            let error = model.forward(&latents, &inputs.timesteps, &inputs.context, &vector, None).unwrap_err();
+            let inputs = Inputs { latents, ..golden::inputs() };
+            let error = forward(&model, &inputs, &vector, None).unwrap_err();
             assert!(error.to_string().contains(reason), "{error}");
         }
     }

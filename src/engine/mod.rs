@@ -18,6 +18,8 @@ mod error;
 mod flux;
 #[cfg(test)]
 mod golden;
+#[cfg(feature = "cuda")]
+mod graph;
 mod image;
 mod kernels;
 mod layers;
@@ -131,8 +133,8 @@ pub trait Engine: Send {
     /// The memory of the device where it computes.
     fn memory(&self) -> DeviceMemory;
 
-    /// Whether the first image pays for what is only done once, such as compiling kernels.
-    fn warm_up_pays(&self) -> bool;
+    /// Steps of a first image until all that is compiled, chosen and recorded at first use is there; none where nothing is.
+    fn warm_up_steps(&self) -> u32;
 
     /// Waits for the device to have done what it was told.
     ///

@@ -16,7 +16,7 @@ use super::cache::Cache;
 use super::checkpoint::{Checkpoint, Facts, ResumeError, image_digest};
 use super::condition::TextEncoders;
 use super::config::Family;
-use super::denoiser::{Denoiser, Told};
+use super::denoiser::{Architecture, Inputs, Told};
 use super::digest::ModelDigest;
 use super::error::{LoadError, is_out_of_memory};
 use super::loading::{Source, Weighted};
@@ -40,6 +40,10 @@ const PREVIEW_JPEG_QUALITY: u8 = 80;
 /// device has left: what steps do not take.
 const MERGED_BYTES_MAX: u64 = 12 << 30;
 const MERGED_SHARE: u64 = 5;
+/// Of what is known of places; a megapixel takes up to 25 MiB.
+const PLACES_BYTES_MAX: u64 = 64 << 20;
+/// The first compiles kernels and chooses algorithms, the third is recorded.
+const GPU_WARM_UP_STEPS: u32 = 3;
 /// What [`Pipeline::render`] calls its row.
 const RENDERED_ROW: RowId = RowId(u64::MAX);
 
@@ -57,6 +61,8 @@ pub struct Pipeline {
     decoder: Decoder,
     /// Loaded when the first starting picture comes.
     encoder: Option<Encoder>,
+    /// What the denoiser makes of places, for latents of some height and width, and prompts of some length.
+    places: Cache<[usize; 3], Tensor>,
     rows: BTreeMap<RowId, Row>,
     /// Fitted when the first preview is wanted.
     colours: Option<ColourMap>,
@@ -75,6 +81,10 @@ struct Row {
     context: Tensor,
     /// `(g, v)`
     vector: Option<Tensor>,
+    /// What the denoiser makes of the timestep of each step, `(steps, e)`.
+    times: Tensor,
+    /// What it makes of places in the picture.
+    places: Option<Arc<Tensor>>,
     guidance_scale: f64,
     guidance_rescale: f64,
     inpainting: Option<Inpainting>,
@@ -197,6 +207,7 @@ impl Pipeline {
             scale,
             decoder,
             encoder: None,
+            places: Cache::new(PLACES_BYTES_MAX, 1),
             rows: BTreeMap::new(),
             colours: None,
         }
@@ -258,9 +269,9 @@ impl Pipeline {
 
     /// The UNet, if the model has one, for benchmarks.
     pub fn unet(&self) -> Option<&Unet> {
-        match &self.base.denoiser {
-            Denoiser::Unet(unet) => Some(unet),
-            Denoiser::Sd3(_) | Denoiser::Flux(_) => None,
+        match &self.base.denoiser.architecture {
+            Architecture::Unet(unet) => Some(unet),
+            Architecture::Sd3(_) | Architecture::Flux(_) => None,
         }
     }
 
@@ -404,7 +415,7 @@ impl Pipeline {
 
     /// A row at its first step, and what the requester should know.
     fn begin(
-        &self,
+        &mut self,
         spec: &ImageSpec,
         model: Arc<Weighted>,
         trajectory: Trajectory,
@@ -418,6 +429,10 @@ impl Pipeline {
         let told = Told { time_ids, guidance_scale: spec.guidance_scale };
         let dtype = self.source.placements.denoiser.computes_in();
         let pooled = conditioning.pooled.to_device(self.device())?.to_dtype(dtype)?;
+        let timesteps: Vec<f32> = trajectory.steps.iter().map(|step| step.timestep).collect();
+        let times = model.denoiser.embed(&timesteps, self.device(), dtype)?;
+        let context = conditioning.context.to_device(self.device())?.to_dtype(dtype)?;
+        let places = self.places(&model, spec, context.dim(2)?)?;
         let starter = Starter {
             encoder: self.encoder.as_ref(),
             scale: &self.scale,
@@ -433,8 +448,10 @@ impl Pipeline {
             trajectory,
             step: 0,
             random,
-            context: conditioning.context.to_device(self.device())?.to_dtype(dtype)?,
+            context,
             vector: model.denoiser.vector(&pooled, told)?,
+            times,
+            places,
             model,
             guidance_scale: f64::from(spec.guidance_scale),
             guidance_rescale: f64::from(spec.guidance_rescale),
@@ -446,12 +463,30 @@ impl Pipeline {
         Ok((row, conditioning.warnings))
     }
 
+    /// What a denoiser makes of places in the picture of `spec`, for prompts of `tokens`.
+    fn places(
+        &mut self,
+        model: &Weighted,
+        spec: &ImageSpec,
+        tokens: usize,
+    ) -> candle_core::Result<Option<Arc<Tensor>>> {
+        let (_, _, height, width) = self.latent_shape(spec);
+        let key = [height, width, tokens];
+        if let Some(known) = self.places.get(&key) {
+            return Ok(Some(known));
+        }
+        let Some(places) = model.denoiser.places([height, width], tokens, self.device())? else { return Ok(None) };
+        let bytes = (places.elem_count() * places.dtype().size_in_bytes()) as u64;
+        let places = Arc::new(places);
+        self.places.insert(key, Arc::clone(&places), bytes);
+        Ok(Some(places))
+    }
+
     /// What the denoiser says of the next step of `rows`: `(g of all rows, c, h, w)` f32, and its deep features. They share
     /// their weights, the length of their prompts, and whether the step is a whole one.
     fn denoise(&self, rows: &[&Row]) -> candle_core::Result<(Tensor, Tensor)> {
         let dtype = self.source.placements.denoiser.computes_in();
-        let mut inputs = Vec::new();
-        let mut timesteps = Vec::new();
+        let (mut inputs, mut times) = (Vec::new(), Vec::new());
         let (mut contexts, mut vectors, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
             let plan = row.plan()?;
@@ -462,19 +497,21 @@ impl Pipeline {
             let input = input.to_dtype(dtype)?;
             for _ in 0..row.context.dim(0)? {
                 inputs.push(input.clone());
-                timesteps.push(plan.timestep);
+                times.push(row.times.narrow(0, row.step, 1)?);
             }
             contexts.push(&row.context);
             vectors.extend(&row.vector);
             kept.extend(row.kept_for_next().map(|kept| &kept.deep));
         }
-        // (rows of all images, c, h, w), (rows of all images, d, t), (rows of all images, v)
-        let (inputs, contexts) = (Tensor::cat(&inputs, 0)?, Tensor::cat(&contexts, 0)?);
-        let vectors = if vectors.is_empty() { None } else { Some(Tensor::cat(&vectors, 0)?) };
-        let kept = if kept.is_empty() { None } else { Some(Tensor::cat(&kept, 0)?) };
         let Some(first) = rows.first() else { candle_core::bail!("a step of no rows") };
-        let denoiser = &first.model.denoiser;
-        let (output, deep) = denoiser.forward(&inputs, &timesteps, &contexts, vectors.as_ref(), kept.as_ref())?;
+        let (output, deep) = first.model.denoiser.forward(&Inputs {
+            x: Tensor::cat(&inputs, 0)?,
+            time: Tensor::cat(&times, 0)?,
+            context: Tensor::cat(&contexts, 0)?,
+            vector: if vectors.is_empty() { None } else { Some(Tensor::cat(&vectors, 0)?) },
+            kept: if kept.is_empty() { None } else { Some(Tensor::cat(&kept, 0)?) },
+            places: first.places.as_deref().cloned(),
+        })?;
         Ok((output.to_dtype(DType::F32)?, deep))
     }
 
@@ -592,10 +629,10 @@ fn guide(outputs: &Tensor, scale: f64, rescale: f64) -> candle_core::Result<Tens
     if rescale == 0.0 {
         return Ok(guided);
     }
-    let deviation =
-        |x: &Tensor| x.flatten_all()?.var_keepdim(0)?.to_vec1::<f32>().map(|values| f64::from(values[0]).sqrt());
-    let factor = deviation(&prompted)? / deviation(&guided)?;
-    guided * (rescale * factor + (1.0 - rescale))
+    // On the device: nothing waits for it within a step.
+    let deviation = |x: &Tensor| x.flatten_all()?.var_keepdim(0)?.sqrt();
+    let factor = (deviation(&prompted)? / deviation(&guided)?)?.affine(rescale, 1.0 - rescale)?;
+    guided.broadcast_mul(&factor.reshape((1, 1, 1, 1))?)
 }
 
 impl Engine for Pipeline {
@@ -615,8 +652,8 @@ impl Engine for Pipeline {
         DeviceMemory::new(self.device(), self.base.mapped_bytes)
     }
 
-    fn warm_up_pays(&self) -> bool {
-        !self.device().is_cpu()
+    fn warm_up_steps(&self) -> u32 {
+        if self.device().is_cpu() { 0 } else { GPU_WARM_UP_STEPS }
     }
 
     fn wait(&self) -> Result<(), Fault> {

@@ -216,22 +216,28 @@ impl Unet {
         if !x.device().same_device(&self.device) || !context.device().same_device(&self.device) {
             candle_core::bail!("the model is on another device than its inputs");
         }
-        self.forward_keeping(x, timesteps, context, vector, None).map(|(output, _)| output)
+        let time = self.embed_timesteps(timesteps)?;
+        self.forward_keeping(x, &time, context, vector, None).map(|(output, _)| output)
     }
 
-    /// The same, with what the last residual block on the way up gets from below it, `(b, c, h, w)`. Where that is `kept` from
+    /// Sines and cosines of timesteps: `(n, c)`.
+    pub(crate) fn embed_timesteps(&self, timesteps: &[f32]) -> Result<Tensor> {
+        self.embed(timesteps, self.config.levels[0].channels)
+    }
+
+    /// The same for what [`Self::embed_timesteps`] made of the timesteps, with what the last residual block on the way up gets from below it, `(b, c, h, w)`. Where that is `kept` from
     /// another step, only that block is computed, with its transformer and what stands before and behind all blocks.
     ///
     /// Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free" (2023), with the outermost of its branches.
     pub(crate) fn forward_keeping(
         &self,
         x: &Tensor,
-        timesteps: &[f32],
+        time: &Tensor,
         context: &Tensor,
         vector: Option<&Tensor>,
         kept: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        let time = self.time(timesteps, vector)?;
+        let time = self.time(time, vector)?;
         let first = self.input.forward(x)?;
         let below = match kept {
             Some(kept) => kept.clone(),
@@ -247,10 +253,10 @@ impl Unet {
         Ok((self.output.forward(&self.norm.forward(&x, None)?)?, below))
     }
 
-    /// The embedding of timesteps and of what else the model is told, after the SiLU that every residual block wants:
+    /// The embedding of timesteps, whose sines and cosines are `time (b, c)`, and of what else the model is told, after the SiLU that every residual block wants:
     /// `(b, d, 1)`.
-    fn time(&self, timesteps: &[f32], vector: Option<&Tensor>) -> Result<Tensor> {
-        let mut time = self.embed(timesteps, self.config.levels[0].channels)?.unsqueeze(2)?; // (b, c, 1)
+    fn time(&self, time: &Tensor, vector: Option<&Tensor>) -> Result<Tensor> {
+        let mut time = time.unsqueeze(2)?; // (b, c, 1)
         let vector = vector.map(|vector| vector.unsqueeze(2)).transpose()?;
         let mut used = 0;
         if let (Some(_), Some(vector)) = (&self.guidance, &vector) {

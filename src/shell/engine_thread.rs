@@ -162,7 +162,7 @@ fn caught<T, E: std::error::Error + 'static>(
 
 fn load<E: std::error::Error + From<LoadError> + 'static>(model: OpenedModel) -> Result<Pipeline, StartError<E>> {
     let mut engine = model.load().map_err(|error| StartError::Load(error.into()))?;
-    if engine.warm_up_pays() {
+    if engine.warm_up_steps() > 0 {
         warm_up(&mut engine).map_err(StartError::WarmUp)?;
     }
     Ok(engine)
@@ -192,7 +192,7 @@ impl EngineThread {
     }
 }
 
-/// One step and one decode at the default size, so that the first job does not pay for what is only done once.
+/// A few steps and one decode at the default size, so that the first job does not pay for what is only done once.
 fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
     let ModelManifest { defaults, tasks, .. } = engine.manifest().clone();
     let (width, height) = (defaults.width, defaults.height);
@@ -203,7 +203,11 @@ fn warm_up(engine: &mut dyn Engine) -> Result<(), Fault> {
         let file = Bytes::from(engine::encode(&white, OutputFormat::Png)?);
         (Start::Inpaint { strength: 1.0 }, PictureFiles { init_image: Some(file.clone()), mask_image: Some(file) })
     };
-    let spec = ImageSpec { num_inference_steps: 1, start, ..ImageSpec::with_defaults("warm-up", &defaults) };
+    let spec = ImageSpec {
+        num_inference_steps: engine.warm_up_steps(),
+        start,
+        ..ImageSpec::with_defaults("warm-up", &defaults)
+    };
     let pictures = StartingPictures::prepare(&files, &spec)?;
     let row = RowId(u64::MAX);
     for _ in 0..engine.admit(row, &spec, &pictures)?.steps {
