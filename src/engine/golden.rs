@@ -132,10 +132,10 @@ fn run(pipeline: &mut Pipeline, tensors: &HashMap<String, Tensor>, request: &Val
     measured
 }
 
-/// In f32 on the device that `DARKROOM_TEST_DEVICE` names: `local/bench/engine` names a GPU.
-fn options() -> LoadOptions {
+/// On the device that `DARKROOM_TEST_DEVICE` names: `local/bench/engine` names a GPU.
+fn options(precision: Precision) -> LoadOptions {
     let device = std::env::var("DARKROOM_TEST_DEVICE").map_or(DeviceChoice::Cpu, |name| name.parse().unwrap());
-    LoadOptions { device, precisions: Precisions::all(Some(Precision::F32)), loras: None }
+    LoadOptions { device, precisions: Precisions::all(Some(precision)), loras: None }
 }
 
 fn open(family: &str, request: Option<&Value>) -> (tempfile::TempDir, Pipeline) {
@@ -146,7 +146,7 @@ fn open(family: &str, request: Option<&Value>) -> (tempfile::TempDir, Pipeline) 
         let index = directory.path().join("model_index.json");
         tiny::edit(&index, "scheduler", serde_json::json!(["diffusers", class]));
     }
-    let pipeline = load(directory.path(), &options()).unwrap();
+    let pipeline = load(directory.path(), &options(Precision::F32)).unwrap();
     (directory, pipeline)
 }
 
@@ -254,6 +254,20 @@ fn every_request_gives_the_image_of_diffusers() {
     }
     assert!(wrong.is_empty(), "not as in diffusers:\n{}", wrong.join("\n"));
     check_table(&table);
+}
+
+/// Where there are kernels for 16 bits alone: attention on tensor cores, convolutions with channels last.
+#[test]
+fn weights_of_16_bits_give_nearly_the_image_of_diffusers() {
+    for family in ["sd1", "sdxl"] {
+        let (golden, tensors) = (tiny::golden(family), tiny::tensors(family));
+        let directory = tiny::model(family);
+        for (precision, close) in [(Precision::F16, 0.01), (Precision::Bf16, 0.05)] {
+            let mut pipeline = load(directory.path(), &options(precision)).unwrap();
+            let Measured { outputs, latents, .. } = run(&mut pipeline, &tensors, &golden["requests"][0]);
+            assert!(outputs <= close && latents <= close, "{family} in {precision:?}: {outputs}, {latents}");
+        }
+    }
 }
 
 /// The page of the documentation holds, for each request, the largest relative error of the final latents, rounded up to a
