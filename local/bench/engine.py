@@ -62,6 +62,8 @@ NOISE_SEEDS = [0, 20_231, 2**32 + 9]
 
 # Steps of a whole image, from its prompt to the bytes of a PNG.
 WHOLE_STEPS = 20
+# What both say when they have made one.
+FIRST_STEP = "step 1/1"
 COLUMNS = ["", "diffusers", "Darkroom", "ratio", "share of diffusers", "of Darkroom"]
 # What a processor computes with, by the flag that says so, the best first.
 VECTORS = {"avx512_bf16": "AVX-512 and its bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
@@ -327,12 +329,13 @@ def whole_image(pipeline, side):
 
 
 def first_step(directory, device, dtype):
-    """What a process does until it has made one small step."""
+    """What a process does until it has made one small step, and says so."""
     diffusers.utils.logging.disable_progress_bar()
     pipeline = load(directory, device, models.DTYPES[dtype])
     pipeline.set_progress_bar_config(disable=True)
     pipeline(PROMPT, width=64, height=64, num_inference_steps=1, output_type="latent", **guidance(pipeline))
     synchronize(device)
+    print(FIRST_STEP, flush=True)
 
 
 # What the machine can do, and what there is to do.
@@ -403,9 +406,7 @@ def measure_family(program, name, options):
             }
             for whose, (command, environment) in profiles.items():
                 found = flat(*watched(command, environment, options.device))
-                began = time.perf_counter()
-                output(*starts[whose])
-                rounds[whose].append({**found, "start": (time.perf_counter() - began) * 1e3})
+                rounds[whose].append({**found, "start": milliseconds_to_first_step(*starts[whose])})
     finally:
         if options.discard and name != "tiny":
             shutil.rmtree(directory)
@@ -460,7 +461,7 @@ def profile_command(program, directory, side, whole, options):
 
 
 def render_command(program, directory, options):
-    """A process that makes one small step, and even decodes what comes of it."""
+    """A process that makes one small step and says so, as `first_step` does."""
     scratch = CACHE / "bench-models"
     scratch.mkdir(parents=True, exist_ok=True)
     request = {"prompt": PROMPT, "num_inference_steps": 1, "width": 64, "height": 64}
@@ -483,6 +484,20 @@ def output(command, environment):
         said = (done.stderr.strip() or "nothing was said").splitlines()[-1]
         raise Failure(f"{pathlib.Path(command[0]).name} ended with {done.returncode}: {said}")
     return done.stdout
+
+
+def milliseconds_to_first_step(command, environment):
+    """From the start of a process to the line with which it says that its first step is made."""
+    began, made, last = time.perf_counter(), None, "nothing was said"
+    with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            last = line.strip()
+            if made is None and last.startswith(FIRST_STEP):
+                made = (time.perf_counter() - began) * 1e3
+    if process.returncode or made is None:
+        raise Failure(f"{pathlib.Path(command[0]).name} ended with {process.returncode}: {last}")
+    return made
 
 
 def watched(command, environment, device):
