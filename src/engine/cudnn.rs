@@ -17,6 +17,7 @@ use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnTensorFormat_t as Format,
 };
 use candle_core::cuda_backend::cudarc::cudnn::{ConvForward, Cudnn, CudnnDataType, CudnnError};
+use candle_core::cuda_backend::cudarc::driver::sys::CUstreamCaptureStatus;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, DeviceId};
 use candle_core::{
@@ -86,18 +87,30 @@ pub(super) fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usiz
 pub(super) fn wants_channels_last(device: &Device, dtype: DType, inputs: usize, outputs: usize) -> bool {
     /// Channels that tensor cores take at once.
     const ALIGNED: usize = 8;
-    static IS_RIGHT: OnceLock<bool> = OnceLock::new();
-    let is_meant =
-        matches!(dtype, DType::F16 | DType::BF16) && inputs.is_multiple_of(ALIGNED) && outputs.is_multiple_of(ALIGNED);
-    is_meant
-        && device.is_cuda()
-        && *IS_RIGHT.get_or_init(|| {
-            let checked = check_channels_last(device);
-            if let Err(error) = &checked {
-                tracing::warn!(%error, "convolutions have channels first on this GPU: that is slower");
-            }
-            checked.is_ok()
-        })
+    static F16_IS_RIGHT: OnceLock<bool> = OnceLock::new();
+    static BF16_IS_RIGHT: OnceLock<bool> = OnceLock::new();
+    let (is_right, digits) = if dtype == DType::F16 {
+        (&F16_IS_RIGHT, 10)
+    } else if dtype == DType::BF16 {
+        (&BF16_IS_RIGHT, 7)
+    } else {
+        return false;
+    };
+    if !device.is_cuda() || !inputs.is_multiple_of(ALIGNED) || !outputs.is_multiple_of(ALIGNED) {
+        return false;
+    }
+    *is_right.get_or_init(|| {
+        let checked = check_channels_last(device, dtype, digits);
+        if let Err(error) = &checked {
+            tracing::warn!(%error, ?dtype, "convolutions have channels first on this GPU: that is slower");
+        }
+        checked.is_ok()
+    })
+}
+
+/// Whether what the device is asked for is recorded, not done. What fails then says nothing of what it can do.
+fn is_recorded(device: &CudaDevice) -> bool {
+    !matches!(device.cuda_stream().capture_status(), Ok(CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE))
 }
 
 /// `weight (out, c, h, w)` with channels last: `(out, h, w, c)`.
@@ -126,14 +139,18 @@ pub(super) fn convolve_channels_last(
         stride,
     };
     let x = x.contiguous()?.reshape((b, c, h * w))?.apply_op1_no_bwd(&kernels::Transpose)?;
-    let Ok(y) = x.apply_op2_no_bwd(weight, &convolution) else { return Ok(None) };
+    let y = match x.apply_op2_no_bwd(weight, &convolution) {
+        Err(error) if is_recorded(x.device().as_cuda_device()?) => return Err(error),
+        Err(_) => return Ok(None),
+        Ok(y) => y,
+    };
     let [_, _, h, w] = convolution.output();
     let y = y.reshape((b, h * w, out))?.apply_op2_no_bwd(bias, &kernels::Transpose)?;
     y.reshape((b, out, h, w)).map(Some)
 }
 
-/// Compares a small convolution with channels last with the CPU's.
-fn check_channels_last(device: &Device) -> Result<()> {
+/// Compares a small convolution with channels last, in a number format of `digits` bits behind the first, with the CPU's.
+fn check_channels_last(device: &Device, dtype: DType, digits: i32) -> Result<()> {
     let (b, c, out, h, w) = (2, 24, 16, 9, 7);
     let numbers = |shape: &[usize], step: f64| -> Result<Tensor> {
         let count: usize = shape.iter().product();
@@ -145,19 +162,17 @@ fn check_channels_last(device: &Device) -> Result<()> {
     if !kernels::take(&x.to_device(device)?) {
         bail!("fused kernels are not used");
     }
-    for (dtype, digits) in [(DType::F16, 10), (DType::BF16, 7)] {
-        let there = |tensor: &Tensor| tensor.to_device(device)?.to_dtype(dtype);
-        for (padding, stride) in [(1, 1), (1, 2), (0, 2)] {
-            let expected = x.conv2d(&weight, padding, stride, 1, 1)?.broadcast_add(&bias.reshape((1, out, 1, 1))?)?;
-            let (x, weight, bias) = (there(&x)?, channels_last(&there(&weight)?)?, there(&bias)?);
-            let Some(found) = convolve_channels_last(&x, &weight, &bias, padding, stride)? else {
-                bail!("cuDNN cannot do it in {dtype:?}");
-            };
-            let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-            for (found, expected) in values(&found)?.into_iter().zip(values(&expected)?) {
-                if !kernels::is_close(found, expected, digits) {
-                    bail!("a convolution of {dtype:?} makes {found} of what should be {expected}");
-                }
+    let there = |tensor: &Tensor| tensor.to_device(device)?.to_dtype(dtype);
+    for (padding, stride) in [(1, 1), (1, 2), (0, 2)] {
+        let expected = x.conv2d(&weight, padding, stride, 1, 1)?.broadcast_add(&bias.reshape((1, out, 1, 1))?)?;
+        let (x, weight, bias) = (there(&x)?, channels_last(&there(&weight)?)?, there(&bias)?);
+        let Some(found) = convolve_channels_last(&x, &weight, &bias, padding, stride)? else {
+            bail!("cuDNN cannot do it in {dtype:?}");
+        };
+        let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        for (found, expected) in values(&found)?.into_iter().zip(values(&expected)?) {
+            if !kernels::is_close(found, expected, digits) {
+                bail!("a convolution of {dtype:?} makes {found} of what should be {expected}");
             }
         }
     }
@@ -223,6 +238,7 @@ impl Convolution {
             }
         };
         let error = match self.run_by::<T>(choice, &cudnn, x, weight) {
+            Err(error) if is_recorded(x.0.device()) => return Err(error),
             Err(error) if self.order == Order::ChannelsLast || choice.algorithm != PLAIN.algorithm => error,
             result => return result,
         };

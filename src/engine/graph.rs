@@ -9,11 +9,8 @@
 use std::thread::{self, ThreadId};
 
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::sys::{
-    CUDA_MEMCPY3D, CUgraphInstantiate_flags, CUgraphNode, CUgraphNodeType, CUmemorytype, CUstreamCaptureMode,
-    cuGraphGetNodes, cuGraphMemcpyNodeGetParams, cuGraphNodeGetType,
-};
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, DriverError};
+use candle_core::cuda_backend::cudarc::driver::CudaGraph;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use candle_core::{CudaDevice, DType, Result, Tensor, TensorId, bail};
 
 use super::denoiser::Inputs;
@@ -69,7 +66,7 @@ struct Recorded {
     /// What the graph reads and writes, at addresses that stay.
     inputs: Inputs,
     outputs: (Tensor, Tensor),
-    /// On which candle keeps the few numbers that kernels are told in memory, as long as it lives.
+    /// As long as it lives, candle keeps what the pass uploaded.
     thread: ThreadId,
 }
 
@@ -86,19 +83,6 @@ impl std::fmt::Debug for Recorded {
 impl Graphs {
     /// What `pass` makes of `inputs`. It must do the same for all inputs of one shape, and compute in tensors alone.
     pub(super) fn run(
-        &mut self,
-        inputs: &Inputs,
-        pass: impl Fn(&Inputs) -> Result<(Tensor, Tensor)>,
-    ) -> Result<(Tensor, Tensor)> {
-        let result = self.run_known(inputs, pass);
-        if result.as_ref().is_err_and(is_out_of_memory) && !self.known.is_empty() {
-            self.known.clear();
-            memory::cuda::give_back_graphs(inputs.x.device().as_cuda_device()?);
-        }
-        result
-    }
-
-    fn run_known(
         &mut self,
         inputs: &Inputs,
         pass: impl Fn(&Inputs) -> Result<(Tensor, Tensor)>,
@@ -120,6 +104,10 @@ impl Graphs {
                 Ok(recorded) => {
                     let result = recorded.outputs();
                     (State::Recorded(Box::new(recorded)), result)
+                }
+                Err(error) if is_out_of_memory(&error) => {
+                    memory::cuda::give_back_graphs(inputs.x.device().as_cuda_device()?);
+                    (State::Seen(0), pass(inputs))
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?shape, "steps of this shape are not recorded: they are as right, only slower");
@@ -144,17 +132,22 @@ impl Recorded {
     /// Records `pass`, and launches it with `inputs`.
     fn new(inputs: &Inputs, pass: &impl Fn(&Inputs) -> Result<(Tensor, Tensor)>) -> Result<Self> {
         let device = inputs.x.device().as_cuda_device()?;
-        // The few numbers that kernels are told in memory are kept there by the first pass and found by the second.
+        // Sizes that kernels are told in memory, and the little else that is uploaded, stay there after the first pass, for good, and
+        // are found by the second. What it would find none of fails.
         let _cache = device.enable_cuda_graph_htod_cache();
         let inputs = inputs.map(Tensor::force_contiguous)?;
         let expected = pass(&inputs)?;
         let outputs = (like(&expected.0)?, like(&expected.1)?);
-        let graph = capture(device, || {
-            let (output, deep) = pass(&inputs)?;
-            // What was allocated since the beginning is freed before the end.
+        let set = |output: &Tensor, deep: &Tensor| {
             outputs.0.slice_set(&output.contiguous()?, 0, 0)?;
             outputs.1.slice_set(&deep.contiguous()?, 0, 0)
-        })?;
+        };
+        // Nothing is loaded while a graph is recorded; and zeros show what it does not write.
+        set(&like(&expected.0)?, &like(&expected.1)?)?;
+        // What was allocated since the beginning is freed before the end.
+        let graph = capture(device, || pass(&inputs).and_then(|(output, deep)| set(&output, &deep)))?;
+        // Other tensors than the graph's need little of what the passes before have left.
+        memory::cuda::give_back_tensors(device);
         graph.launch().w()?;
         for (found, expected) in [(&outputs.0, &expected.0), (&outputs.1, &expected.1)] {
             if bits(found)? != bits(expected)? {
@@ -200,48 +193,17 @@ fn capture(device: &CudaDevice, work: impl FnOnce() -> Result<()>) -> Result<Cud
     // Other threads go on with queues of their own.
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
     let worked = work();
-    let graph = stream.end_capture(CUgraphInstantiate_flags(0));
-    // What failed meanwhile was said above or is said below, and must not be the next call's failure.
+    // What tensors could not be freed after a failure would be the failure of the next call, which has to end the capture; and of
+    // the one after that.
     let kept = stream.context().check_err();
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+    let kept_after = stream.context().check_err();
     worked?;
-    let Some(graph) = graph.w()? else { bail!("nothing was captured") };
-    kept.w()?;
-    if reads_host(&graph).w()? {
-        bail!("a copy from or to the memory of the CPU would be repeated as it is");
+    kept.and(kept_after).w()?;
+    match graph.w()? {
+        Some(graph) => Ok(graph),
+        None => bail!("nothing was captured"),
     }
-    Ok(graph)
-}
-
-/// Whether the graph copies from or to the CPU's memory: nobody keeps that where it was.
-#[expect(unsafe_code, reason = "cudarc has no safe calls for the nodes of a graph")]
-fn reads_host(graph: &CudaGraph) -> std::result::Result<bool, DriverError> {
-    let mut count = 0;
-    // SAFETY: the graph lives, and the driver writes the number of its nodes, then at most as many nodes.
-    let nodes = unsafe {
-        cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &raw mut count).result()?;
-        let mut nodes: Vec<CUgraphNode> = vec![std::ptr::null_mut(); count];
-        cuGraphGetNodes(graph.cu_graph(), nodes.as_mut_ptr(), &raw mut count).result()?;
-        nodes
-    };
-    for node in nodes {
-        let mut kind = CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
-        // SAFETY: the node is one of the graph's, of which the driver writes the type.
-        unsafe { cuGraphNodeGetType(node, &raw mut kind) }.result()?;
-        if kind != CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEMCPY {
-            continue;
-        }
-        let mut copy = std::mem::MaybeUninit::<CUDA_MEMCPY3D>::zeroed();
-        // SAFETY: the node is a copy, whose parameters the driver writes.
-        let copy = unsafe {
-            cuGraphMemcpyNodeGetParams(node, copy.as_mut_ptr()).result()?;
-            copy.assume_init()
-        };
-        let host = CUmemorytype::CU_MEMORYTYPE_HOST;
-        if copy.srcMemoryType == host || copy.dstMemoryType == host {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 #[cfg(test)]
@@ -250,11 +212,12 @@ mod tests {
 
     use candle_core::Device;
 
+    use super::super::DeviceChoice;
     use super::*;
 
     /// A GPU, or what `local/emulated-gpu` makes of a CPU.
     fn device() -> Device {
-        Device::new_cuda_with_stream(0).unwrap()
+        DeviceChoice::Cuda { ordinal: 0 }.open().unwrap()
     }
 
     fn inputs(device: &Device, side: usize, value: f32) -> Inputs {
@@ -338,7 +301,14 @@ mod tests {
             Ok(((&inputs.x + (value + f64::from(number)))?, inputs.time.clone()))
         };
         let device = device();
-        for (name, pass) in [("a small upload", uploads), ("a large one", large), ("a read", reads)] {
+        let waits: Pass = |inputs, number| {
+            // It cannot be freed after that.
+            let x = (&inputs.x + f64::from(number))?;
+            x.device().synchronize()?;
+            Ok((x, inputs.time.clone()))
+        };
+        for (name, pass) in [("a small upload", uploads), ("a large one", large), ("a read", reads), ("a wait", waits)]
+        {
             let (mut graphs, number) = (Graphs::default(), Cell::new(0.0));
             for run in 0..5 {
                 let inputs = inputs(&device, 4, run as f32 / 4.0);

@@ -56,6 +56,14 @@ impl DeviceMemory {
         }
     }
 
+    /// Gives back what is only kept in case of need: after something found no room, for those that come.
+    pub(crate) fn give_back(&self) {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = &self.device {
+            cuda::give_back_graphs(device);
+        }
+    }
+
     /// Watches the use from now on. There is one peak for the whole process: a second watch ends the first.
     pub fn watch(&self) -> Option<Watch> {
         let file_bytes = match &self.device {
@@ -132,13 +140,13 @@ mod linux {
 }
 
 /// What the driver of CUDA tells. Tensors lie in the device's pool, of which only its own counters know what is used and was; what
-/// recorded passes need lies in another, of which all that it has is in use.
+/// recorded passes need lies in another, which keeps it between two of them, and gives it back only when it is told to.
 #[cfg(feature = "cuda")]
 pub(super) mod cuda {
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::sys::{
         CUgraphMem_attribute, CUmemPool_attribute, CUmemoryPool, cuDeviceGetGraphMemAttribute, cuDeviceGraphMemTrim,
-        cuMemPoolGetAttribute, cuMemPoolSetAttribute,
+        cuMemPoolGetAttribute, cuMemPoolSetAttribute, cuMemPoolTrimTo,
     };
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 
@@ -148,14 +156,12 @@ pub(super) mod cuda {
         stream.context().synchronize().ok()?;
         let (free, _) = stream.context().mem_get_info().ok()?;
         let reserved = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT).unwrap_or(0);
-        let in_use = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT).unwrap_or(reserved);
-        let kept = reserved.saturating_sub(in_use);
-        Some(u64::try_from(free).ok()? + kept)
+        let kept = reserved.saturating_sub(used(device).unwrap_or(reserved));
+        Some(u64::try_from(free).ok()? + kept + of_graphs(device).unwrap_or(0))
     }
 
     pub(super) fn used(device: &CudaDevice) -> Option<u64> {
-        let tensors = read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
-        Some(tensors + of_graphs(device).unwrap_or(0))
+        read(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
     }
 
     pub(super) fn peak(device: &CudaDevice) -> Option<u64> {
@@ -173,17 +179,30 @@ pub(super) mod cuda {
         got.result().ok().map(|()| bytes)
     }
 
-    /// Gives back what passes needed that are recorded no more.
+    /// Gives back what recorded passes needed; they get it again when they are launched.
     #[expect(unsafe_code, reason = "cudarc has no safe call for the memory of graphs")]
     pub(crate) fn give_back_graphs(device: &CudaDevice) {
-        // SAFETY: as in `of_graphs`. What graphs that are left need stays, or comes back when they are launched.
-        let trimmed = unsafe { cuDeviceGraphMemTrim(device.cuda_stream().context().cu_device()) };
+        let stream = device.cuda_stream();
+        // SAFETY: as in `of_graphs`. What is in use stays.
+        let trimmed =
+            stream.synchronize().and_then(|()| unsafe { cuDeviceGraphMemTrim(stream.context().cu_device()) }.result());
         // The next try to allocate says what is left.
-        let _ = trimmed.result();
+        let _ = trimmed;
+    }
+
+    /// Gives back what the pool keeps of freed tensors.
+    #[expect(unsafe_code, reason = "cudarc has no safe call for pools")]
+    pub(crate) fn give_back_tensors(device: &CudaDevice) {
+        if let Some(pool) = pool(device.cuda_stream().context()) {
+            // SAFETY: as in `read`. What is in use stays.
+            let trimmed = unsafe { cuMemPoolTrimTo(pool, 0) };
+            let _ = trimmed.result();
+        }
     }
 
     /// Makes the present use the peak; none of it are files'.
     pub(super) fn forget_peak(device: &CudaDevice) -> Option<u64> {
+        give_back_graphs(device);
         write(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0).map(|()| 0)
     }
 

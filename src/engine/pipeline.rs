@@ -275,6 +275,14 @@ impl Pipeline {
         }
     }
 
+    /// A failure of candle as a fault. Where there was no room, what is only kept in case of need is given back for the next try.
+    fn failed(&self, error: candle_core::Error) -> Fault {
+        if is_out_of_memory(&error) {
+            self.memory().give_back();
+        }
+        failed(error)
+    }
+
     fn device(&self) -> &Device {
         &self.source.placements.denoiser.device
     }
@@ -327,7 +335,7 @@ impl Pipeline {
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
-        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(failed)
+        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(|error| self.failed(error))
     }
 
     /// What the state of `row` belongs to. Waits for the model's digest.
@@ -367,6 +375,7 @@ impl Pipeline {
         let merged = match self.source.merged(&loras) {
             Err(LoadError::Device(error) | LoadError::Lora(LoraError::Device(error))) if is_out_of_memory(&error) => {
                 self.merged.make_room(u64::MAX);
+                self.memory().give_back();
                 self.source.merged(&loras)
             }
             merged => merged,
@@ -734,7 +743,7 @@ impl Engine for Pipeline {
             groups.iter().map(run).collect()
         };
         // A step that is said to be made is made: what comes after is measured by itself, and fails for itself.
-        let moved = moved.map_err(failed)?;
+        let moved = moved.map_err(|error| self.failed(error))?;
         self.wait()?;
         for (id, moved) in moved.into_iter().flatten() {
             let row = self.row_mut(id)?;
@@ -753,7 +762,7 @@ impl Engine for Pipeline {
         if self.colours.is_none() {
             let channels = self.source.config.vae.latent_channels;
             let fitted = ColourMap::fit(&self.decoder, channels, self.device());
-            self.colours = Some(fitted.map_err(failed)?);
+            self.colours = Some(fitted.map_err(|error| self.failed(error))?);
         }
         let row = self.row(row)?;
         let Some(colours) = &self.colours else { return Err(Fault::retry(FaultCode::EngineFailed, "no colour map")) };
@@ -775,7 +784,7 @@ impl Engine for Pipeline {
         }
         let decode = || self.decoder.decode(latents);
         let picture = if self.device().is_cpu() { among_threads(decode) } else { decode() };
-        let picture = picture.map_err(failed)?;
+        let picture = picture.map_err(|error| self.failed(error))?;
         picture.ok_or_else(|| Fault::reject(FaultCode::NotFinite, "the image holds values that are not numbers"))
     }
 

@@ -40,6 +40,9 @@ def main():
         sys.exit("no step was recorded")
     besides = sorted(len(events) - 1 for events in recorded)
     print(f"asked for besides the graph: {besides[0]} to {besides[-1]}, half of them at most {besides[len(besides) // 2]}")
+    refused = sum(line == "begin capture\n" for line in lines) - sum(line == "instantiate\n" for line in lines)
+    if refused:
+        sys.exit(f"{refused} shapes could not be recorded")
     if forbidden:
         sys.exit(f"asked for while a graph was recorded: {dict(Counter(forbidden))}")
     if waiting:

@@ -56,13 +56,7 @@ void trace(const std::string& event) {
     std::fflush(file);
 }
 
-enum class Kind { Kernel, FromHost, ToHost, Copy, Fill, Allocate, Free };
-
-struct Node {
-    Kind kind;
-    std::string name;
-    std::function<void()> run;
-};
+using Node = std::function<void()>;
 
 } // namespace
 
@@ -88,6 +82,10 @@ struct CUstream_st {
     std::thread::id by;
 };
 
+struct CUevent_st {
+    const CUgraph_st* captured_by = nullptr;
+};
+
 struct CUfunc_st {
     std::string name;
     // By PTX's types.
@@ -108,14 +106,24 @@ std::set<CUstream> streams;
 void clear(CUdeviceptr address, size_t bytes) { std::memset(reinterpret_cast<void*>(address), NO_NUMBER, bytes); }
 
 // Does `run` now, or when the graph is launched that `stream` is captured to.
-void enqueue(CUstream stream, Kind kind, std::string name, std::function<void()> run) {
-    if (stream && stream->capture) {
-        trace("captured " + name);
-        stream->capture->nodes.push_back({kind, std::move(name), std::move(run)});
-    } else {
+CUresult enqueue(CUstream stream, std::string name, std::function<void()> run) {
+    if (!stream || !stream->capture) {
         trace(name);
         run();
+        return CUDA_SUCCESS;
     }
+    // After the first failure all fails until the end.
+    if (stream->is_invalid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    trace("captured " + name);
+    stream->capture->nodes.push_back(std::move(run));
+    return CUDA_SUCCESS;
+}
+
+// What a stream is asked for that it must not be asked for while it is captured.
+CUresult forbid(CUstream stream, const char* call, CUresult error) {
+    trace(std::string("forbidden ") + call);
+    stream->is_invalid = true;
+    return error;
 }
 
 // Whether this thread captures a stream: with `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL` that forbids it some calls.
@@ -127,12 +135,8 @@ CUstream captured_here() {
 }
 
 CUresult unless_capturing(const char* call) {
-    if (CUstream stream = captured_here()) {
-        trace(std::string("forbidden ") + call);
-        stream->is_invalid = true;
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    }
-    return CUDA_SUCCESS;
+    CUstream stream = captured_here();
+    return stream ? forbid(stream, call, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED) : CUDA_SUCCESS;
 }
 
 CUresult allocate(CUdeviceptr* address, size_t bytes) {
@@ -268,6 +272,7 @@ CUresult cuDeviceGetMemPool(CUmemoryPool* pool, CUdevice) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuMemPoolTrimTo(CUmemoryPool, size_t) { return CUDA_SUCCESS; }
 CUresult cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute, void*) { return CUDA_SUCCESS; }
 
 CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute, void* value) {
@@ -301,50 +306,44 @@ CUresult cuMemFree(CUdeviceptr address) {
 CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream stream) {
     ONE_AT_A_TIME;
     if (!stream || !stream->capture) return cuMemAlloc(address, bytes);
+    if (stream->is_invalid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     if (CUresult error = allocate(address, bytes)) return error;
     stream->capture->memory[*address] = bytes;
     stream->capture->open.insert(*address);
-    enqueue(stream, Kind::Allocate, "allocate", [address = *address, bytes] { clear(address, bytes); });
-    return CUDA_SUCCESS;
+    return enqueue(stream, "allocate", [address = *address, bytes] { clear(address, bytes); });
 }
 
 CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream) {
     ONE_AT_A_TIME;
     if (!stream || !stream->capture) return release(address);
+    if (stream->is_invalid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     auto found = stream->capture->memory.find(address);
     if (found == stream->capture->memory.end() || !stream->capture->open.erase(address)) {
         // What was allocated before cannot be freed by a graph.
-        trace("forbidden cuMemFreeAsync");
-        stream->is_invalid = true;
-        return CUDA_ERROR_INVALID_VALUE;
+        return forbid(stream, "cuMemFreeAsync", CUDA_ERROR_INVALID_VALUE);
     }
-    enqueue(stream, Kind::Free, "free", [address, bytes = found->second] { clear(address, bytes); });
-    return CUDA_SUCCESS;
+    return enqueue(stream, "free", [address, bytes = found->second] { clear(address, bytes); });
 }
 
 CUresult cuMemcpyHtoDAsync(CUdeviceptr target, const void* source, size_t bytes, CUstream stream) {
     ONE_AT_A_TIME;
     // The host's memory is read when the copy is launched.
-    enqueue(stream, Kind::FromHost, "from host " + std::to_string(bytes), [=] { std::memcpy(reinterpret_cast<void*>(target), source, bytes); });
-    return CUDA_SUCCESS;
+    return enqueue(stream, "from host " + std::to_string(bytes), [=] { std::memcpy(reinterpret_cast<void*>(target), source, bytes); });
 }
 
 CUresult cuMemcpyDtoHAsync(void* target, CUdeviceptr source, size_t bytes, CUstream stream) {
     ONE_AT_A_TIME;
-    enqueue(stream, Kind::ToHost, "to host " + std::to_string(bytes), [=] { std::memcpy(target, reinterpret_cast<void*>(source), bytes); });
-    return CUDA_SUCCESS;
+    return enqueue(stream, "to host " + std::to_string(bytes), [=] { std::memcpy(target, reinterpret_cast<void*>(source), bytes); });
 }
 
 CUresult cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream stream) {
     ONE_AT_A_TIME;
-    enqueue(stream, Kind::Copy, "copy", [=] { std::memmove(reinterpret_cast<void*>(target), reinterpret_cast<void*>(source), bytes); });
-    return CUDA_SUCCESS;
+    return enqueue(stream, "copy", [=] { std::memmove(reinterpret_cast<void*>(target), reinterpret_cast<void*>(source), bytes); });
 }
 
 CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t bytes, CUstream stream) {
     ONE_AT_A_TIME;
-    enqueue(stream, Kind::Fill, "fill", [=] { std::memset(reinterpret_cast<void*>(target), value, bytes); });
-    return CUDA_SUCCESS;
+    return enqueue(stream, "fill", [=] { std::memset(reinterpret_cast<void*>(target), value, bytes); });
 }
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
@@ -378,11 +377,10 @@ CUresult cuLaunchKernel(
     if (!is_grid || !is_block || extra) return CUDA_ERROR_INVALID_VALUE;
     if (shared_bytes > 0) fail(function->name + " wants memory that is shared");
     Arguments all = arguments(*function, values);
-    enqueue(stream, Kind::Kernel, "kernel " + function->name, [=, address = function->address] {
+    return enqueue(stream, "kernel " + function->name, [=, address = function->address] {
         unsigned grid[3] = {grid_x, grid_y, grid_z}, block[3] = {block_x, block_y, block_z};
         emulated::launch(grid, block, [&] { call(address, all); });
     });
-    return CUDA_SUCCESS;
 }
 
 CUresult cuStreamCreate(CUstream* stream, unsigned) {
@@ -401,19 +399,32 @@ CUresult cuStreamDestroy(CUstream stream) {
 
 CUresult cuStreamSynchronize(CUstream stream) {
     ONE_AT_A_TIME;
+    if (stream && stream->capture) return forbid(stream, "cuStreamSynchronize", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     trace("synchronize");
-    if (stream && stream->capture) stream->is_invalid = true;
-    return stream && stream->capture ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
-}
-
-CUresult cuEventCreate(CUevent* event, unsigned) {
-    *event = reinterpret_cast<CUevent>(&streams);
     return CUDA_SUCCESS;
 }
 
-CUresult cuEventDestroy(CUevent) { return CUDA_SUCCESS; }
-CUresult cuEventRecord(CUevent, CUstream) { return CUDA_SUCCESS; }
-CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return CUDA_SUCCESS; }
+CUresult cuEventCreate(CUevent* event, unsigned) {
+    *event = new CUevent_st;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuEventDestroy(CUevent event) {
+    delete event;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+    ONE_AT_A_TIME;
+    event->captured_by = stream && stream->capture ? stream->capture.get() : nullptr;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
+    ONE_AT_A_TIME;
+    bool is_outside = stream && stream->capture && event->captured_by != stream->capture.get();
+    return is_outside ? forbid(stream, "cuStreamWaitEvent", CUDA_ERROR_STREAM_CAPTURE_ISOLATION) : CUDA_SUCCESS;
+}
 
 CUresult cuModuleLoad(CUmodule*, const char*) { fail("modules are loaded from memory"); }
 CUresult cuMemcpyPeerAsync(CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream) { fail("there is one GPU"); }
@@ -452,6 +463,7 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
 
 CUresult cuGraphInstantiate(CUgraphExec* executable, CUgraph graph, unsigned long long flags) {
     ONE_AT_A_TIME;
+    trace("instantiate");
     bool frees = flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     *executable = new CUgraphExec_st{graph->nodes, graph->memory, graph->open, frees};
     return CUDA_SUCCESS;
@@ -464,7 +476,7 @@ CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
     if (stream && stream->capture) fail("a graph in a graph");
     trace("launch graph of " + std::to_string(executable->nodes.size()));
     if (executable->has_open && !executable->frees_on_launch) return CUDA_ERROR_INVALID_VALUE;
-    for (const Node& node : executable->nodes) node.run();
+    for (const Node& run : executable->nodes) run();
     executable->has_open = !executable->open.empty();
     return CUDA_SUCCESS;
 }
@@ -485,38 +497,6 @@ CUresult cuGraphDestroy(CUgraph graph) {
     // Its memory stays where it is, for whoever still uses it by mistake shall not crash but compute no numbers.
     for (const auto& [address, bytes] : graph->memory) clear(address, bytes);
     delete graph;
-    return CUDA_SUCCESS;
-}
-
-CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode* nodes, size_t* count) {
-    ONE_AT_A_TIME;
-    if (nodes) {
-        for (size_t index = 0; index < std::min(*count, graph->nodes.size()); index++) {
-            nodes[index] = reinterpret_cast<CUgraphNode>(&graph->nodes[index]);
-        }
-    }
-    *count = graph->nodes.size();
-    return CUDA_SUCCESS;
-}
-
-CUresult cuGraphNodeGetType(CUgraphNode handle, CUgraphNodeType* type) {
-    switch (reinterpret_cast<Node*>(handle)->kind) {
-    case Kind::Kernel: *type = CU_GRAPH_NODE_TYPE_KERNEL; break;
-    case Kind::Fill: *type = CU_GRAPH_NODE_TYPE_MEMSET; break;
-    case Kind::Allocate: *type = CU_GRAPH_NODE_TYPE_MEM_ALLOC; break;
-    case Kind::Free: *type = CU_GRAPH_NODE_TYPE_MEM_FREE; break;
-    case Kind::FromHost:
-    case Kind::ToHost:
-    case Kind::Copy: *type = CU_GRAPH_NODE_TYPE_MEMCPY; break;
-    }
-    return CUDA_SUCCESS;
-}
-
-CUresult cuGraphMemcpyNodeGetParams(CUgraphNode handle, CUDA_MEMCPY3D* parameters) {
-    Kind kind = reinterpret_cast<Node*>(handle)->kind;
-    *parameters = {};
-    parameters->srcMemoryType = kind == Kind::FromHost ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
-    parameters->dstMemoryType = kind == Kind::ToHost ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
     return CUDA_SUCCESS;
 }
 
@@ -570,7 +550,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(
     std::memcpy(&scale, alpha, sizeof scale);
     std::memcpy(&rest, beta, sizeof rest);
     emulated::Format a_format = format(a_type), b_format = format(b_type), c_format = format(c_type);
-    enqueue(handle->stream, Kind::Kernel, "product", [=] {
+    CUresult queued = enqueue(handle->stream, "product", [=] {
         for (int64_t number = 0; number < batch; number++) {
             for (int64_t column = 0; column < n; column++) {
                 for (int64_t row = 0; row < m; row++) {
@@ -587,7 +567,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(
             }
         }
     });
-    return CUBLAS_STATUS_SUCCESS;
+    return queued ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasDgemmStridedBatched(
@@ -756,7 +736,7 @@ cudnnStatus_t cudnnConvolutionForward(
     // Orders are not mixed, and not every algorithm has both.
     if (from.channels_last != by.channels_last || from.channels_last != to.channels_last) return CUDNN_STATUS_NOT_SUPPORTED;
     if (from.channels_last && !is_precomputed) return CUDNN_STATUS_NOT_SUPPORTED;
-    enqueue(handle->stream, Kind::Kernel, from.channels_last ? "convolution, channels last" : "convolution", [=] {
+    CUresult queued = enqueue(handle->stream, from.channels_last ? "convolution, channels last" : "convolution", [=] {
         if (is_precomputed) std::memset(workspace, NO_NUMBER, workspace_bytes);
         for (int64_t n = 0; n < to.sizes[0]; n++)
             for (int64_t k = 0; k < to.sizes[1]; k++)
@@ -776,7 +756,7 @@ cudnnStatus_t cudnnConvolutionForward(
                         emulated::write(y, to.format, at, sum);
                     }
     });
-    return CUDNN_STATUS_SUCCESS;
+    return queued ? CUDNN_STATUS_EXECUTION_FAILED : CUDNN_STATUS_SUCCESS;
 }
 
 // ---------------------------------------------------------------------------------------------------------------- cuRAND
