@@ -29,7 +29,7 @@ pub(crate) struct ProfileOptions {
     /// How many images step together
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 2, 4], value_parser = clap::value_parser!(u32).range(1..=64))]
     images: Vec<u32>,
-    /// How often each stage is measured, after once that does not count
+    /// How often each stage is measured, after once that does not count, on a GPU three times
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
     turns: u32,
     /// Also measure whole images, from the prompt to the PNG, of so many steps
@@ -89,7 +89,9 @@ struct Stopwatch {
     loaded_bytes: Option<u64>,
     /// The most that this process had before the present watch, which begins anew.
     resident_peak_bytes: Option<u64>,
+    /// With the first ones, which do not count.
     turns: u32,
+    uncounted: u32,
 }
 
 pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit, Failed> {
@@ -107,7 +109,9 @@ pub(crate) fn profile(options: &ProfileOptions, output: &Output) -> Result<Exit,
     let sizes = if options.sizes.is_empty() { vec![own] } else { options.sizes.clone() };
     let memory = model.memory();
     let loaded_bytes = memory.used();
-    let mut stopwatch = Stopwatch { clock, memory, loaded_bytes, resident_peak_bytes: None, turns: options.turns };
+    let uncounted = model.warm_up_steps().max(1);
+    let turns = options.turns + uncounted;
+    let mut stopwatch = Stopwatch { clock, memory, loaded_bytes, resident_peak_bytes: None, turns, uncounted };
     let mut text = format!("{} on {}: ready after {loading_ms:.0} ms", manifest.name, model.placement());
     let (mut steps, mut decode, mut encode_ms, mut checkpoint_ms, mut whole_ms) =
         (Vec::new(), Vec::new(), 0.0, 0.0, None);
@@ -151,7 +155,7 @@ fn measure(
     stopwatch: &mut Stopwatch,
 ) -> Result<Stages, Fault> {
     let defaults = model.manifest().defaults.clone();
-    let turns = stopwatch.turns + 1;
+    let turns = stopwatch.turns;
     let of_steps = |prompt: String, num_inference_steps: u32| ImageSpec {
         width,
         height,
@@ -201,12 +205,12 @@ fn measure(
 }
 
 impl Stopwatch {
-    /// What `run` takes, over all turns but the first, which reads weights and finds its algorithms.
+    /// What `run` takes, over all turns but the first, in which weights are read, algorithms found and steps recorded.
     fn turn_by_turn(&mut self, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<Measured, Fault> {
         let mut times = Vec::new();
         let mut watch = None;
         for turn in 0..turns {
-            if turn <= 1 {
+            if turn <= self.uncounted {
                 self.resident_peak_bytes = self.resident_peak_bytes.max(resident_peak_bytes());
                 watch = self.memory.watch();
             }
@@ -217,7 +221,8 @@ impl Stopwatch {
         // From what the loaded model has, not from what was in use before the stage: allocators hold on to what they had.
         let peak = watch.and_then(|watch| watch.peak());
         let bytes = peak.zip(self.loaded_bytes).map(|(peak, loaded)| peak.saturating_sub(loaded));
-        let mut counted = if times.len() > 1 { times.split_off(1) } else { times };
+        let uncounted = (self.uncounted as usize).min(times.len().saturating_sub(1));
+        let mut counted = times.split_off(uncounted);
         counted.sort_by(f64::total_cmp);
         Ok(Measured { ms: counted.get(counted.len() / 2).copied().unwrap_or_default(), bytes })
     }

@@ -14,17 +14,19 @@ def steps(lines):
     for line in lines:
         event = line.rstrip("\n")
         if event == "begin capture":
-            # Recording compares what it recorded.
-            records = True
+            # What is launched next is compared with what it recorded.
+            events, records = [], True
         elif event.startswith("launch graph"):
             # What was before belongs to a comparison of the test's own.
             events = [event]
         elif event != "synchronize":
             events.append(event)
-        else:
-            if not records and events and events[0].startswith("launch graph"):
+        elif events and events[0].startswith("launch graph"):
+            if not records:
                 yield events
             events, records = [], False
+        else:
+            events = []
 
 
 def main():
