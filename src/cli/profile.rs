@@ -207,6 +207,8 @@ fn measure(
 impl Stopwatch {
     /// What `run` takes, over all turns but the first, in which weights are read, algorithms found and steps recorded.
     fn turn_by_turn(&mut self, turns: u32, mut run: impl FnMut(u32) -> Result<(), Fault>) -> Result<Measured, Fault> {
+        // What other sizes left in a GPU's memory is not this one's.
+        self.memory.give_back();
         let mut times = Vec::new();
         let mut watch = None;
         for turn in 0..turns {

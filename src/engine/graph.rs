@@ -17,8 +17,8 @@ use super::denoiser::Inputs;
 use super::error::is_out_of_memory;
 use super::memory;
 
-/// How often a pass of one shape is run before it is recorded, which takes as long as two: batches whose rows come and go have
-/// some shapes for a few steps only.
+/// How often a pass of one shape is run before it is recorded, which takes as long as two more: batches whose rows come and go
+/// have some shapes for a few steps only.
 const RUNS_BEFORE: u32 = 2;
 /// Shapes that are remembered: those of the batches of one worker, twice.
 const SHAPES_MAX: usize = 16;
@@ -105,11 +105,10 @@ impl Graphs {
                     let result = recorded.outputs();
                     (State::Recorded(Box::new(recorded)), result)
                 }
-                Err(error) if is_out_of_memory(&error) => {
-                    memory::cuda::give_back_graphs(inputs.x.device().as_cuda_device()?);
-                    (State::Seen(0), pass(inputs))
-                }
                 Err(error) => {
+                    if is_out_of_memory(&error) {
+                        memory::cuda::give_back_graphs(inputs.x.device().as_cuda_device()?);
+                    }
                     tracing::warn!(%error, ?shape, "steps of this shape are not recorded: they are as right, only slower");
                     (State::Refused, pass(inputs))
                 }

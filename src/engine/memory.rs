@@ -56,11 +56,12 @@ impl DeviceMemory {
         }
     }
 
-    /// Gives back what is only kept in case of need: after something found no room, for those that come.
-    pub(crate) fn give_back(&self) {
+    /// Gives back what is only kept in case of need, as a GPU's memory is: to whoever found no room, and before a peak is watched.
+    pub fn give_back(&self) {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = &self.device {
             cuda::give_back_graphs(device);
+            cuda::give_back_tensors(device);
         }
     }
 
@@ -202,7 +203,6 @@ pub(super) mod cuda {
 
     /// Makes the present use the peak; none of it are files'.
     pub(super) fn forget_peak(device: &CudaDevice) -> Option<u64> {
-        give_back_graphs(device);
         write(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0).map(|()| 0)
     }
 

@@ -275,12 +275,16 @@ impl Pipeline {
         }
     }
 
-    /// A failure of candle as a fault. Where there was no room, what is only kept in case of need is given back for the next try.
-    fn failed(&self, error: candle_core::Error) -> Fault {
-        if is_out_of_memory(&error) {
-            self.memory().give_back();
-        }
-        failed(error)
+    /// What `work` makes, which changes nothing if it fails. Where there was no room, it is tried once more with all the room there is.
+    fn with_room<T>(&self, work: impl Fn() -> candle_core::Result<T>) -> Result<T, Fault> {
+        let result = match work() {
+            Err(error) if is_out_of_memory(&error) => {
+                self.memory().give_back();
+                work()
+            }
+            result => result,
+        };
+        result.map_err(failed)
     }
 
     fn device(&self) -> &Device {
@@ -335,7 +339,12 @@ impl Pipeline {
         let trajectory = self.plan(spec)?;
         let pictures = self.pictures(spec, pictures)?;
         let model = self.model(&spec.loras)?;
-        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(|error| self.failed(error))
+        self.begin(spec, model, trajectory, pictures.as_ref(), takes_mask, noise).map_err(|error| {
+            if is_out_of_memory(&error) {
+                self.memory().give_back();
+            }
+            failed(error)
+        })
     }
 
     /// What the state of `row` belongs to. Waits for the model's digest.
@@ -703,7 +712,7 @@ impl Engine for Pipeline {
         match (resumed.whole_step(), whole) {
             (Some(since), Some(latents)) => {
                 let latents = latents.to_device(self.device()).map_err(failed)?;
-                let kept = self.keep_again(&resumed, since, latents).map_err(failed)?;
+                let kept = self.with_room(|| self.keep_again(&resumed, since, latents.clone()))?;
                 resumed.features = resumed.features.map(|features| Features { kept: Some(kept), ..features });
             }
             (None, None) => {}
@@ -737,13 +746,14 @@ impl Engine for Pipeline {
             let moved = self.advance(&rows)?;
             Ok(group.iter().map(|(id, _)| *id).zip(moved).collect())
         };
-        let moved: Result<Vec<Vec<(RowId, Moved)>>, candle_core::Error> = if alone {
-            among_threads(|| groups.par_iter().map(run).collect())
-        } else {
-            groups.iter().map(run).collect()
-        };
+        let moved: Vec<Vec<(RowId, Moved)>> = self.with_room(|| {
+            if alone {
+                among_threads(|| groups.par_iter().map(run).collect())
+            } else {
+                groups.iter().map(run).collect()
+            }
+        })?;
         // A step that is said to be made is made: what comes after is measured by itself, and fails for itself.
-        let moved = moved.map_err(|error| self.failed(error))?;
         self.wait()?;
         for (id, moved) in moved.into_iter().flatten() {
             let row = self.row_mut(id)?;
@@ -762,7 +772,7 @@ impl Engine for Pipeline {
         if self.colours.is_none() {
             let channels = self.source.config.vae.latent_channels;
             let fitted = ColourMap::fit(&self.decoder, channels, self.device());
-            self.colours = Some(fitted.map_err(|error| self.failed(error))?);
+            self.colours = Some(fitted.map_err(failed)?);
         }
         let row = self.row(row)?;
         let Some(colours) = &self.colours else { return Err(Fault::retry(FaultCode::EngineFailed, "no colour map")) };
@@ -783,8 +793,7 @@ impl Engine for Pipeline {
             return Err(Fault::reject(FaultCode::NotFinite, "the latents hold values that are not numbers"));
         }
         let decode = || self.decoder.decode(latents);
-        let picture = if self.device().is_cpu() { among_threads(decode) } else { decode() };
-        let picture = picture.map_err(|error| self.failed(error))?;
+        let picture = self.with_room(|| if self.device().is_cpu() { among_threads(decode) } else { decode() })?;
         picture.ok_or_else(|| Fault::reject(FaultCode::NotFinite, "the image holds values that are not numbers"))
     }
 

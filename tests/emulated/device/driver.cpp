@@ -263,8 +263,12 @@ CUresult cuCtxGetCurrent(CUcontext* context) { return cuDevicePrimaryCtxRetain(c
 
 CUresult cuCtxSynchronize() {
     ONE_AT_A_TIME;
+    // Whoever captures, whoever waits.
+    for (CUstream stream : streams) {
+        if (stream->capture) return forbid(stream, "cuCtxSynchronize", CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    }
     trace("synchronize");
-    return unless_capturing("cuCtxSynchronize");
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetMemPool(CUmemoryPool* pool, CUdevice) {
