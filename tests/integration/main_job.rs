@@ -121,7 +121,8 @@ async fn jobs_that_share_batches_get_the_bytes_they_get_alone() {
         .await;
     let steps = received.spans_named("batch.step").len();
     let all: usize = halves.0.iter().map(|(_, body)| body["num_inference_steps"].as_u64().unwrap() as usize).sum();
-    assert!(steps * 4 < all * 3, "{all} steps of images took {steps} steps of batches");
+    // How many are there to share the first ones depends on how fast they were claimed.
+    assert!(steps * 10 < all * 9, "{all} steps of images took {steps} steps of batches");
     stack.queue_is_empty().await;
 }
 
