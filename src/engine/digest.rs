@@ -1,6 +1,6 @@
 //! The identity of a model: SHA-256 over everything that decides its pixels.
 //!
-//! Hashing takes longer than mapping a model, so it goes on beside its first work. `darkroom.toml` is not in it: it only
+//! Hashing takes longer than mapping a model, so it goes on beside its first work, and only for whoever wants the digest. `darkroom.toml` is not in it: it only
 //! fills gaps in requests. Neither is the path of the model's directory.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -49,15 +49,36 @@ fn bytes_of(digits: &str) -> Option<[u8; 32]> {
 
 /// The digest of a model's files, which may still be in the making.
 #[derive(Clone, Debug)]
-pub struct ModelDigest(Arc<OnceLock<Result<String, LoadError>>>);
+pub struct ModelDigest(Arc<Promise>);
+
+#[derive(Debug)]
+struct Promise {
+    digest: OnceLock<Result<String, LoadError>>,
+    /// Until it is begun.
+    work: Mutex<Option<Work>>,
+}
+
+#[derive(Debug)]
+struct Work {
+    directory: PathBuf,
+    files: Vec<PathBuf>,
+    known: KnownPieces,
+}
 
 impl ModelDigest {
-    /// Begins to hash `files` below `directory`.
-    pub(crate) fn begin(directory: &Path, files: Vec<PathBuf>, known: KnownPieces) -> Self {
-        let digest = Self(Arc::default());
-        let (promise, directory) = (digest.clone(), directory.to_owned());
-        std::thread::spawn(move || promise.0.get_or_init(|| of_files(&directory, &files, &known)).is_ok());
-        digest
+    /// That of `files` below `directory`.
+    pub(crate) fn new(directory: &Path, files: Vec<PathBuf>, known: KnownPieces) -> Self {
+        let work = Work { directory: directory.to_owned(), files, known };
+        Self(Arc::new(Promise { digest: OnceLock::new(), work: Mutex::new(Some(work)) }))
+    }
+
+    /// Begins to hash, on all cores, unless that is done.
+    pub fn begin(&self) {
+        let work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Work { directory, files, known }) = work {
+            let promise = Arc::clone(&self.0);
+            std::thread::spawn(move || promise.digest.get_or_init(|| of_files(&directory, &files, &known)).is_ok());
+        }
     }
 
     /// Waits for the digest, as lower-case hexadecimal digits.
@@ -65,7 +86,8 @@ impl ModelDigest {
     /// # Errors
     /// `Io` when a file cannot be read.
     pub fn wait(&self) -> Result<&str, &LoadError> {
-        self.0.wait().as_deref()
+        self.begin();
+        self.0.digest.wait().as_deref()
     }
 }
 
@@ -182,7 +204,7 @@ mod tests {
             content[place] = 1;
             std::fs::write(&path, &content).unwrap();
             content[place] = 0;
-            let digest = ModelDigest::begin(directory.path(), vec![path.clone()], KnownPieces::default());
+            let digest = ModelDigest::new(directory.path(), vec![path.clone()], KnownPieces::default());
             assert!(seen.insert(digest.wait().unwrap().to_owned()), "{place}");
         }
     }
@@ -213,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
-        let digest = ModelDigest::begin(Path::new("."), vec!["missing.json".into()], KnownPieces::default());
+        let digest = ModelDigest::new(Path::new("."), vec!["missing.json".into()], KnownPieces::default());
         assert!(digest.wait().unwrap_err().to_string().contains("missing.json"));
     }
 }

@@ -134,13 +134,18 @@ pub fn open(directory: &Path, options: &LoadOptions, known: KnownPieces) -> Resu
     let mut hashed = configuration_files(&source)?;
     hashed.extend(source.files.values().flatten().cloned());
     let scale = LatentScale::new(&source.config.vae, &device)?;
-    let digest = ModelDigest::begin(directory, hashed, known);
+    let digest = ModelDigest::new(directory, hashed, known);
     let tally = Arc::default();
     let text = Arc::new(source.text_encoders(None, &tally)?);
     Ok(OpenedModel { manifest, digest, source, text, tally, scale })
 }
 
 impl OpenedModel {
+    /// The model's digest, which nobody has begun.
+    pub fn digest(&self) -> &ModelDigest {
+        &self.digest
+    }
+
     /// What the model is called and can do.
     pub fn manifest(&self) -> &ModelManifest {
         &self.manifest

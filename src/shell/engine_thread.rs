@@ -129,6 +129,8 @@ where
             Ok(model) => model,
             Err(error) => return drop(opened.send(Err(error))),
         };
+        // Every claim asks for it.
+        model.digest().begin();
         let (manifest, prompts) = (model.manifest().clone(), model.prompt_encoder());
         if opened.send(Ok(Opening { manifest, prompts, loaded })).is_err() {
             return;
