@@ -8,15 +8,13 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::error::LoadError;
 use super::kernels::{self, Gelu};
-use super::layers::{Linear, accumulate, attention, gelu, on_cpu, silu};
+use super::layers::{Linear, accumulate, attention, gelu, on_cpu, silu, sinusoid};
 use super::weights::Weights;
 
 /// Of all normalisations.
 const EPS: f64 = 1e-6;
 /// Sines and cosines that a timestep is told by.
 const TIME_WIDTH: usize = 256;
-/// The wavelengths of the timestep embedding go up to this, as in "Attention is all you need".
-const PERIOD_MAX: f32 = 10_000.0;
 
 /// What all blocks make of the image's tokens `before`, `(b, d, t)`, and what they changed in them. Where the change is
 /// `kept` from another step, no block is computed.
@@ -198,15 +196,7 @@ impl Embedder {
 ///
 /// Always computed in f32: in f16 a timestep times a frequency would lose almost all of its fraction.
 pub(super) fn sinusoids(values: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
-    let half = TIME_WIDTH / 2;
-    let mut embedded = Vec::with_capacity(values.len() * TIME_WIDTH);
-    for value in values {
-        let angles = (0..half).map(|index| value * (-PERIOD_MAX.ln() * index as f32 / half as f32).exp());
-        let (sines, cosines): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
-        embedded.extend(cosines);
-        embedded.extend(sines);
-    }
-    Tensor::from_vec(embedded, (values.len(), TIME_WIDTH), device)?.to_dtype(dtype)
+    sinusoid(values, TIME_WIDTH, true, 0.0, device)?.to_dtype(dtype)
 }
 
 /// What modulates all blocks: the timestep, the pooled prompt and, in models that were distilled from guidance, its

@@ -14,7 +14,6 @@ use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, C
 use candle_core::{CudaDevice, DType, Result, Tensor, TensorId, bail};
 
 use super::denoiser::Inputs;
-use super::error::is_out_of_memory;
 use super::memory;
 
 /// How often a pass of one shape is run before it is recorded, which takes as long as two more: batches whose rows come and go
@@ -106,9 +105,6 @@ impl Graphs {
                     (State::Recorded(Box::new(recorded)), result)
                 }
                 Err(error) => {
-                    if is_out_of_memory(&error) {
-                        memory::cuda::give_back_graphs(inputs.x.device().as_cuda_device()?);
-                    }
                     tracing::warn!(%error, ?shape, "steps of this shape are not recorded: they are as right, only slower");
                     (State::Refused, pass(inputs))
                 }

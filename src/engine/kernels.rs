@@ -35,7 +35,7 @@ use rayon::prelude::*;
 
 pub(super) use numbers::Numbers;
 #[cfg(feature = "cudnn")]
-pub(super) use twins::is_close;
+pub(super) use twins::compare;
 
 /// Whether the operations take `x`, which is contiguous.
 pub(super) fn take(x: &Tensor) -> bool {

@@ -217,16 +217,17 @@ impl Convolution {
             Resize::HalveLate => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?,
             Resize::Double => x.upsample_nearest2d(h * repeat, w * repeat)?,
         };
+        let weight = self.weight.tensor()?.clone();
         #[cfg(feature = "cudnn")]
-        if self.channels_last {
-            let weight = self.weight.tensor()?;
-            if let Some(y) = super::cudnn::convolve_channels_last(&x, weight, &self.bias, padding, stride)? {
+        let weight = if self.channels_last {
+            if let Some(y) = super::cudnn::convolve_channels_last(&x, &weight, &self.bias, padding, stride)? {
                 return Ok(y);
             }
-            let weight = weight.permute((0, 3, 1, 2))?.contiguous()?;
-            return accumulate(convolve(&x, &weight, padding, stride)?, &self.bias);
-        }
-        accumulate(convolve(&x, self.weight.tensor()?, padding, stride)?, &self.bias)
+            weight.permute((0, 3, 1, 2))?.contiguous()?
+        } else {
+            weight
+        };
+        accumulate(convolve(&x, &weight, padding, stride)?, &self.bias)
     }
 }
 

@@ -182,7 +182,7 @@ pub(super) mod cuda {
 
     /// Gives back what recorded passes needed; they get it again when they are launched.
     #[expect(unsafe_code, reason = "cudarc has no safe call for the memory of graphs")]
-    pub(crate) fn give_back_graphs(device: &CudaDevice) {
+    pub(super) fn give_back_graphs(device: &CudaDevice) {
         let stream = device.cuda_stream();
         // SAFETY: as in `of_graphs`. What is in use stays.
         let trimmed =

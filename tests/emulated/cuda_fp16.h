@@ -1,26 +1,11 @@
-// Numbers of 16 bits with 5 of exponent, with CUDA's names. Whatever is computed with them is computed in f32 and rounded when it is
-// stored, as kernels do that spell it out.
+// Numbers of 16 bits with 5 of exponent, with CUDA's names.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "narrow.hpp"
 
-struct __half {
-    uint16_t bits;
+namespace emulated {
 
-    __half() = default;
-    __half(float x) : bits(rounded(x)) {}
-    operator float() const { return wide(bits); }
-    __half& operator+=(float x) { return *this = __half(*this + x); }
-    __half& operator*=(float x) { return *this = __half(*this * x); }
-
-    static __half of_bits(uint16_t bits) {
-        __half x;
-        x.bits = bits;
-        return x;
-    }
-
+struct F16 {
     static float wide(uint16_t bits) {
         int exponent = bits >> 10 & 31, fraction = bits & 1023;
         float size = exponent == 0    ? std::ldexp(float(fraction), -24)
@@ -29,7 +14,6 @@ struct __half {
         return bits & 0x8000 ? -size : size;
     }
 
-    // To the nearest, ties to even.
     static uint16_t rounded(float x) {
         uint16_t sign = std::signbit(x) ? 0x8000 : 0;
         float size = std::fabs(x);
@@ -43,6 +27,10 @@ struct __half {
         return uint16_t(sign | ((biased ? (biased << 10) + (steps - 1024) : steps)));
     }
 };
+
+} // namespace emulated
+
+using __half = emulated::Narrow<emulated::F16>;
 
 inline uint16_t __half_as_ushort(__half x) { return x.bits; }
 inline float __half2float(__half x) { return x; }

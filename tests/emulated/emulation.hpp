@@ -94,9 +94,6 @@ template <class Write, class Read> void exchange(Write write, Read read) {
     wait(warps[warp]);
 }
 
-inline float widen(__half x) { return __half2float(x); }
-inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
 } // namespace emulated
 
 inline void __syncthreads() { emulated::wait(emulated::block); }
@@ -116,7 +113,7 @@ inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 // `mma.m16n8k16`, with the values of each lane where the PTX manual says.
 template <class T> void multiply(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2], T) {
-    auto half = [](uint32_t pair, int side) { return emulated::widen(T::of_bits(uint16_t(pair >> 16 * side))); };
+    auto half = [](uint32_t pair, int side) { return float(T::of_bits(uint16_t(pair >> 16 * side))); };
     emulated::exchange(
         [&](emulated::Lane& mine) {
             std::memcpy(mine.left, left, sizeof left);

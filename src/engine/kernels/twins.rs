@@ -59,7 +59,7 @@ impl Case {
 }
 
 /// How far a value may be from `expected`, in a number format of `digits` bits behind the first.
-pub(in crate::engine) fn is_close(found: f32, expected: f32, digits: i32) -> bool {
+pub(super) fn is_close(found: f32, expected: f32, digits: i32) -> bool {
     // An operation rounds its result, and attention its weights too.
     (found - expected).abs() <= 6.0 * f32::powi(2.0, -1 - digits.min(14)) * (1.0 + expected.abs())
 }
@@ -203,14 +203,22 @@ pub(super) fn check(device: &Device, subject: Subject) -> Result<()> {
                 here.push(rounded.to_dtype(DType::F32)?);
                 there.push(rounded.to_device(device)?);
             }
-            let values = |tensor: Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-            let expected = values((case.run)(&here)?)?;
-            let found = values((case.run)(&there)?.to_device(&Device::Cpu)?)?;
-            for (found, expected) in found.iter().zip(&expected) {
-                if !is_close(*found, *expected, digits) {
-                    candle_core::bail!("{} of {dtype:?} makes {found} of what should be {expected}", case.name);
-                }
-            }
+            compare(case.name, &(case.run)(&there)?, &(case.run)(&here)?, digits)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compares what `name` made on a GPU, in a number format of `digits` bits behind the first, with what it should be.
+///
+/// # Errors
+/// Names it, its number format and the first value that is not close.
+#[cfg(feature = "cuda")]
+pub(in crate::engine) fn compare(name: &str, found: &Tensor, expected: &Tensor, digits: i32) -> Result<()> {
+    let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    for (value, expected) in values(found)?.into_iter().zip(values(expected)?) {
+        if !is_close(value, expected, digits) {
+            candle_core::bail!("{name} of {:?} makes {value} of what should be {expected}", found.dtype());
         }
     }
     Ok(())

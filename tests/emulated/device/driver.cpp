@@ -642,15 +642,18 @@ cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream) {
     return CUDNN_STATUS_SUCCESS;
 }
 
-cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t* tensor) {
-    *tensor = new cudnnTensorStruct;
-    return CUDNN_STATUS_SUCCESS;
-}
-
-cudnnStatus_t cudnnDestroyTensorDescriptor(cudnnTensorDescriptor_t tensor) {
-    delete tensor;
-    return CUDNN_STATUS_SUCCESS;
-}
+#define DESCRIPTOR(KIND)                                                                                                       \
+    cudnnStatus_t cudnnCreate##KIND##Descriptor(cudnn##KIND##Descriptor_t* descriptor) {                                       \
+        *descriptor = new cudnn##KIND##Struct;                                                                                 \
+        return CUDNN_STATUS_SUCCESS;                                                                                           \
+    }                                                                                                                          \
+    cudnnStatus_t cudnnDestroy##KIND##Descriptor(cudnn##KIND##Descriptor_t descriptor) {                                       \
+        delete descriptor;                                                                                                     \
+        return CUDNN_STATUS_SUCCESS;                                                                                           \
+    }
+DESCRIPTOR(Tensor)
+DESCRIPTOR(Filter)
+DESCRIPTOR(Convolution)
 
 cudnnStatus_t cudnnSetTensor4dDescriptor(
     cudnnTensorDescriptor_t tensor, cudnnTensorFormat_t order, cudnnDataType_t type, int n, int c, int h, int w) {
@@ -663,30 +666,10 @@ cudnnStatus_t cudnnSetTensor4dDescriptorEx(cudnnTensorDescriptor_t, cudnnDataTyp
     return CUDNN_STATUS_NOT_SUPPORTED;
 }
 
-cudnnStatus_t cudnnCreateFilterDescriptor(cudnnFilterDescriptor_t* filter) {
-    *filter = new cudnnFilterStruct;
-    return CUDNN_STATUS_SUCCESS;
-}
-
-cudnnStatus_t cudnnDestroyFilterDescriptor(cudnnFilterDescriptor_t filter) {
-    delete filter;
-    return CUDNN_STATUS_SUCCESS;
-}
-
 cudnnStatus_t cudnnSetFilter4dDescriptor(
     cudnnFilterDescriptor_t filter, cudnnDataType_t type, cudnnTensorFormat_t order, int k, int c, int h, int w) {
     if (order != CUDNN_TENSOR_NCHW && order != CUDNN_TENSOR_NHWC) return CUDNN_STATUS_NOT_SUPPORTED;
     describe(*filter, order == CUDNN_TENSOR_NHWC, type, k, c, h, w);
-    return CUDNN_STATUS_SUCCESS;
-}
-
-cudnnStatus_t cudnnCreateConvolutionDescriptor(cudnnConvolutionDescriptor_t* convolution) {
-    *convolution = new cudnnConvolutionStruct;
-    return CUDNN_STATUS_SUCCESS;
-}
-
-cudnnStatus_t cudnnDestroyConvolutionDescriptor(cudnnConvolutionDescriptor_t convolution) {
-    delete convolution;
     return CUDNN_STATUS_SUCCESS;
 }
 
